@@ -1,0 +1,70 @@
+# Everything runs from a clean checkout: each target sets up what is missing.
+#   make serve    run the cache on port 3000 (PORT, CACHE_DIR, DEBUG, CACHEYD_CONFIG as usual)
+#   make check    format, lint, types, unit tests (under a minute)
+#   make test     every test; installs the real clients where it may
+#   make bench    cacheyd side by side with docker-registry and nginx
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.locked
+CLIENTS := containerd docker-registry skopeo nginx
+
+# The newest of the supported Pythons that really starts (a pyenv shim may exist without its version).
+PYTHON ?= $(shell for p in python3.13 python3.12 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+
+.PHONY: help setup serve check test bench clients lock format clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "cacheyd needs Python 3.12 or newer (3.13 is what it is tested on); none was found. Name one with PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(STAMP)
+
+serve: setup
+	$(BIN)/cacheyd serve
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/unit
+
+test: setup clients
+	$(BIN)/pytest
+
+bench: setup clients
+	$(PY) -m tests.bench
+
+# The real clients and servers that tests/real and tests/bench run. As root on a Debian they are installed; elsewhere
+# they are named and their tests are skipped visibly, except with CI=true, where a missing one fails the tests.
+clients:
+	@missing=""; for c in $(CLIENTS); do command -v $$c >/dev/null || [ -x /usr/sbin/$$c ] || missing="$$missing $$c"; done; \
+	command -v wrk >/dev/null || missing="$$missing wrk"; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing:$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    $$(echo "$$missing" | sed 's/nginx/nginx-light/') >/dev/null; \
+	else echo "missing (their tests are skipped):$$missing"; fi
+
+lock: setup
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --generate-hashes --no-emit-index-url --python-version 3.12 --universal --no-header --quiet -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --group dev --generate-hashes --no-emit-index-url --python-version 3.12 --universal --no-header --quiet -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,7 @@
+"""`python -m cacheyd`."""
+
+import sys
+
+from cacheyd.cli import main
+
+sys.exit(main())

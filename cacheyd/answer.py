@@ -1,0 +1,115 @@
+"""Answers: status, headers and body of a response, the same for every way it goes out."""
+
+import time
+from dataclasses import dataclass
+from email.utils import formatdate
+
+from cacheyd.errors import HeaderList, RequestError
+from cacheyd.fetch import UpstreamBroken, UpstreamResponse, end_to_end
+from cacheyd.flight import BodyBroken, Relay, Source
+from cacheyd.reference import Kind, Reference
+from cacheyd.store.store import Stored
+
+API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
+PROXIED_BY = ("X-Proxied-By", "cacheyd")
+
+
+@dataclass(slots=True)
+class Answer:
+    """A response to be sent. The body is `body`, or what `source` gives, or nothing; `result` is for X-Cache and the log.
+
+    `stored` is the object that it was made from, where it is one on disk.
+    `length` is the Content-Length in bytes, also of a HEAD; None if it is not known, which makes the body chunked.
+    """
+
+    status: int
+    headers: HeaderList
+    body: bytes | memoryview = b""
+    source: Source | None = None
+    length: int | None = 0
+    result: str = ""
+    ref: Reference | None = None
+    stored: Stored | None = None
+
+
+class RelaySource:
+    """An upstream's body, passed on as it comes and not kept."""
+
+    def __init__(self, response: UpstreamResponse) -> None:
+        self._response = response
+
+    async def read(self) -> bytes:
+        """What has come since; empty at the end. Raises BodyBroken."""
+        try:
+            return b"".join(await self._response.read())
+        except UpstreamBroken as error:
+            raise BodyBroken(str(error)) from error
+
+    def close(self) -> None:
+        """Ends the upstream's response, too."""
+        self._response.close()
+
+
+def scope_headers(ref: Reference | None) -> HeaderList:
+    """The headers that say which registry this was about."""
+    if ref is None:
+        return (PROXIED_BY,)
+    scoped = (("OCI-Namespace", ref.ns),) if ref.scoped else ()
+    return (PROXIED_BY, ("X-Proxied-For", ref.registry), *scoped)
+
+
+def object_headers(ref: Reference, digest: str, media_type: str, result: str) -> HeaderList:
+    """The headers of an object (distribution-spec: Docker-Content-Digest is owed on GET and HEAD)."""
+    ranges = (("Accept-Ranges", "bytes"),) if ref.kind is Kind.BLOB else ()
+    return (
+        ("Content-Type", media_type),
+        ("Docker-Content-Digest", digest),
+        ("ETag", f'"{digest}"'),
+        API_VERSION,
+        *ranges,
+        ("X-Cache", result),
+        *scope_headers(ref),
+    )
+
+
+def hit_headers(now: float, since: float) -> HeaderList:
+    """Age in seconds since upstream confirmed it (RFC 9111 section 5.1), and when this cache answered."""
+    date = formatdate(now, usegmt=True)
+    return (("Age", str(max(0, int(now - since)))), ("Date", date), ("X-Proxy-Date", date))
+
+
+def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> Answer:
+    """An upstream's answer, unaltered but for what says that it came through here."""
+    own = {"content-length", "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace"}
+    headers = tuple(item for item in relay.headers if item[0].lower() not in own)
+    length: int | None = len(relay.body)
+    if head:
+        stated = next((value for key, value in relay.headers if key.lower() == "content-length"), "")
+        length = int(stated) if stated.isdecimal() else None
+    return Answer(relay.status, (*headers, ("X-Cache", result), *scope_headers(ref)), relay.body, None, length, result, ref)
+
+
+def stream_answer(ref: Reference, response: UpstreamResponse, result: str, length: int | None) -> Answer:
+    """An upstream's response with its body passed on as it comes."""
+    relay = Relay(response.status, end_to_end(response.headers), b"")
+    answer = relay_answer(ref, relay, result, head=False)
+    answer.length, answer.source = length, RelaySource(response)
+    return answer
+
+
+def error_answer(error: RequestError, ref: Reference | None = None) -> Answer:
+    """A failure as OCI error JSON."""
+    failure = error.failure
+    body = failure.body()
+    headers = (("Content-Type", "application/json"), API_VERSION, *failure.headers, *scope_headers(ref))
+    return Answer(failure.status, headers, body, None, len(body), "", ref)
+
+
+def text_answer(status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> Answer:
+    """A page of cacheyd itself."""
+    headers = (
+        ("Content-Type", content_type),
+        ("Date", formatdate(time.time(), usegmt=True)),
+        ("Cache-Control", "no-store"),
+    )
+    return Answer(status, headers, body, None, len(body))

@@ -1,0 +1,380 @@
+"""Chooses how a request is answered: hit, join a flight, revalidate, bypass or reject."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial as bind
+
+from cacheyd import policy
+from cacheyd.answer import Answer, error_answer, hit_headers, object_headers, relay_answer, stream_answer
+from cacheyd.config import Settings
+from cacheyd.errors import HeaderList, RequestError
+from cacheyd.fetch import PERSONAL, Fetcher, ManifestContent, content_length, credentials_of, end_to_end, header
+from cacheyd.flight import HOLD, Flight, FlightReader, MappedReader, NotKept, Relay, Relayed
+from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_range
+from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
+from cacheyd.store.blobs import Mapped
+from cacheyd.store.store import Store, Stored, TagVariant
+
+# A bounded range that starts so far beyond what a flight has is asked of upstream on its own (bytes).
+FAR_AHEAD = 8 << 20
+# A small blob is verified before its head goes out, if that takes no longer than this (seconds).
+SMALL_WAIT = 10.0
+# A blob of unknown length is waited for so long, so that clients learn its length (seconds).
+LENGTH_WAIT = 15.0
+# Answers to HEAD that say nothing of GET: some registries do not know HEAD, or leave out the digest.
+ASK_WITH_GET = frozenset({200, 404, 405, 501})
+MISS, HIT, STALE, REVALIDATED, BYPASS = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A GET or HEAD of something in a registry, as the client sent it; `headers` are those that may go upstream."""
+
+    method: str
+    ref: Reference
+    headers: HeaderList
+    accept: tuple[str, ...] = ()
+    range: str | None = None
+    if_range: str | None = None
+    if_none_match: str | None = None
+
+    @property
+    def head(self) -> bool:
+        """Whether no body is wanted."""
+        return self.method == "HEAD"
+
+
+class Cache:
+    """The decisions. `hit` is synchronous and answers from disk or not at all; `answer` does the rest."""
+
+    def __init__(
+        self,
+        store: Store,
+        fetcher: Fetcher,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.time,
+        on_ignored: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store = store
+        self.fetcher = fetcher
+        self.settings = settings
+        self._clock = clock
+        self._on_ignored = on_ignored
+        self._resolving: dict[tuple[str, ...], tuple[bytes, asyncio.Task[Relay]]] = {}
+
+    # Hits
+
+    def hit(self, request: Request) -> Answer | None:
+        """The answer from disk, or None if upstream has to be asked. Never awaits, never raises for what is in the store."""
+        ref = request.ref
+        now = self._clock()
+        if ref.kind is Kind.BLOB and ref.digest:
+            stored = self.store.find(ref.digest)
+            return self._from_store(request, stored, OCTET_STREAM, HIT, stored.created) if stored else None
+        if ref.kind is not Kind.MANIFEST:
+            return None
+        types = accepted_types(request.accept)
+        if ref.digest:
+            stored = self.store.find(ref.digest)
+            if stored is None or not stored.media_type or not accepts(types, stored.media_type):
+                return None
+            return self._from_store(request, stored, stored.media_type, HIT, stored.created)
+        variant = self._variant(ref, types)
+        if variant is None or not policy.is_fresh(variant, policy.tag_ttl(self.settings, ref), now):
+            return None
+        return self._from_variant(request, variant, HIT)
+
+    def _variant(self, ref: Reference, types: frozenset[str]) -> TagVariant | None:
+        variants = self.store.tag_variants(ref.registry, ref.repository, ref.reference)
+        return policy.find_variant(variants, policy.asked_types(types), types) if variants else None
+
+    def _from_variant(self, request: Request, variant: TagVariant, result: str) -> Answer | None:
+        stored = self.store.find(variant.digest)
+        if stored is not None:
+            return self._from_store(request, stored, variant.media_type, result, variant.checked)
+        if not request.head:
+            return None
+        headers = object_headers(request.ref, variant.digest, variant.media_type, result)
+        return Answer(
+            200,
+            (*headers, *hit_headers(self._clock(), variant.checked)),
+            length=variant.size,
+            result=result,
+            ref=request.ref,
+        )
+
+    def _from_store(self, request: Request, stored: Stored, media_type: str, result: str, since: float) -> Answer | None:
+        ref = request.ref
+        headers = (*object_headers(ref, stored.digest, media_type, result), *hit_headers(self._clock(), since))
+        if _not_modified(request.if_none_match, stored.digest):
+            return Answer(304, headers, length=None, result=result, ref=ref)
+        part = Part(0, stored.size)
+        status = 200
+        if ref.kind is Kind.BLOB and request.range is not None:
+            try:
+                found = _part(request, stored.digest, stored.size)
+            except Unsatisfiable:
+                return _unsatisfiable(ref, stored.size, headers, result)
+            if found is not None:
+                part, status = found, 206
+                headers = (*headers, ("Content-Range", part.content_range(stored.size)))
+        if request.head:
+            return Answer(status, headers, length=part.length, result=result, ref=ref, stored=stored)
+        body = self.store.body(stored)
+        if body is None:
+            return None
+        if isinstance(body, Mapped):
+            source = MappedReader(body, part.start, part.end)
+            return Answer(status, headers, b"", source, part.length, result, ref)
+        return Answer(status, headers, body[part.start : part.end], None, part.length, result, ref, stored)
+
+    # Everything else
+
+    async def answer(self, request: Request) -> Answer:
+        """The answer, whatever it takes; failures are answers, too."""
+        try:
+            return self.hit(request) or await self._miss(request)
+        except Relayed as error:
+            result = MISS if request.ref.kind in (Kind.MANIFEST, Kind.BLOB) else BYPASS
+            return relay_answer(request.ref, error.relay, result, head=request.head)
+        except RequestError as error:
+            return error_answer(error, request.ref)
+
+    async def _miss(self, request: Request) -> Answer:
+        ref = request.ref
+        if ref.kind is Kind.BLOB:
+            return await self._blob(request)
+        if ref.kind is not Kind.MANIFEST:
+            return await self._bypass(request)
+        if ref.digest is None:
+            return await self._tag(request)
+        stored = self.store.find(ref.digest)
+        if stored is not None and stored.media_type and not request.head:
+            # It is here, but not of a type that this client takes: upstream knows what to say.
+            return await self._bypass(request)
+        return await self._manifest_by_digest(request)
+
+    async def _bypass(self, request: Request, result: str = BYPASS) -> Answer:
+        extra = [("Range", request.range), ("If-Range", request.if_range)] if request.ref.kind is Kind.BLOB else []
+        headers = (*request.headers, *((name, value) for name, value in extra if value is not None))
+        response = await self.fetcher.open(request.ref, request.method, headers)
+        if request.head:
+            return relay_answer(request.ref, await self.fetcher.relay(response), result, head=True)
+        return stream_answer(request.ref, response, result, content_length(response.headers))
+
+    # Manifests
+
+    async def _manifest_by_digest(self, request: Request) -> Answer:
+        ref = request.ref
+        if request.head:
+            relay = await self._resolve(request)
+            if _complete_head(relay):
+                return relay_answer(ref, relay, MISS, head=True)
+            if relay.status not in ASK_WITH_GET:
+                raise Relayed(relay)
+        asked = policy.asked_types(accepted_types(request.accept))
+        content = await self.fetcher.manifest(ref, request.headers, asked)
+        return self._from_content(request, content, MISS)
+
+    def _from_content(self, request: Request, content: ManifestContent, result: str) -> Answer:
+        headers = object_headers(request.ref, content.digest, content.media_type, result)
+        if _not_modified(request.if_none_match, content.digest):
+            return Answer(304, headers, length=None, result=result, ref=request.ref)
+        body = b"" if request.head else content.data
+        return Answer(200, headers, body, None, len(content.data), result, request.ref)
+
+    async def _tag(self, request: Request) -> Answer:
+        ref = request.ref
+        types = accepted_types(request.accept)
+        if policy.tag_ttl(self.settings, ref) == 0:
+            self._on_ignored()
+        known = self._variant(ref, types)
+        try:
+            if request.head or (known and self.store.find(known.digest)):
+                relay = await self._resolve(request)
+                if answer := self._confirmed(request, relay, known):
+                    return answer
+            return await self._tag_content(request, types)
+        except (Relayed, RequestError) as error:
+            if answer := self._stale(request, known, error):
+                return answer
+            if isinstance(error, Relayed) and error.relay.status == 404:
+                self.store.delete_tag(ref.registry, ref.repository, ref.reference)
+            raise
+
+    def _confirmed(self, request: Request, relay: Relay, known: TagVariant | None) -> Answer | None:
+        """The answer after upstream's HEAD; None if only a GET can tell. Raises Relayed for an answer that is an error."""
+        ref = request.ref
+        if not _complete_head(relay):
+            if relay.status in ASK_WITH_GET:
+                return None
+            raise Relayed(relay)
+        variant = self._learn(request, relay)
+        unchanged = known is not None and known.digest == variant.digest
+        result = REVALIDATED if unchanged else MISS
+        if request.head:
+            answer = self._from_variant(request, variant, REVALIDATED) if unchanged else None
+            return answer or relay_answer(ref, relay, MISS, head=True)
+        return self._from_variant(request, variant, result)
+
+    def _learn(self, request: Request, relay: Relay) -> TagVariant:
+        """Records what upstream's HEAD said of a tag."""
+        variant = TagVariant(
+            asked=policy.asked_types(accepted_types(request.accept)),
+            digest=header(relay.headers, "docker-content-digest") or "",
+            media_type=(header(relay.headers, "content-type") or "").partition(";")[0].strip(),
+            size=content_length(relay.headers) or 0,
+            checked=self._clock(),
+        )
+        self.store.set_tag(request.ref.registry, request.ref.repository, request.ref.reference, variant)
+        return variant
+
+    async def _tag_content(self, request: Request, types: frozenset[str]) -> Answer:
+        ref = request.ref
+        asked = policy.asked_types(types)
+        content = await self.fetcher.manifest(ref, request.headers, asked)
+        variant = TagVariant(asked, content.digest, content.media_type, len(content.data), self._clock())
+        self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+        return self._from_content(request, content, MISS)
+
+    def _stale(self, request: Request, known: TagVariant | None, error: Relayed | RequestError) -> Answer | None:
+        """The last known tag where upstream is failing, not where it says that there is none or that this client may not."""
+        status = error.relay.status if isinstance(error, Relayed) else error.failure.status
+        if known is None or not (status == 429 or status >= 500):
+            return None
+        if not policy.may_be_stale(known, self.settings.stale_if_error, self._clock()):
+            return None
+        answer = self._from_variant(request, known, STALE)
+        if answer is not None:
+            # RFC 9111 dropped Warning, but people grep for it.
+            answer.headers = (*answer.headers, ("Warning", '110 cacheyd "upstream failed: last known tag"'))
+        return answer
+
+    async def _resolve(self, request: Request) -> Relay:
+        """Upstream's answer to a HEAD of this manifest, once for all who ask at once with the same Accept."""
+        ref = request.ref
+        asked = policy.asked_types(accepted_types(request.accept))
+        key = (ref.registry, ref.repository, ref.reference, *sorted(asked))
+        mine = credentials_of(request.headers)
+        while True:
+            running = self._resolving.get(key)
+            if running is None:
+                task = asyncio.create_task(self._head(ref, request.headers))
+                running = (mine, task)
+                if not task.done():
+                    self._resolving[key] = running
+                    task.add_done_callback(bind(self._resolved, key))
+            credentials, task = running
+            try:
+                relay = await asyncio.shield(task)
+            except Relayed as error:
+                relay = error.relay
+            if credentials == mine or relay.status not in PERSONAL:
+                return relay
+            await asyncio.sleep(0)
+
+    def _resolved(self, key: tuple[str, ...], task: asyncio.Task[Relay]) -> None:
+        self._resolving.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # Seen, also where every client has left.
+
+    async def _head(self, ref: Reference, headers: HeaderList) -> Relay:
+        response = await self.fetcher.open(ref, "HEAD", headers)
+        response.close()
+        return Relay(response.status, end_to_end(response.headers), b"")
+
+    # Blobs
+
+    async def _blob(self, request: Request) -> Answer:
+        ref = request.ref
+        assert ref.digest
+        if error := self.fetcher.recent_failure(ref.digest):
+            raise error
+        running = self.fetcher.flights.get(ref.digest)
+        if request.head and (running is None or running.size is None):
+            return await self._bypass(request, MISS)
+        wanted = parse_range(request.range) if if_range_holds(request.if_range, f'"{ref.digest}"') else None
+        try:
+            flight = await self._board(request)
+        except NotKept:
+            return await self._bypass(request)
+        if wanted is not None and _far_ahead(wanted, flight):
+            return await self._bypass(request)
+        return await self._join(request, flight)
+
+    async def _board(self, request: Request) -> Flight:
+        """The blob's flight once upstream has answered; a refusal of somebody else's credentials is not this client's."""
+        mine = credentials_of(request.headers)
+        while True:
+            flight = self.fetcher.flight(request.ref, request.headers)
+            try:
+                await flight.opened()
+                if flight.size is None:
+                    await flight.settled(LENGTH_WAIT)
+                elif flight.size <= HOLD:
+                    await flight.settled(SMALL_WAIT)
+            except Relayed as error:
+                if flight.credentials == mine or error.relay.status not in PERSONAL:
+                    raise
+            else:
+                return flight
+
+    async def _join(self, request: Request, flight: Flight) -> Answer:
+        ref = request.ref
+        result = HIT if flight.verified and flight.stored is not None else MISS
+        headers = object_headers(ref, flight.digest, OCTET_STREAM, result)
+        size = flight.size
+        if size is None:
+            return Answer(200, headers, b"", FlightReader(flight, 0, None), None, result, ref)
+        try:
+            found = _part(request, flight.digest, size)
+        except Unsatisfiable:
+            return _unsatisfiable(ref, size, headers, result)
+        part = found or Part(0, size)
+        if found is not None:
+            headers = (*headers, ("Content-Range", part.content_range(size)))
+        status = 200 if found is None else 206
+        if request.head:
+            return Answer(status, headers, length=part.length, result=result, ref=ref)
+        return Answer(status, headers, b"", FlightReader(flight, part.start, part.end), part.length, result, ref)
+
+
+def _part(request: Request, digest: str, size: int) -> Part | None:
+    """The one part asked for; None for all of it (no Range, a stale If-Range, several ranges). Raises Unsatisfiable."""
+    if request.head or not if_range_holds(request.if_range, f'"{digest}"'):
+        return None
+    wanted = parse_range(request.range)
+    if wanted is None:
+        return None
+    parts = wanted.parts(size)
+    return parts[0] if len(wanted.specs) == 1 else None
+
+
+def _far_ahead(wanted: RangeRequest, flight: Flight) -> bool:
+    """Whether a small piece is wanted (lazy pulling) that this flight will not have for a while."""
+    if flight.verified or wanted.bounded is None or wanted.start is None:
+        return False
+    return flight.size is not None and wanted.start < flight.size and wanted.start > flight.received + FAR_AHEAD
+
+
+def _unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:
+    kept = tuple(item for item in headers if item[0] != "Content-Type")
+    return Answer(416, (*kept, ("Content-Range", f"bytes */{size}")), length=0, result=result, ref=ref)
+
+
+def _not_modified(if_none_match: str | None, digest: str) -> bool:
+    """RFC 9110 section 13.1.2, weak comparison."""
+    if if_none_match is None:
+        return False
+    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return "*" in tags or f'"{digest}"' in tags
+
+
+def _complete_head(relay: Relay) -> bool:
+    """Whether a HEAD told all that containerd needs: digest, type and length."""
+    digest = header(relay.headers, "docker-content-digest") or ""
+    media_type = header(relay.headers, "content-type") or ""
+    return relay.status == 200 and bool(DIGEST.fullmatch(digest)) and bool(media_type) and bool(content_length(relay.headers))

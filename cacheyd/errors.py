@@ -1,0 +1,78 @@
+"""Failures as values: each has an HTTP status, an OCI error code and somebody to blame; one renderer makes the JSON."""
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from http import HTTPStatus
+
+type HeaderList = tuple[tuple[str, str], ...]
+
+
+class Blame(StrEnum):
+    """Who has to change something for the request to succeed."""
+
+    CLIENT = "client"
+    UPSTREAM = "upstream"
+    CACHE = "cache"
+
+
+class Code(StrEnum):
+    """Error codes of the OCI distribution-spec, section "Error Codes"."""
+
+    BLOB_UNKNOWN = "BLOB_UNKNOWN"
+    DENIED = "DENIED"
+    DIGEST_INVALID = "DIGEST_INVALID"
+    MANIFEST_UNKNOWN = "MANIFEST_UNKNOWN"
+    NAME_INVALID = "NAME_INVALID"
+    TOOMANYREQUESTS = "TOOMANYREQUESTS"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    UNKNOWN = "UNKNOWN"
+    UNSUPPORTED = "UNSUPPORTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An answer that is an error. `status` is the HTTP status; `detail` must never hold a credential."""
+
+    status: int
+    code: Code
+    message: str
+    blame: Blame
+    detail: dict[str, str] = field(default_factory=dict)
+    headers: HeaderList = ()
+
+    def body(self) -> bytes:
+        """The error as OCI JSON (distribution-spec, "Error Codes")."""
+        error = {"code": str(self.code), "message": self.message, "detail": {"from": "cacheyd", **self.detail}}
+        return json.dumps({"errors": [error]}).encode()
+
+
+class RequestError(Exception):
+    """Carries a `Failure` from where it is found to where the answer is made."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.status} {failure.code}: {failure.message}")
+        self.failure = failure
+
+
+def client_error(status: int, code: Code, message: str, *, headers: HeaderList = (), **detail: str) -> RequestError:
+    """A request that this cache refuses without asking upstream."""
+    return RequestError(Failure(status, code, message, Blame.CLIENT, detail, headers))
+
+
+def upstream_error(status: int, message: str, **detail: str) -> RequestError:
+    """An upstream that did not give an answer which can be passed on: 502 (broken), 503 (refused) or 504 (deadline)."""
+    return RequestError(Failure(status, Code.UNKNOWN, message, Blame.UPSTREAM, detail))
+
+
+def cache_error(message: str, status: int = 500) -> RequestError:
+    """A failure of this cache itself; 5xx, so that a client with a fallback uses it."""
+    return RequestError(Failure(status, Code.UNKNOWN, message, Blame.CACHE))
+
+
+def reason(status: int) -> str:
+    """The reason phrase of a status, never empty: some clients refuse an empty one."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Status"

@@ -1,0 +1,211 @@
+"""One object on its way in, and the clients that read it while it grows; the table that keeps flights single.
+
+A flight belongs to the cache and to no client: clients come and go, each reads from its own offset at its own speed.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from cacheyd.errors import HeaderList, RequestError
+from cacheyd.store.blobs import Mapped, Partial
+from cacheyd.store.store import Stored
+
+# What is held back of a blob until its digest is verified, so that nobody gets a complete wrong one (bytes).
+HOLD = 64 << 10
+# Large bodies go out in windows of so many bytes; each complete window has one mapping for all its readers.
+WINDOW = 4 << 20
+# Up to so much is copied where a window is not complete yet (bytes).
+COPY = 1 << 20
+
+
+class BodyBroken(Exception):
+    """A body that cannot go on: the client's connection is to be closed short of Content-Length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """An upstream's answer to be passed on as it is: never kept. Small, so it is held in memory."""
+
+    status: int
+    headers: HeaderList
+    body: bytes
+
+
+class Relayed(Exception):
+    """The upstream answered with something that is not the object."""
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__(f"upstream answered {relay.status}")
+        self.relay = relay
+
+
+class NotKept(Exception):
+    """The object cannot be kept (disk full or unwritable): the request is to bypass the store."""
+
+
+type FlightError = Relayed | RequestError | NotKept
+
+
+class Source(Protocol):
+    """A body that is read piece by piece; both hits and flights are."""
+
+    async def read(self) -> bytes | memoryview:
+        """The next piece, empty at the end. Raises BodyBroken."""
+
+    def close(self) -> None:
+        """Nobody reads on."""
+
+
+class Flight:
+    """The state of one fetch. Only `fetch` changes it; each change wakes those who wait."""
+
+    def __init__(self, digest: str, credentials: bytes) -> None:
+        self.digest = digest
+        self.credentials = credentials
+        self.partial: Partial | None = None
+        self.size: int | None = None
+        self.received = 0
+        self.streaming = False
+        self.verified = False
+        self.error: FlightError | None = None
+        self.stored: Stored | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.verified or self.error is not None
+
+    @property
+    def readable(self) -> int:
+        """How many bytes from the start a client may have by now."""
+        if self.verified:
+            return self.received
+        return max(0, min(self.received, self.received if self.size is None else self.size) - HOLD)
+
+    def notify(self) -> None:
+        """Wakes all who wait."""
+        waiting, self._waiting = self._waiting, set()
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def fail(self, error: FlightError) -> None:
+        """Ends the flight without an object."""
+        self.error = error
+        self.notify()
+
+    async def changed(self) -> None:
+        """Waits for the next change."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+
+    async def opened(self) -> None:
+        """Waits until upstream has answered; raises what the flight failed with."""
+        while not self.streaming and not self.over:
+            await self.changed()
+        if self.error is not None:
+            raise self.error
+
+    async def settled(self, seconds: float) -> None:
+        """Waits up to `seconds` for the end; raises what the flight failed with by then."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not self.over:
+                    await self.changed()
+        except TimeoutError:
+            return
+        if self.error is not None:
+            raise self.error
+
+
+class FlightReader:
+    """Reads bytes `start` to `end` (None: to the end) of a flight while it grows."""
+
+    def __init__(self, flight: Flight, start: int, end: int | None) -> None:
+        self._flight = flight
+        self._partial = flight.partial
+        self._at = start
+        self._end = end
+
+    async def read(self) -> bytes | memoryview:
+        """The next piece as soon as there is one; empty at the end. Raises BodyBroken when the flight failed."""
+        flight = self._flight
+        while True:
+            if self._end is not None and self._at >= self._end:
+                return b""
+            if flight.error is not None or self._partial is None:
+                raise BodyBroken(str(flight.error))
+            limit = flight.readable if self._end is None else min(flight.readable, self._end)
+            if self._at < limit:
+                return self._take(self._partial, limit)
+            if flight.verified:
+                return b""
+            await flight.changed()
+
+    def _take(self, partial: Partial, limit: int) -> bytes | memoryview:
+        index, offset = divmod(self._at, WINDOW)
+        window_end = (index + 1) * WINDOW
+        piece: bytes | memoryview
+        if window_end <= self._flight.received:
+            piece = partial.window(index, WINDOW)[offset : offset + limit - self._at]
+        else:
+            piece = partial.read(self._at, min(limit, self._at + COPY, window_end))
+        if not piece:
+            raise BodyBroken("the partial file is shorter than it was")
+        self._at += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._partial = None
+
+
+class MappedReader:
+    """Reads part of a stored object in windows of its shared mapping."""
+
+    def __init__(self, mapped: Mapped, start: int, end: int) -> None:
+        self._mapped = mapped
+        self._at = start
+        self._end = end
+
+    async def read(self) -> bytes | memoryview:
+        """The next window, empty at the end."""
+        return self.take()
+
+    def take(self) -> memoryview:
+        """The next window, empty at the end."""
+        start, self._at = self._at, min(self._end, self._at + WINDOW)
+        return self._mapped.view(start, self._at)
+
+    def close(self) -> None:
+        """Nothing to let go of: views keep the mapping."""
+
+
+class FlightTable:
+    """At most one flight per digest. No await stands between a look at the table and a change of it."""
+
+    def __init__(self) -> None:
+        self._flights: dict[str, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def get(self, digest: str) -> Flight | None:
+        """The flight that is under way, if there is one."""
+        return self._flights.get(digest)
+
+    def add(self, flight: Flight) -> None:
+        """Registers a new flight; the digest must be free."""
+        assert flight.digest not in self._flights
+        self._flights[flight.digest] = flight
+
+    def remove(self, flight: Flight) -> None:
+        """Frees the digest."""
+        if self._flights.get(flight.digest) is flight:
+            del self._flights[flight.digest]

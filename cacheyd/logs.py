@@ -1,0 +1,136 @@
+"""Logs: one line per request and few others; JSON unless a person reads them at a terminal. Never a credential."""
+
+import json
+import logging
+import queue
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TextIO
+
+ACCESS = "cacheyd.access"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessLine:
+    """One request: sizes in bytes, `ms` to the end of the response."""
+
+    at: float
+    method: str
+    registry: str
+    repository: str
+    reference: str
+    status: int
+    bytes: int
+    cache: str
+    ms: float
+    client: str
+    note: str = ""
+
+    def text(self) -> str:
+        """For people."""
+        what = "/".join(part for part in (self.registry, self.repository) if part)
+        note = f" ({self.note})" if self.note else ""
+        how = f"{self.status} {self.bytes}B {self.cache or '-'} {self.ms:.1f}ms"
+        return f"{self.method} {what} {self.reference} {how} {self.client}{note}"
+
+    def fields(self) -> dict[str, object]:
+        """For machines."""
+        fields: dict[str, object] = {name: getattr(self, name) for name in self.__slots__ if name not in ("at", "ms")}
+        fields["ms"] = round(self.ms, 2)
+        if not self.note:
+            del fields["note"]
+        return fields
+
+
+def _timestamp(at: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
+
+
+class AccessLog:
+    """Takes lines on the event loop and writes them in batches from a thread of its own: at thousands of hits a second,
+    a write (or a slow terminal) per line would be most of the work.
+    """
+
+    def __init__(self, stream: TextIO | None, *, as_json: bool) -> None:
+        self._stream = stream
+        self._json = as_json
+        self._queue: queue.SimpleQueue[AccessLine | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_forever, name="cacheyd-log", daemon=True)
+        self._thread.start()
+
+    def write(self, line: AccessLine) -> None:
+        """Takes a line; it is written within a tenth of a second."""
+        self._queue.put(line)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._queue.put(None)
+        self._thread.join(timeout=5)
+
+    def _write_forever(self) -> None:
+        open_ = True
+        while open_:
+            batch = [self._queue.get()]
+            time.sleep(0.05)
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            open_ = None not in batch
+            self._write_batch([line for line in batch if line is not None])
+
+    def _write_batch(self, batch: list[AccessLine]) -> None:
+        if self._stream is None:
+            logger = logging.getLogger(ACCESS)
+            for line in batch:
+                logger.info(line.text())
+            return
+        lines = [self._format(line) for line in batch]
+        try:
+            self._stream.write("".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # Nobody reads the log any more; that is no reason to stop serving.
+
+    def _format(self, line: AccessLine) -> str:
+        if self._json:
+            return json.dumps({"time": _timestamp(line.at), "level": "info", "msg": "request", **line.fields()}) + "\n"
+        return f"{_timestamp(line.at)} {line.text()}\n"
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, with the traceback inside where there is one."""
+        fields = {"time": _timestamp(record.created), "level": record.levelname.lower(), "msg": record.getMessage()}
+        fields |= getattr(record, "fields", {})
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """A log record for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time, level where it matters, message."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        text = f"{_timestamp(record.created)} {level}{record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def setup(*, debug: bool, stream: TextIO | None = None) -> AccessLog:
+    """Logging for the daemon: cacheyd's own at info (debug if asked for), mitmproxy's from warnings up.
+
+    mitmproxy's debug lines may show heads, and so credentials: they stay off even with `debug`.
+    """
+    stream = stream or sys.stderr
+    as_json = not stream.isatty()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("cacheyd").setLevel(logging.DEBUG if debug else logging.INFO)
+    return AccessLog(stream, as_json=as_json)

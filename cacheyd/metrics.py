@@ -1,0 +1,138 @@
+"""Every metric, and their text form for `/metrics`."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cacheyd import __version__
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MAX_LABELS = 50
+_HITS = frozenset({"HIT", "STALE", "REVALIDATED"})
+
+
+class _Plain(Collector):
+    """Counters under exactly the names that people know; prometheus_client's own Counter would append `_total`."""
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.misses = 0
+        self.ignored = 0
+
+    def collect(self) -> Iterable[Metric]:
+        """The three counters."""
+        for name, text, value in (
+            ("cache_hits", "Requests answered from disk", self.hits),
+            ("cache_misses", "Requests that upstream was asked for", self.misses),
+            (
+                "cache_miss_by_ignore",
+                "Requests for tags that are always asked of upstream first, such as latest",
+                self.ignored,
+            ),
+        ):
+            family = CounterMetricFamily(name, text)
+            family.name = name
+            family.add_metric([], value)
+            for index, sample in enumerate(family.samples):
+                family.samples[index] = sample._replace(name=name)
+            family.type = "gauge"  # Else `_total` is put after the name; see `render`.
+            yield family
+
+
+class Metrics:
+    """What happened so far. `registries` are the configured ones, which always get a label of their own."""
+
+    def __init__(self, registries: Iterable[str] = ()) -> None:
+        self.registry = CollectorRegistry()
+        self._plain = _Plain()
+        self.registry.register(self._plain)
+        ProcessCollector(registry=self.registry)
+        r = self.registry
+        self._requests = Counter(
+            "cacheyd_requests", "Requests by what became of them", ["registry", "kind", "result"], registry=r
+        )
+        self._bytes = Counter("cacheyd_bytes", "Body bytes sent to clients, by where they came from", ["source"], registry=r)
+        self._upstream = Counter("cacheyd_upstream_requests", "Requests to upstreams", ["registry", "code"], registry=r)
+        self._seconds = Histogram("cacheyd_upstream_seconds", "Time to the head of an upstream's response", registry=r)
+        self._verify = Counter("cacheyd_verify_failures", "Objects whose bytes did not have their digest", registry=r)
+        info = Gauge("cacheyd_build_info", "The version that runs", ["version"], registry=r)
+        info.labels(__version__).set(1)
+        self._known = set(registries)
+        self._others: set[str] = set()
+        self._children: dict[tuple[str, str, str], Counter] = {}
+        self._sources = {source: self._bytes.labels(source) for source in ("disk", "upstream")}
+
+    def _label(self, registry: str) -> str:
+        """Bounded: configured registries and the first 50 others; anybody may ask for any name."""
+        if registry in self._known or registry in self._others:
+            return registry
+        if len(self._others) < MAX_LABELS:
+            self._others.add(registry)
+            return registry
+        return "other"
+
+    def request(self, registry: str, kind: str, result: str, sent: int) -> None:
+        """A request was answered with `sent` body bytes. `result` is X-Cache in lower case, or `error`."""
+        if result in _HITS:
+            self._plain.hits += 1
+        elif result:
+            self._plain.misses += 1
+        key = (self._label(registry) if registry else "", kind, result.lower() or "error")
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._requests.labels(*key)
+        child.inc()
+        if sent:
+            self._sources["disk" if result in _HITS else "upstream"].inc(sent)
+
+    def ignored(self) -> None:
+        """A tag that is always asked of upstream was asked for."""
+        self._plain.ignored += 1
+
+    def upstream(self, registry: str, code: str, seconds: float) -> None:
+        """An upstream answered (or failed: `error`, `timeout`) after `seconds`."""
+        self._upstream.labels(self._label(registry), code).inc()
+        self._seconds.observe(seconds)
+
+    def verify_failure(self, registry: str) -> None:
+        """An upstream sent bytes that do not have their digest."""
+        self._verify.inc()
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when somebody looks."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def watch_kinds(self, name: str, text: str, read: Callable[[], dict[str, float]]) -> None:
+        """A gauge by kind that is read when somebody looks."""
+
+        class _Kinds(Collector):
+            def collect(self) -> Iterable[Metric]:
+                family = GaugeMetricFamily(name, text, labels=["kind"])
+                for kind, value in read().items():
+                    family.add_metric([kind], value)
+                yield family
+
+        self.registry.register(_Kinds())
+
+    def totals(self) -> tuple[int, int]:
+        """Hits and misses so far."""
+        return self._plain.hits, self._plain.misses
+
+    def render(self) -> bytes:
+        """The text format that Prometheus scrapes."""
+        text = generate_latest(self.registry)
+        for name in (b"cache_hits", b"cache_misses", b"cache_miss_by_ignore"):
+            text = text.replace(b"# TYPE %s gauge" % name, b"# TYPE %s counter" % name)
+        return text

@@ -1,0 +1,349 @@
+"""Composition root: options, hooks and lifecycle of the mitmproxy addon."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from mitmproxy import addonmanager, connection, ctx, exceptions, http
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.layers import modes
+from mitmproxy.proxy.layers.tls import ClientTLSLayer
+
+from cacheyd import __version__, config, status
+from cacheyd.answer import API_VERSION, Answer, error_answer, text_answer
+from cacheyd.cache import Cache, Request
+from cacheyd.config import ConfigError, Settings
+from cacheyd.errors import Code, HeaderList, RequestError, cache_error, client_error, reason
+from cacheyd.fetch import Fetcher
+from cacheyd.logs import AccessLine, AccessLog
+from cacheyd.metrics import CONTENT_TYPE, Metrics
+from cacheyd.proxy.head import Head
+from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, Pump
+from cacheyd.proxy.upstream import FETCH, MitmUpstream
+from cacheyd.reference import Kind, Page, Reference, parse_target
+from cacheyd.store.store import Store, free_space
+
+log = logging.getLogger(__name__)
+
+STARTED = "cacheyd_started"
+# Replies that are kept for `quick`, and the size of the largest one (bytes).
+QUICK_REPLIES = 512
+QUICK_BYTES = 32 << 10
+# The client's headers that an upstream is to see, and no others: never cookies, hop-by-hop headers or ns.
+FORWARDED = {"accept": "Accept", "authorization": "Authorization", "user-agent": "User-Agent"}
+
+
+class RegistryCache:
+    """The addon. `settings` and `access_log` are given by `cacheyd serve`; as a script it reads the environment."""
+
+    name = "registrycache"
+
+    def __init__(self, settings: Settings | None = None, access_log: AccessLog | None = None) -> None:
+        self._given = settings
+        self._access_log = access_log
+        self.settings = settings or Settings()
+        self._ready = False
+        self._stopping = False
+        self._hurry = False
+        self._active = 0
+        self._started = time.time()
+        self._quick: dict[bytes, _Quick] = {}
+        self._inspect = False
+
+    # Lifecycle
+
+    def load(self, loader: addonmanager.Loader) -> None:
+        """Registers the addon's own option and sets those of mitmproxy that it depends on."""
+        loader.add_option("cacheyd_inspect", bool, False, "Run hits as flows, too, so that other addons see them (slower).")
+        if self._given is None:
+            try:
+                self.settings = config.load()
+            except ConfigError as error:
+                raise exceptions.OptionsError(str(error)) from None
+        # lazy: nothing is to be dialled when a client connects; the reverse mode's own target is never used.
+        ctx.options.update(connection_strategy="lazy", keep_host_header=True, showhost=True, http2=False)
+
+    async def running(self) -> None:
+        """Builds what needs the event loop, and opens the store."""
+        settings = self.settings
+        self.metrics = Metrics(settings.registries)
+        self.store = Store(settings.cache_dir)
+        self.upstream = MitmUpstream(ctx.options, settings, on_response=self.metrics.upstream)
+        self.fetcher = Fetcher(self.store, self.upstream, settings, on_verify_failure=self.metrics.verify_failure)
+        self.cache = Cache(self.store, self.fetcher, settings, on_ignored=self.metrics.ignored)
+        self._watch()
+        self._inspect = ctx.options.cacheyd_inspect or ctx.master.addons.get("view") is not None
+        if self._access_log is None:
+            self._access_log = AccessLog(None, as_json=False)
+        await self.store.start()
+        self._ready = True
+        log.info(
+            "cacheyd %s is listening on %s; cache in %s (%s free)", __version__, self._address(), settings.cache_dir,
+            free_space(settings.cache_dir),
+        )  # fmt: skip
+
+    def _address(self) -> str:
+        addresses = ctx.master.addons.get("proxyserver").listen_addrs()
+        return " and ".join(dict.fromkeys(f"{host or '*'}:{port}" for host, port, *_ in addresses)) or "nothing"
+
+    def _watch(self) -> None:
+        store, metrics = self.store, self.metrics
+        metrics.watch("cacheyd_flights", "Objects being fetched", lambda: float(len(self.fetcher.flights)))
+        metrics.watch("cacheyd_store_bytes", "Bytes stored", lambda: float(store.bytes))
+        metrics.watch("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda: float(store.blobs.free() or 0))
+        metrics.watch("cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(store.writable))
+        metrics.watch("cacheyd_store_write_errors", "Writes that the disk refused", lambda: float(store.write_errors))
+        metrics.watch_kinds("cacheyd_store_objects", "Objects stored", lambda: {str(k): n for k, n in store.objects.items()})
+
+    async def done(self) -> None:
+        """Stops gracefully: no new connections, running transfers get `grace` seconds, partials stay for resume."""
+        if not self._ready:
+            return
+        self._stopping = True
+        deadline = time.monotonic() + self.settings.grace
+        await ctx.master.addons.get("proxyserver").servers.update([])
+        if self._active:
+            log.info("stopping: %d transfers have %g s to end", self._active, self.settings.grace)
+        while self._active and time.monotonic() < deadline and not self._hurry:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # A counter on the hot path is cheaper than an event.
+        self._ready = False
+        await self.fetcher.stop()
+        self.upstream.close()
+        await self.store.stop()
+        if self._access_log is not None:
+            self._access_log.close()
+        log.info("stopped%s", f"; {self._active} transfers were cut off" if self._active else "")
+
+    def hurry(self) -> None:
+        """Called while stopping: running transfers get no more time."""
+        self._hurry = self._stopping
+
+    # Seams
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        """Puts our HTTP layer where mitmproxy would put its own: on plain connections, and inside client TLS."""
+        context = nextlayer.context
+        top = context.layers[-1]
+        if not isinstance(context.layers[0], modes.ReverseProxy) or not isinstance(top, modes.ReverseProxy | ClientTLSLayer):
+            return
+        data = nextlayer.data_client()
+        if isinstance(top, modes.ReverseProxy) and data[:1] == b"\x16":
+            return
+        if data or isinstance(top, ClientTLSLayer):
+            nextlayer.layer = CacheHttpLayer(context, self)
+
+    async def cacheyd_pump(self, pump: Pump) -> None:
+        """Each piece of each body that cacheyd produces."""
+        await pump.advance(_writer(pump.client), self.settings.progress_timeout)
+
+    # Hits, before there is a flow
+
+    def closing(self) -> bool:
+        """Whether connections end with their current response."""
+        return self._stopping
+
+    def quick(self, raw: bytes, client: connection.Client) -> bytes | None:
+        """The response to the same head within the same second, if the object is still there: Age and Date are right."""
+        known = self._quick.get(raw)
+        if known is None:
+            return None
+        if known.second != int(time.time()) or self._stopping or self.store.blobs.size(known.digest) != known.size:
+            del self._quick[raw]
+            return None
+        self._account(known.method, known.answer, len(known.answer.body), time.monotonic(), client)
+        return known.reply
+
+    def hit(self, head: Head) -> Answer | None:
+        """The answer from disk, None if the request has to become a flow."""
+        if self._inspect or not self._ready:
+            return None
+        try:
+            ref = parse_target(head.target, self.settings.default_registry)
+        except RequestError:
+            return None
+        if isinstance(ref, Page):
+            return None
+        answer = self.cache.hit(_request(head.method, ref, head.headers))
+        if answer is not None and answer.source is not None:
+            self._active += 1
+        return answer
+
+    def sent(
+        self, client: connection.Client, head: Head, answer: Answer, sent: int, started: float, error: str | None
+    ) -> None:
+        """A hit was answered, or broke off after `sent` bytes of its body."""
+        if answer.source is not None:
+            self._active -= 1
+        self._account(head.method, answer, sent, started, client, error or "")
+
+    def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
+        """Keeps a small whole response for `quick`; never one to a head with credentials."""
+        if answer.stored is None or answer.status != 200 or len(raw) + len(reply) > QUICK_BYTES or head.get("authorization"):
+            return
+        if len(self._quick) >= QUICK_REPLIES:
+            self._quick.clear()
+        self._quick[raw] = _Quick(int(time.time()), reply, answer.stored.digest, answer.stored.size, head.method, answer)
+
+    # Flows
+
+    async def request(self, flow: http.HTTPFlow) -> None:
+        """Answers a client's flow. The answer's body, if it has one to come, is pumped by the stream."""
+        if flow.metadata.get(FETCH):
+            return
+        flow.metadata[STARTED] = time.monotonic()
+        self._active += 1
+        answer = await self._answer(flow.request)
+        flow.metadata[ANSWER] = answer
+        flow.response = self._response(flow.request, answer)
+
+    async def _answer(self, request: http.Request) -> Answer:
+        try:
+            if not self._ready and not request.path.startswith("/healthz"):
+                raise cache_error("cacheyd is starting", 503)
+            if request.method not in ("GET", "HEAD"):
+                allow = (("Allow", "GET, HEAD"),)
+                message = "cacheyd takes no uploads: push to the registry itself"
+                raise client_error(405, Code.UNSUPPORTED, message, headers=allow)
+            target = parse_target(request.path, self.settings.default_registry)
+            if isinstance(target, Page):
+                return self._page(target, request)
+            return await self.cache.answer(_request(request.method, target, tuple(request.headers.items(multi=True))))
+        except RequestError as error:
+            return error_answer(error)
+        except Exception:
+            log.exception("a request failed")
+            return error_answer(cache_error("cacheyd failed to answer"))
+
+    def _page(self, page: Page, request: http.Request) -> Answer:
+        match page.path:
+            case "/v2/":
+                answer = text_answer(200, b"{}", "application/json")
+                answer.headers = (*answer.headers, API_VERSION)
+                return answer
+            case "/metrics":
+                return text_answer(200, self.metrics.render(), CONTENT_TYPE)
+            case "/healthz":
+                return text_answer(200, b"ok\n")
+            case "/readyz":
+                ready = self._ready and not self._stopping
+                return text_answer(200 if ready else 503, b"ready\n" if ready else b"not ready\n")
+            case _:
+                if "text/html" in request.headers.get("accept", ""):
+                    return text_answer(200, status.render(self._status()), "text/html; charset=utf-8")
+                return text_answer(200, b"cacheyd\n")
+
+    def _status(self) -> status.Status:
+        store = self.store
+        hits, misses = self.metrics.totals()
+        return status.Status(
+            self._started, hits, misses, store.objects[Kind.MANIFEST], store.objects[Kind.BLOB], store.bytes,
+            len(self.fetcher.flights), str(self.settings.cache_dir), store.blobs.free(),
+            tuple(sorted(self.settings.registries)),
+        )  # fmt: skip
+
+    def _response(self, request: http.Request, answer: Answer) -> http.Response:
+        fields = [(name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in answer.headers]
+        if answer.length is not None:
+            fields.append((b"Content-Length", b"%d" % answer.length))
+        elif answer.source is not None and request.http_version == "HTTP/1.1":
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        elif answer.source is not None:
+            fields.append((b"Connection", b"close"))
+        if self._stopping:
+            fields.append((b"Connection", b"close"))
+        elif request.http_version == "HTTP/1.0" and "keep-alive" in request.headers.get("connection", "").lower():
+            fields.append((b"Connection", b"keep-alive"))
+        head_only = request.method == "HEAD" or answer.source is not None
+        return http.Response(
+            b"HTTP/1.1", answer.status, reason(answer.status).encode(), http.Headers(fields),
+            b"" if head_only else bytes(answer.body), None, time.time(), None,
+        )  # fmt: skip
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """The response is complete."""
+        self._finish(flow, "")
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        """The client left, or the body could not go on."""
+        self._finish(flow, flow.error.msg if flow.error else "error")
+
+    def _finish(self, flow: http.HTTPFlow, note: str) -> None:
+        started = flow.metadata.pop(STARTED, None)
+        if started is None:
+            return
+        self._active -= 1
+        answer: Answer | None = flow.metadata.get(ANSWER)
+        if answer is None:
+            return
+        sent = flow.metadata.get(SENT, 0)
+        if answer.source is not None:
+            answer.source.close()
+        elif flow.request.method != "HEAD":
+            sent = len(answer.body)
+        self._account(flow.request.method, answer, sent, started, flow.client_conn, note)
+        # The flow may be kept for inspection; what it holds of the store is not.
+        answer.source = None
+
+    def _account(
+        self, method: str, answer: Answer, sent: int, started: float, client: connection.Client, note: str = ""
+    ) -> None:
+        """Counts and logs one answered request about a registry; pages and probes are neither."""
+        ref = answer.ref
+        if ref is None and answer.status == 200:
+            return
+        kind, registry = (ref.kind, ref.registry) if ref is not None else ("", "")
+        self.metrics.request(registry, kind, answer.result, sent)
+        assert self._access_log is not None
+        peer = client.peername
+        self._access_log.write(
+            AccessLine(
+                time.time(),
+                method,
+                registry,
+                ref.repository if ref else "",
+                ref.reference if ref else "",
+                answer.status,
+                sent,
+                answer.result,
+                (time.monotonic() - started) * 1000,
+                f"{peer[0]}:{peer[1]}" if peer else "",
+                note,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Quick:
+    """A whole response that holds within one second of the clock, while the object's file is there."""
+
+    second: int
+    reply: bytes
+    digest: str
+    size: int
+    method: str
+    answer: Answer
+
+
+def _writer(client: connection.Client) -> asyncio.StreamWriter | None:
+    handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+    transport = handler.transports.get(client) if handler is not None else None
+    return transport.writer if transport is not None else None
+
+
+def _request(method: str, ref: Reference, headers: HeaderList) -> Request:
+    forwarded, accept = [], []
+    range_ = if_range = if_none_match = None
+    for name, value in headers:
+        key = name.lower()
+        if key in FORWARDED:
+            forwarded.append((FORWARDED[key], value))
+            if key == "accept":
+                accept.append(value)
+        elif key == "range":
+            range_ = value
+        elif key == "if-range":
+            if_range = value
+        elif key == "if-none-match":
+            if_none_match = value
+    return Request(method, ref, tuple(forwarded), tuple(accept), range_, if_range, if_none_match)

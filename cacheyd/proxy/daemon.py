@@ -1,0 +1,58 @@
+"""`cacheyd serve`: mitmproxy with the addons that a cache needs, and no others."""
+
+import logging
+
+from mitmproxy import ctx, master, options
+from mitmproxy.addons import next_layer, proxyserver
+
+from cacheyd.config import Settings
+from cacheyd.logs import AccessLog
+from cacheyd.proxy.addon import RegistryCache
+
+log = logging.getLogger(__name__)
+
+# Reverse mode wants a target; requests never go there: each goes to the registry that it names.
+MODE = "reverse:http://cacheyd.invalid"
+
+
+class _Listener(proxyserver.Proxyserver):
+    """Ends the start with one line where it cannot listen."""
+
+    name = "proxyserver"
+    listening = False
+
+    async def setup_servers(self) -> bool:
+        """Binds the port, or asks the master to exit."""
+        self.listening = await super().setup_servers()
+        if not self.listening:
+            for instance in self.servers:
+                error = instance.last_exception
+                why = error.strerror.partition("\n")[0] if isinstance(error, OSError) and error.strerror else error
+                log.error("cannot listen on %s:%s: %s", ctx.options.listen_host or "*", ctx.options.listen_port, why)
+            ctx.master.should_exit.set()
+        return self.listening
+
+
+class Daemon:
+    """One master with one listener."""
+
+    def __init__(self, settings: Settings, access_log: AccessLog) -> None:
+        opts = options.Options(listen_host=settings.host, listen_port=settings.port, mode=[MODE])
+        self._master = master.Master(opts)
+        # It would format every record a second time, for addons that are not there.
+        self._master._legacy_log_events.uninstall()
+        # It repeats what `_Listener` says, with advice on mitmproxy's flags.
+        logging.getLogger("mitmproxy.addons.proxyserver").setLevel(logging.CRITICAL)
+        self._listener = _Listener()
+        self._addon = RegistryCache(settings, access_log)
+        self._master.addons.add(self._listener, self._addon, next_layer.NextLayer())
+
+    def stop(self) -> None:
+        """Begins the graceful stop; called again, ends the patience with running transfers."""
+        self._addon.hurry()
+        self._master.shutdown()
+
+    async def run(self) -> int:
+        """Serves until `stop`; returns the exit code."""
+        await self._master.run()
+        return 0 if self._listener.listening else 1

@@ -1,0 +1,222 @@
+"""The HTTP/1 server side of a client's connection: answers hits before a flow exists, refuses what is malformed."""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from mitmproxy import connection
+from mitmproxy.connection import ConnectionState
+from mitmproxy.net.http import http1
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import (
+    Http1Server,
+    HttpEvent,
+    ReceiveHttp,
+    RequestHeaders,
+    ResponseProtocolError,
+)
+from mitmproxy.proxy.layers.http._http1 import make_body_reader
+
+from cacheyd.answer import Answer, error_answer
+from cacheyd.errors import Code, client_error, upstream_error
+from cacheyd.flight import WINDOW, MappedReader, Source
+from cacheyd.proxy.head import MAX_HEAD, BadHead, Head, parse_head, render_head
+
+# A request body that is longer is refused: nothing here wants one (bytes).
+MAX_BODY = 64 << 10
+# A head has to be complete after so long; a refused body is read for so long, that the answer arrives (seconds).
+HEAD_DEADLINE = 30.0
+LINGER = 5.0
+
+
+class PumpState(Protocol):
+    """What the server needs to know of a body on its way."""
+
+    piece: bytes | memoryview
+    error: str | None
+
+
+type MakePump = Callable[[connection.Client, Source], tuple[PumpState, Callable[[], commands.Command]]]
+
+
+class Hits(Protocol):
+    """Where the server gets its answers from."""
+
+    def quick(self, raw: bytes, client: connection.Client) -> bytes | None:
+        """A whole response to this head, if it was answered a moment ago and still holds."""
+
+    def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
+        """Offers a whole response for `quick`."""
+
+    def hit(self, head: Head) -> Answer | None:
+        """The answer from disk, None if the request has to become a flow. Each answer is followed by `sent`."""
+
+    def sent(
+        self, client: connection.Client, head: Head, answer: Answer, sent: int, started: float, error: str | None
+    ) -> None:
+        """A hit was answered, or broke off after `sent` bytes of its body."""
+
+    def closing(self) -> bool:
+        """Whether connections are to end with their current response."""
+
+
+class CacheHttp1Server(Http1Server):
+    """`read_headers` is called only between requests, so a hit can be answered there without tracking state."""
+
+    def __init__(self, context: Context, hits: Hits, make_pump: MakePump) -> None:
+        super().__init__(context)
+        self._hits = hits
+        self._make_pump = make_pump
+        self._head: Head | None = None
+        self._heads = 0
+        self._watched = -1
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.Wakeup):
+            yield from self._wake()
+        else:
+            yield from super()._handle_event(event)
+
+    def _wake(self) -> layer.CommandGenerator[None]:
+        """The time is up for a head that is still incomplete, or for a refused body."""
+        late = self.state == self.read_headers and self._watched == self._heads and self.buf
+        if late or self.state == self.discard:
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+        self._watched = -1
+
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """Answers hits until a request needs a flow or the next head is incomplete."""
+        if isinstance(event, events.ConnectionClosed):
+            yield commands.CloseConnection(self.conn)
+            return
+        while self.state == self.read_headers:
+            try:
+                raw = self._next_head()
+                if raw is None:
+                    if self.buf and self._watched != self._heads:
+                        self._watched = self._heads
+                        yield commands.RequestWakeup(HEAD_DEADLINE)
+                    return
+                self._heads += 1
+                if (reply := self._hits.quick(raw, self.context.client)) is not None:
+                    yield commands.SendData(self.conn, reply)
+                    continue
+                head = parse_head(raw)
+            except BadHead as error:
+                yield from self._refuse(error.status, str(error))
+                return
+            yield from self._serve(head, raw)
+
+    def _next_head(self) -> bytes | None:
+        """The next complete head without its empty line, None if there is none yet. Raises BadHead."""
+        data = bytes(self.buf)
+        start = 0
+        while data.startswith(b"\r\n", start):  # RFC 9112 section 2.2: empty lines before a request are ignored.
+            start += 2
+        end = data.find(b"\r\n\r\n", start)
+        if end < 0:
+            if len(data) - start > MAX_HEAD:
+                raise BadHead("the request head is too large", 431)
+            if b"\n\n" in data or b"\n\r\n" in data.replace(b"\r\n", b""):
+                raise BadHead("lines end with CR LF")
+            return None
+        if end - start > MAX_HEAD:
+            raise BadHead("the request head is too large", 431)
+        self.buf.maybe_extract_at_most(end + 4)
+        return data[start:end]
+
+    def _serve(self, head: Head, raw: bytes) -> layer.CommandGenerator[None]:
+        started = time.monotonic()
+        if head.body is None or head.body > MAX_BODY:
+            status = 413 if head.method in ("GET", "HEAD") else 405
+            yield from self._refuse(status, "cacheyd takes no uploads: push to the registry itself")
+            return
+        if head.body == 0 and head.method in ("GET", "HEAD") and (answer := self._hits.hit(head)) is not None:
+            yield from self._send(raw, head, answer, started)
+        else:
+            yield from self._become_flow(head, raw)
+
+    def _send(self, raw: bytes, head: Head, answer: Answer, started: float) -> layer.CommandGenerator[None]:
+        keep_alive = head.keep_alive and not self._hits.closing()
+        rendered = render_head(answer, keep_alive=keep_alive, http10=head.http10)
+        source, sent, error = answer.source, len(answer.body), None
+        if source is None:
+            reply = rendered + answer.body
+            yield commands.SendData(self.conn, reply)
+            if keep_alive:
+                self._hits.remember(raw, head, answer, reply)
+        else:
+            yield commands.SendData(self.conn, rendered)
+            sent, error = yield from self._send_source(source, answer.length or 0)
+        self._hits.sent(self.context.client, head, answer, sent, started, error)
+        if error is not None or not keep_alive:
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+
+    def _send_source(self, source: Source, length: int) -> layer.CommandGenerator[tuple[int, str | None]]:
+        if length <= WINDOW and isinstance(source, MappedReader):
+            sent = 0
+            while piece := source.take():
+                yield commands.SendData(self.conn, piece)  # type: ignore[arg-type]
+                sent += len(piece)
+            return sent, None
+        pump, hook = self._make_pump(self.context.client, source)
+        sent = 0
+        while True:
+            yield hook()
+            if pump.error is not None or not pump.piece:
+                source.close()
+                return sent, pump.error
+            sent += len(pump.piece)
+            yield commands.SendData(self.conn, pump.piece)  # type: ignore[arg-type]
+
+    def _become_flow(self, head: Head, raw: bytes) -> layer.CommandGenerator[None]:
+        self._head = head
+        try:
+            self.request = http1.read_request_head(raw.split(b"\r\n"))
+        except ValueError:
+            yield from self._refuse(400, "bad request line")
+            return
+        self.request.data.path = head.target.encode("latin-1")
+        self.request.data.authority = b""
+        yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, head.body == 0))
+        if self.state == self.read_headers:
+            self.body_reader = make_body_reader(head.body)
+            self.state = self.read_body
+            yield from self.state(events.DataReceived(self.conn, b""))
+
+    def _refuse(self, status: int, message: str) -> layer.CommandGenerator[None]:
+        """Answers, then closes: FIN first, and what the client still sends is read, so that no RST eats the answer."""
+        answer = error_answer(client_error(status, Code.UNSUPPORTED, message))
+        if status == 405:
+            answer.headers = (*answer.headers, ("Allow", "GET, HEAD"))
+        yield commands.SendData(self.conn, render_head(answer, keep_alive=False) + answer.body)
+        yield commands.CloseTcpConnection(self.conn, half_close=True)
+        self.state = self.discard
+        self.buf.maybe_extract_at_most(len(self.buf))
+        yield commands.RequestWakeup(LINGER)
+
+    def discard(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Reads and forgets what a refused client still sends."""
+        self.buf.maybe_extract_at_most(len(self.buf))
+        if isinstance(event, events.ConnectionClosed):
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+
+    def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
+        """As in the base class, but errors before a response are OCI JSON."""
+        if isinstance(event, ResponseProtocolError) and not self.response and self.conn.state & ConnectionState.CAN_WRITE:
+            status = event.code.http_status_code()
+            if status is not None:
+                error = (
+                    client_error(status, Code.UNSUPPORTED, event.message)
+                    if status < 500
+                    else upstream_error(status, event.message)
+                )
+                answer = error_answer(error)
+                yield commands.SendData(self.conn, render_head(answer, keep_alive=False) + answer.body)
+            yield commands.CloseConnection(self.conn)
+            return
+        yield from super().send(event)

@@ -1,0 +1,134 @@
+"""Bodies that cacheyd produces, pumped into a response with backpressure.
+
+mitmproxy drains its writers only when a peer sends something, so a body that a layer produces has none: here a blocking
+hook stands before each piece. It waits for the client to take what was sent and for the next piece to exist. The hook
+disarms mitmproxy's idle watchdog, so the deadline on the client's progress is here, too.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mitmproxy import connection, flow
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import (
+    DropStream,
+    ErrorCode,
+    HttpErrorHook,
+    HttpLayer,
+    HTTPMode,
+    HttpStream,
+    ResponseData,
+    ResponseHeaders,
+    ResponseProtocolError,
+    SendHttp,
+)
+
+from cacheyd.answer import Answer
+from cacheyd.flight import BodyBroken, Source
+from cacheyd.proxy.server import CacheHttp1Server, Hits
+
+ANSWER = "cacheyd_answer"
+SENT = "cacheyd_sent"
+
+
+class Pump:
+    """One body on its way to one client: the hook sets `piece` (empty at the end) or `error`."""
+
+    def __init__(self, client: connection.Client, source: Source) -> None:
+        self.client = client
+        self.source = source
+        self.piece: bytes | memoryview = b""
+        self.error: str | None = None
+        self.sent = 0
+
+    async def advance(self, writer: asyncio.StreamWriter | None, progress_timeout: float) -> None:
+        """Waits until the client has taken what was sent and there is a next piece."""
+        self.piece = b""
+        try:
+            if writer is None or writer.is_closing():
+                raise BodyBroken("the client has left")
+            await drained(writer, progress_timeout)
+            self.piece = await self.source.read()
+            if writer.is_closing():
+                raise BodyBroken("the client has left")
+        except (BodyBroken, OSError) as error:
+            self.error = str(error) or "broken"
+        self.sent += len(self.piece)
+
+
+async def drained(writer: asyncio.StreamWriter, progress_timeout: float) -> None:
+    """Waits until the transport wants more; raises BodyBroken if the client takes nothing for `progress_timeout` seconds."""
+    transport = writer.transport
+    while True:
+        before = transport.get_write_buffer_size()
+        try:
+            async with asyncio.timeout(progress_timeout):
+                await writer.drain()
+                return
+        except TimeoutError:
+            if transport.get_write_buffer_size() >= before:
+                # FIN after what is buffered, should the client read on; else the end of patience.
+                asyncio.get_running_loop().call_later(progress_timeout, transport.abort)
+                raise BodyBroken("the client took nothing for too long") from None
+
+
+@dataclass
+class CacheydPumpHook(commands.StartHook):
+    """Asks for the next piece of a body; the addon's `cacheyd_pump` calls `Pump.advance`."""
+
+    pump: Pump
+
+
+class CacheHttpStream(HttpStream):
+    """A stream whose response may have a body that cacheyd produces."""
+
+    def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
+        """Sends head and pieces, then goes on as mitmproxy does after a streamed response."""
+        answer: Answer | None = self.flow.metadata.get(ANSWER)
+        if already_streamed or answer is None or answer.source is None:
+            yield from super().send_response(already_streamed)
+            return
+        assert self.flow.response
+        yield SendHttp(ResponseHeaders(self.stream_id, self.flow.response, end_stream=False), self.context.client)
+        pump = Pump(self.context.client, answer.source)
+        while True:
+            yield CacheydPumpHook(pump)
+            if pump.error is not None or not pump.piece:
+                break
+            # A view of a mapping goes through as it is: it is never copied on its way to the socket.
+            yield SendHttp(ResponseData(self.stream_id, pump.piece), self.context.client)  # type: ignore[arg-type]
+        self.flow.metadata[SENT] = pump.sent
+        answer.source.close()
+        if pump.error is None and (answer.length is None or pump.sent == answer.length):
+            yield from super().send_response(already_streamed=True)
+        else:
+            yield from self._break_off(pump.error or "the body ended early")
+
+    def _break_off(self, message: str) -> layer.CommandGenerator[None]:
+        """Closes the connection (FIN) short of what was announced: the only way to say so after the head."""
+        self.flow.error = flow.Error(message)
+        yield HttpErrorHook(self.flow)
+        error = ResponseProtocolError(self.stream_id, message, ErrorCode.GENERIC_SERVER_ERROR)
+        yield SendHttp(error, self.context.client)
+        self.client_state = self.server_state = self.state_errored
+        self.flow.live = False
+        yield DropStream(self.stream_id)
+
+
+class CacheHttpLayer(HttpLayer):
+    """mitmproxy's HTTP layer with a server that answers hits and streams that pump bodies."""
+
+    def __init__(self, context: Context, hits: Hits) -> None:
+        super().__init__(context, HTTPMode.transparent)
+        self.connections[context.client] = CacheHttp1Server(context.fork(), hits, self._pump)
+
+    def _pump(self, client: connection.Client, source: Source) -> tuple[Pump, Callable[[], commands.Command]]:
+        pump = Pump(client, source)
+        return pump, lambda: CacheydPumpHook(pump)
+
+    def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
+        """As in the base class, with our stream."""
+        self.streams[stream_id] = CacheHttpStream(self.context.fork(), stream_id)
+        yield from self.event_to_child(self.streams[stream_id], events.Start())

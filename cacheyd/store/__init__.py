@@ -1,0 +1,1 @@
+"""What is kept: content-addressed files, and the rows that say what they are."""

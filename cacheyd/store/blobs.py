@@ -1,0 +1,279 @@
+"""Content-addressed files: append, hash, verify, commit by rename, read through one shared mapping.
+
+Files are never truncated or rewritten in place: a reader's mapping would fault. Open descriptors and mappings outlive
+unlink and rename, so readers need no handover.
+"""
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import re
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_READ = 4 << 20
+_IOV_MAX = 512
+_HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
+_PARTIAL = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})")
+_LENGTH = {"sha256": 64, "sha512": 128}
+
+
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    """The digest of `data` (image-spec, "Digests")."""
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+
+class Mapped:
+    """A read-only mapping of a whole file, shared by all its readers: each mapping would count in RSS."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.size = size
+        self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None
+
+    def view(self, start: int, end: int) -> memoryview:
+        """Bytes `start` to `end`, without a copy; the view keeps the mapping alive."""
+        return memoryview(self._map)[start:end] if self._map is not None else memoryview(b"")
+
+
+class Partial:
+    """An object on its way in: an append-only file with a running hash. `append` and `open` block: call them in a thread."""
+
+    def __init__(self, path: Path, fd: int, digest: str) -> None:
+        self.path = path
+        self.digest = digest
+        self.size = 0
+        self.fd = fd
+        self._hash = hashlib.new(digest.partition(":")[0])
+        self._windows: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
+
+    @classmethod
+    def open(cls, path: Path, digest: str) -> "Partial":
+        """The file at `path`, made if missing, with what an earlier process left in it hashed; raises OSError.
+
+        The lock keeps a second process on the same directory from growing the same file (BlockingIOError).
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial = cls(path, fd, digest)
+            while data := os.pread(fd, _READ, partial.size):
+                partial._hash.update(data)
+                partial.size += len(data)
+        except BaseException:
+            os.close(fd)
+            raise
+        return partial
+
+    def append(self, chunks: Sequence[bytes]) -> int:
+        """Writes and hashes the chunks at the end; returns the new size. Raises OSError, with the file unchanged in `size`."""
+        offset = self.size
+        for first in range(0, len(chunks), _IOV_MAX):
+            batch = chunks[first : first + _IOV_MAX]
+            offset += self._write(batch, offset)
+        for chunk in chunks:
+            self._hash.update(chunk)
+        self.size = offset
+        return offset
+
+    def _write(self, batch: Sequence[bytes], offset: int) -> int:
+        total = sum(map(len, batch))
+        written = os.pwritev(self.fd, batch, offset)
+        if written < total:
+            rest = memoryview(b"".join(batch))
+            while written < total:
+                written += os.pwrite(self.fd, rest[written:], offset + written)
+        return total
+
+    def verified(self) -> bool:
+        """Whether the bytes so far are the whole object."""
+        return f"{self._hash.name}:{self._hash.hexdigest()}" == self.digest
+
+    def sync(self) -> None:
+        """To the disk itself, so that no power cut can leave a file under a digest that is not its own."""
+        os.fdatasync(self.fd)
+
+    def read(self, start: int, end: int) -> bytes:
+        """Up to `end - start` bytes from `start`; for what does not fill a window yet."""
+        return os.pread(self.fd, end - start, start)
+
+    def window(self, index: int, size: int) -> memoryview:
+        """The `index`-th window of `size` bytes, which must be complete; one mapping shared by all who read it now."""
+        window = self._windows.get(index)
+        if window is None:
+            window = self._windows[index] = mmap.mmap(self.fd, size, prot=mmap.PROT_READ, offset=index * size)
+        return memoryview(window)
+
+    def is_linked(self) -> bool:
+        """Whether `path` still is this file: the cache directory may be wiped at any time."""
+        try:
+            there, mine = self.path.stat(), os.fstat(self.fd)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+    def close(self) -> None:
+        """Gives the descriptor (and so the lock) back; mappings stay."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class BlobDir:
+    """The files below CACHE_DIR, laid out as an OCI image layout (image-spec, "Image Layout") plus `partial/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._mapped: weakref.WeakValueDictionary[str, Mapped] = weakref.WeakValueDictionary()
+
+    def prepare(self) -> None:
+        """Makes what is missing; raises OSError."""
+        for algorithm in _LENGTH:
+            (self.root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
+        (self.root / "partial").mkdir(exist_ok=True)
+        layout = self.root / "oci-layout"
+        if not layout.exists():
+            layout.write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+        index = self.root / "index.json"
+        if not index.exists():
+            index.write_text(json.dumps({"schemaVersion": 2, "manifests": []}))
+
+    def path(self, digest: str) -> str:
+        """Where the verified object is."""
+        algorithm, _, encoded = digest.partition(":")
+        return f"{self.root}/blobs/{algorithm}/{encoded}"
+
+    def size(self, digest: str) -> int | None:
+        """The size of the stored file in bytes, None if there is none."""
+        try:
+            return os.stat(self.path(digest)).st_size
+        except OSError:
+            return None
+
+    def read(self, digest: str) -> bytes | None:
+        """The whole file; for small ones."""
+        try:
+            with open(self.path(digest), "rb", buffering=0) as file:
+                return file.readall()
+        except OSError:
+            return None
+
+    def map(self, digest: str) -> Mapped | None:
+        """The file's shared mapping, None if the file is gone."""
+        path = self.path(digest)
+        try:
+            status = os.stat(path)
+            mapped = self._mapped.get(digest)
+            if mapped is None or mapped.size != status.st_size:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    mapped = self._mapped[digest] = Mapped(fd, os.fstat(fd).st_size)
+                finally:
+                    os.close(fd)
+        except (OSError, ValueError):
+            return None
+        return mapped
+
+    def open_partial(self, digest: str) -> Partial:
+        """The object's partial file, continued where an earlier fetch stopped. Blocks; raises OSError."""
+        path = self.root / "partial" / digest.replace(":", "-")
+        _drop_from_before_boot(path)
+        try:
+            return Partial.open(path, digest)
+        except FileNotFoundError:
+            self.prepare()
+            return Partial.open(path, digest)
+        except BlockingIOError:
+            return Partial.open(path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}"), digest)
+
+    def commit(self, partial: Partial) -> bool:
+        """Moves a verified partial to its digest; False if the directory was wiped meanwhile. Blocks; raises OSError."""
+        if not partial.is_linked():
+            return False
+        target = self.path(partial.digest)
+        try:
+            partial.path.rename(target)
+        except FileNotFoundError:
+            self.prepare()
+            if not partial.is_linked():
+                return False
+            partial.path.rename(target)
+        return True
+
+    def discard(self, partial: Partial) -> None:
+        """Removes a partial that is of no use."""
+        if partial.is_linked():
+            partial.path.unlink(missing_ok=True)
+
+    def remove(self, digest: str) -> None:
+        """Removes a stored object; running readers are not disturbed."""
+        Path(self.path(digest)).unlink(missing_ok=True)
+
+    def scan(self) -> Iterator[tuple[str, int]]:
+        """Each stored object's digest and size, from the file system alone."""
+        for algorithm, length in _LENGTH.items():
+            try:
+                entries = os.scandir(self.root / "blobs" / algorithm)
+            except OSError:
+                continue
+            with entries:
+                for entry in entries:
+                    if len(entry.name) == length and _HEX.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        yield f"{algorithm}:{entry.name}", entry.stat().st_size
+
+    def sweep_partials(self, older_than: float) -> int:
+        """Removes partials not written to for `older_than` seconds and those no fetch can continue; returns how many."""
+        removed = 0
+        try:
+            entries = list(os.scandir(self.root / "partial"))
+        except OSError:
+            return 0
+        for entry in entries:
+            try:
+                stale = time.time() - entry.stat().st_mtime > older_than
+                if stale or (not _PARTIAL.fullmatch(entry.name) and not _is_locked(entry.path)):
+                    os.unlink(entry.path)
+                    removed += 1
+            except OSError:
+                continue
+        return removed
+
+    def free(self) -> int | None:
+        """Bytes that this process may still write, None if unknown."""
+        try:
+            status = os.statvfs(self.root)
+        except OSError:
+            return None
+        return status.f_bavail * status.f_frsize
+
+
+def _drop_from_before_boot(path: Path) -> None:
+    """A partial file is not synced while it grows: a power cut may have left holes, and clients get it unverified."""
+    try:
+        if path.stat().st_mtime < time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
+            path.unlink()
+    except OSError:
+        pass
+
+
+def _is_locked(path: str) -> bool:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def hash_file(path: str, algorithm: str) -> str | None:
+    """The digest of a file, None if it cannot be read. Blocks."""
+    try:
+        with open(path, "rb") as file:
+            return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+    except OSError:
+        return None

@@ -1,0 +1,322 @@
+"""Keeps index and files consistent; the only one that writes.
+
+Order of a commit: file flushed and verified → rename → row. Of a removal: row → unlink. A crash leaves a partial or an
+orphan file, never a row without its file that would be served, never a file under a digest that is not its own.
+"""
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cacheyd.reference import OCI_INDEX, OCI_MANIFEST, Kind
+from cacheyd.store.blobs import BlobDir, Mapped, Partial, hash_file
+from cacheyd.store.index import Index, Row
+
+log = logging.getLogger(__name__)
+
+SMALL = 64 << 10
+SMALL_TOTAL = 32 << 20
+MAX_VARIANTS = 8
+PARTIAL_AGE = 24 * 3600.0
+FLUSH_EVERY = 0.5
+# After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
+BROKEN_PAUSE = 10.0
+# Room that is never used up by a fetch (bytes): the index and the log want some, too.
+RESERVE = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A verified object on disk. `media_type` is empty for blobs; `created` is in seconds since the epoch."""
+
+    digest: str
+    size: int
+    media_type: str
+    created: float
+
+    @property
+    def kind(self) -> Kind:
+        """Manifest if it was stored with a media type."""
+        return Kind.MANIFEST if self.media_type else Kind.BLOB
+
+
+@dataclass(frozen=True, slots=True)
+class TagVariant:
+    """What a tag meant when upstream was last asked with these media types in Accept (`asked`)."""
+
+    asked: frozenset[str]
+    digest: str
+    media_type: str
+    size: int
+    checked: float
+
+
+class Store:
+    """Objects by digest, tags by name. All methods but those marked "blocks" are for the event loop."""
+
+    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
+        self.root = root
+        self.blobs = BlobDir(root)
+        self._index = Index(root / "index")
+        self._clock = clock
+        self._small: OrderedDict[str, bytes] = OrderedDict()
+        self._small_bytes = 0
+        self._broken_until = 0.0
+        self._reserved = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cacheyd-disk")
+        self.objects: dict[Kind, int] = {Kind.MANIFEST: 0, Kind.BLOB: 0}
+        self.bytes = 0
+        self.write_errors = 0
+
+    # Lifecycle
+
+    async def start(self) -> None:
+        """Makes the directory and opens the index; reconciles in the background. Never raises for a bad disk."""
+        try:
+            await self._in_thread(self._prepare)
+        except OSError as error:
+            self.report_write_error(error)
+        self._tasks = [asyncio.create_task(self._reconcile()), asyncio.create_task(self._flush_forever())]
+
+    def _prepare(self) -> None:
+        self.blobs.prepare()
+        self._index.open()
+
+    async def stop(self) -> None:
+        """Flushes the index and ends the background work."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._in_thread(self._index.close)
+        self.threads.shutdown(wait=True)
+
+    async def _in_thread[T](self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_EVERY)
+            await self._in_thread(self._index.flush)
+
+    async def _reconcile(self) -> None:
+        try:
+            await self._in_thread(self._index.load)
+            await self._in_thread(self._scan)
+            await self._in_thread(self.blobs.sweep_partials, PARTIAL_AGE)
+        except Exception:
+            log.exception("reconciling %s failed; what is there is served all the same", self.root)
+
+    def _scan(self) -> None:
+        """Blocks. Adopts files without a row (an index that was lost), after hashing them."""
+        objects = {Kind.MANIFEST: 0, Kind.BLOB: 0}
+        total = 0
+        for digest, size in self.blobs.scan():
+            stored = self._row(digest)
+            if stored is None or stored.size != size:
+                stored = self._adopt(digest, size)
+            if stored is not None:
+                objects[stored.kind] += 1
+                total += size
+        self.objects, self.bytes = objects, total
+
+    def _adopt(self, digest: str, size: int) -> Stored | None:
+        if hash_file(self.blobs.path(digest), digest.partition(":")[0]) != digest:
+            log.warning("%s does not hold what its name says; removed", self.blobs.path(digest))
+            self._index.delete(f"o:{digest}")
+            self.blobs.remove(digest)
+            return None
+        media_type = _guess_media_type(self.blobs.read(digest)) if size <= 4 << 20 else ""
+        stored = Stored(digest, size, media_type, self._clock())
+        self._put_row(stored)
+        return stored
+
+    # Objects
+
+    def _row(self, digest: str) -> Stored | None:
+        row = self._index.get(f"o:{digest}")
+        if row is None:
+            return None
+        try:
+            return Stored(digest, int(row["size"]), str(row["type"]), float(row["at"]))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def _put_row(self, stored: Stored) -> None:
+        self._index.put(f"o:{stored.digest}", {"size": stored.size, "type": stored.media_type, "at": stored.created})
+
+    def find(self, digest: str) -> Stored | None:
+        """The object if its row and its file are there. One stat; a file that was wiped takes its row along."""
+        stored = self._row(digest)
+        if stored is None:
+            return None
+        if self.blobs.size(digest) != stored.size:
+            self._index.delete(f"o:{digest}")
+            self._forget_small(digest)
+            return None
+        return stored
+
+    def body(self, stored: Stored) -> bytes | Mapped | None:
+        """The object's bytes: small ones from memory, others as the shared mapping; None if the file went just now."""
+        if stored.size > SMALL:
+            mapped = self.blobs.map(stored.digest)
+            return mapped if mapped is not None and mapped.size == stored.size else None
+        data = self._small.get(stored.digest)
+        if data is None:
+            data = self.blobs.read(stored.digest)
+            if data is None or len(data) != stored.size:
+                return None
+            self._remember_small(stored.digest, data)
+        return data
+
+    def _remember_small(self, digest: str, data: bytes) -> None:
+        self._small[digest] = data
+        self._small_bytes += len(data)
+        while self._small_bytes > SMALL_TOTAL:
+            _, old = self._small.popitem(last=False)
+            self._small_bytes -= len(old)
+
+    def _forget_small(self, digest: str) -> None:
+        self._small_bytes -= len(self._small.pop(digest, b""))
+
+    # Writing
+
+    @property
+    def writable(self) -> bool:
+        """False for a while after the disk refused a write."""
+        return self._clock() >= self._broken_until
+
+    def has_room(self, size: int) -> bool:
+        """Whether an object of `size` bytes fits beside those being fetched."""
+        free = self.blobs.free()
+        return free is None or free - self._reserved - RESERVE >= size
+
+    def reserve(self, size: int) -> None:
+        """Counts `size` bytes as used (negative: gives them back)."""
+        self._reserved += size
+
+    def report_write_error(self, error: OSError) -> None:
+        """Remembers that the disk refuses writes: requests go on without being kept. One log line per pause."""
+        self.write_errors += 1
+        if self.writable:
+            name = errno.errorcode.get(error.errno or 0, "?")
+            log.error("%s cannot be written (%s: %s); serving without keeping", self.root, name, error.strerror)
+        self._broken_until = self._clock() + BROKEN_PAUSE
+
+    async def open_partial(self, digest: str) -> Partial:
+        """The object's partial file with what is there already; raises OSError."""
+        return await self._in_thread(self.blobs.open_partial, digest)
+
+    async def append(self, partial: Partial, chunks: list[bytes]) -> int:
+        """Hashes and writes in a thread; the new size. Raises OSError."""
+        return await self._in_thread(partial.append, chunks)
+
+    async def commit(self, partial: Partial, media_type: str = "") -> Stored | None:
+        """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError."""
+        stored = Stored(partial.digest, partial.size, media_type, self._clock())
+
+        def sync_and_rename() -> bool:
+            partial.sync()
+            known = self.blobs.size(partial.digest) is not None
+            if not self.blobs.commit(partial):
+                return False
+            if not known:
+                self.objects[stored.kind] += 1
+                self.bytes += stored.size
+            return True
+
+        if not await self._in_thread(sync_and_rename):
+            return None
+        self._put_row(stored)
+        return stored
+
+    async def put(self, digest: str, data: bytes, media_type: str) -> Stored | None:
+        """Stores a small verified object (a manifest) whole; None if it could not be kept."""
+        try:
+            partial = await self.open_partial(digest)
+            try:
+                if partial.size:
+                    await self._in_thread(self.blobs.discard, partial)
+                    partial.close()
+                    partial = await self.open_partial(digest)
+                await self.append(partial, [data])
+                return await self.commit(partial, media_type) if partial.verified() else None
+            finally:
+                partial.close()
+        except OSError as error:
+            self.report_write_error(error)
+            return None
+
+    def set_media_type(self, stored: Stored, media_type: str) -> Stored:
+        """Records what a manifest is, where its row did not say (an adopted file)."""
+        stored = replace(stored, media_type=media_type)
+        self._put_row(stored)
+        return stored
+
+    # Tags
+
+    def tag_variants(self, registry: str, repository: str, tag: str) -> list[TagVariant]:
+        """What is known of a tag, newest first."""
+        row = self._index.get(f"t:{registry}/{repository}:{tag}")
+        try:
+            return [] if row is None else [_variant(item) for item in row["variants"]]
+        except (KeyError, TypeError, ValueError):
+            return []
+
+    def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
+        """Records what upstream said of a tag to a client that asked with `variant.asked`."""
+        others = [v for v in self.tag_variants(registry, repository, tag) if v.asked != variant.asked]
+        rows = [_variant_row(v) for v in [variant, *others][:MAX_VARIANTS]]
+        self._index.put(f"t:{registry}/{repository}:{tag}", {"variants": rows})
+
+    def delete_tag(self, registry: str, repository: str, tag: str) -> None:
+        """Forgets a tag, as upstream says that it is gone."""
+        self._index.delete(f"t:{registry}/{repository}:{tag}")
+
+
+def _variant(row: Row) -> TagVariant:
+    return TagVariant(frozenset(row["asked"]), row["digest"], row["type"], int(row["size"]), float(row["at"]))
+
+
+def _variant_row(v: TagVariant) -> Row:
+    return {"asked": sorted(v.asked), "digest": v.digest, "type": v.media_type, "size": v.size, "at": v.checked}
+
+
+def _guess_media_type(data: bytes | None) -> str:
+    """What a manifest is by its content (image-spec: `mediaType` is optional); empty if it is not a manifest."""
+    if not data or data.lstrip()[:1] != b"{":
+        return ""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(content, dict) or content.get("schemaVersion") != 2:
+        return ""
+    declared = content.get("mediaType")
+    if isinstance(declared, str) and declared.isprintable() and "/" in declared:
+        return declared
+    if isinstance(content.get("manifests"), list):
+        return OCI_INDEX
+    return OCI_MANIFEST if isinstance(content.get("config"), dict) else ""
+
+
+def free_space(path: Path) -> str:
+    """The free space below `path` for people, for the start line."""
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return "unknown"
+    size = float(status.f_bavail * status.f_frsize)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,12 @@
+output "launch_template" {
+  description = "Launch template for other node groups: id and version."
+  value = {
+    id      = aws_launch_template.cacheyd.id
+    version = aws_launch_template.cacheyd.latest_version
+  }
+}
+
+output "user_data" {
+  description = "The user data as a node gets it from the launch template, to be read by people."
+  value       = local.user_data
+}
