@@ -21,7 +21,7 @@ COPY --from=build /opt/cacheyd /opt/cacheyd
 # Owned by cacheyd's user, so that a named volume put here is, too.
 RUN install -d -o 65532 -g 65532 -m 0750 /var/cache/cacheyd
 # No user has this number in /etc/passwd, so there is no home; nothing is written outside CACHE_DIR, and the root file
-# system can be read-only. Python's bytecode is in the image already.
+# system can be read-only. TMPDIR is for SQLite, should it need a temporary file. Python's bytecode is there already.
 ENV PATH=/opt/cacheyd/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TextIO
 
 ACCESS = "cacheyd.access"
+# Lines that may wait for a slow reader of the log.
+MAX_WAITING = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ class AccessLog:
         self._thread.start()
 
     def write(self, line: AccessLine) -> None:
-        """Takes a line; it is written within a tenth of a second."""
-        self._queue.put(line)
+        """Takes a line; it is written within a tenth of a second. Dropped if the log is read too slowly."""
+        if self._queue.qsize() < MAX_WAITING:
+            self._queue.put(line)
 
     def close(self) -> None:
         """Writes what is left."""

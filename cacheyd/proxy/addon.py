@@ -85,7 +85,7 @@ class RegistryCache:
 
     def _address(self) -> str:
         addresses = ctx.master.addons.get("proxyserver").listen_addrs()
-        return " and ".join(dict.fromkeys(f"{host or '*'}:{port}" for host, port, *_ in addresses)) or "nothing"
+        return " and ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port, *_ in addresses)
 
     def _watch(self) -> None:
         store, metrics = self.store, self.metrics
@@ -302,7 +302,7 @@ class RegistryCache:
                 method,
                 registry,
                 ref.repository if ref else "",
-                ref.reference if ref else "",
+                (ref.reference or str(ref.kind)) if ref else "",
                 answer.status,
                 sent,
                 answer.result,

@@ -12,11 +12,10 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 _READ = 4 << 20
-_IOV_MAX = 512
 _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _PARTIAL = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})")
 _LENGTH = {"sha256": 64, "sha512": 128}
@@ -40,7 +39,7 @@ class Mapped:
 
 
 class Partial:
-    """An object on its way in: an append-only file with a running hash. `append` and `open` block: call them in a thread."""
+    """An object on its way in: an append-only file with a running hash."""
 
     def __init__(self, path: Path, fd: int, digest: str) -> None:
         self.path = path
@@ -68,25 +67,21 @@ class Partial:
             raise
         return partial
 
-    def append(self, chunks: Sequence[bytes]) -> int:
-        """Writes and hashes the chunks at the end; returns the new size. Raises OSError, with the file unchanged in `size`."""
-        offset = self.size
-        for first in range(0, len(chunks), _IOV_MAX):
-            batch = chunks[first : first + _IOV_MAX]
-            offset += self._write(batch, offset)
-        for chunk in chunks:
-            self._hash.update(chunk)
-        self.size = offset
-        return offset
+    def write(self, data: bytes) -> None:
+        """Writes `data` at the end; `advance` is to follow. Blocks; raises OSError, with `size` as it was."""
+        view = memoryview(data)
+        written = 0
+        while written < len(view):
+            written += os.pwrite(self.fd, view[written:], self.size + written)
 
-    def _write(self, batch: Sequence[bytes], offset: int) -> int:
-        total = sum(map(len, batch))
-        written = os.pwritev(self.fd, batch, offset)
-        if written < total:
-            rest = memoryview(b"".join(batch))
-            while written < total:
-                written += os.pwrite(self.fd, rest[written:], offset + written)
-        return total
+    def hash(self, data: bytes) -> None:
+        """Takes `data` into the running hash. Blocks; may run beside `write`."""
+        self._hash.update(data)
+
+    def advance(self, length: int) -> int:
+        """Counts what was written and hashed; the new size."""
+        self.size += length
+        return self.size
 
     def verified(self) -> bool:
         """Whether the bytes so far are the whole object."""

@@ -11,10 +11,11 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cacheyd.reference import OCI_INDEX, OCI_MANIFEST, Kind
 from cacheyd.store.blobs import BlobDir, Mapped, Partial, hash_file
@@ -216,8 +217,19 @@ class Store:
         return await self._in_thread(self.blobs.open_partial, digest)
 
     async def append(self, partial: Partial, chunks: list[bytes]) -> int:
-        """Hashes and writes in a thread; the new size. Raises OSError."""
-        return await self._in_thread(partial.append, chunks)
+        """Hashes and writes side by side in threads; the new size. Raises OSError.
+
+        The chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
+        the event loop. Unless it is cancelled, both threads are done when this ends.
+        """
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        written = self._in_thread(partial.write, data)
+        if len(data) < SMALL:
+            await written
+            partial.hash(data)
+        else:
+            await _both(written, self._in_thread(partial.hash, data))
+        return partial.advance(len(data))
 
     async def commit(self, partial: Partial, media_type: str = "") -> Stored | None:
         """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError."""
@@ -280,6 +292,12 @@ class Store:
     def delete_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forgets a tag, as upstream says that it is gone."""
         self._index.delete(f"t:{registry}/{repository}:{tag}")
+
+
+async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
+    for result in await asyncio.gather(first, second, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _variant(row: Row) -> TagVariant:
