@@ -51,6 +51,14 @@ class _Plain(Collector):
             yield family
 
 
+class _Watched(Collector):
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        return self._read()
+
+
 class Metrics:
     """What happened so far. `registries` are the configured ones, which always get a label of their own."""
 
@@ -114,17 +122,24 @@ class Metrics:
         """A gauge that is read when somebody looks."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
+    def watch_total(self, name: str, text: str, read: Callable[[], int]) -> None:
+        """A counter (`name` without `_total`) that is kept elsewhere."""
+
+        def collect() -> Iterable[Metric]:
+            yield CounterMetricFamily(name, text, value=read())
+
+        self.registry.register(_Watched(collect))
+
     def watch_kinds(self, name: str, text: str, read: Callable[[], dict[str, float]]) -> None:
         """A gauge by kind that is read when somebody looks."""
 
-        class _Kinds(Collector):
-            def collect(self) -> Iterable[Metric]:
-                family = GaugeMetricFamily(name, text, labels=["kind"])
-                for kind, value in read().items():
-                    family.add_metric([kind], value)
-                yield family
+        def collect() -> Iterable[Metric]:
+            family = GaugeMetricFamily(name, text, labels=["kind"])
+            for kind, value in read().items():
+                family.add_metric([kind], value)
+            yield family
 
-        self.registry.register(_Kinds())
+        self.registry.register(_Watched(collect))
 
     def totals(self) -> tuple[int, int]:
         """Hits and misses so far."""

@@ -85,7 +85,8 @@ class RegistryCache:
 
     def _address(self) -> str:
         addresses = ctx.master.addons.get("proxyserver").listen_addrs()
-        return " and ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port, *_ in addresses)
+        names = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port, *_ in addresses]
+        return " and ".join(dict.fromkeys(names))
 
     def _watch(self) -> None:
         store, metrics = self.store, self.metrics
@@ -93,7 +94,7 @@ class RegistryCache:
         metrics.watch("cacheyd_store_bytes", "Bytes stored", lambda: float(store.bytes))
         metrics.watch("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda: float(store.blobs.free() or 0))
         metrics.watch("cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(store.writable))
-        metrics.watch("cacheyd_store_write_errors", "Writes that the disk refused", lambda: float(store.write_errors))
+        metrics.watch_total("cacheyd_store_write_errors", "Writes that the disk refused", lambda: store.write_errors)
         metrics.watch_kinds("cacheyd_store_objects", "Objects stored", lambda: {str(k): n for k, n in store.objects.items()})
 
     async def done(self) -> None:
@@ -192,6 +193,9 @@ class RegistryCache:
         if flow.metadata.get(FETCH):
             return
         flow.metadata[STARTED] = time.monotonic()
+        # For the inspector: where the request really came to, and not the reverse mode's target.
+        flow.request.data.port = flow.client_conn.sockname[1]
+        flow.request.data.scheme = b"https" if flow.client_conn.tls else b"http"
         self._active += 1
         answer = await self._answer(flow.request)
         flow.metadata[ANSWER] = answer
