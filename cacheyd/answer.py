@@ -8,7 +8,7 @@ from cacheyd.errors import HeaderList, RequestError
 from cacheyd.fetch import UpstreamBroken, UpstreamResponse, end_to_end
 from cacheyd.flight import BodyBroken, Relay, Source
 from cacheyd.reference import Kind, Reference
-from cacheyd.store.store import Stored
+from cacheyd.store.rows import Stored
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 PROXIED_BY = ("X-Proxied-By", "cacheyd")

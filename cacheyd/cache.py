@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import partial as bind
 
 from cacheyd import policy
+from cacheyd.access import Access
 from cacheyd.answer import Answer, error_answer, hit_headers, object_headers, relay_answer, stream_answer
 from cacheyd.config import Settings
-from cacheyd.errors import HeaderList, RequestError
-from cacheyd.fetch import PERSONAL, Fetcher, ManifestContent, content_length, credentials_of, end_to_end, header
-from cacheyd.flight import HOLD, Flight, FlightReader, MappedReader, NotKept, Relay, Relayed
+from cacheyd.errors import HeaderList, RequestError, cache_error
+from cacheyd.fetch import Fetcher, ManifestContent, asker, content_length, end_to_end, header
+from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, NotKept, Relay, Relayed
 from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_range
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
 from cacheyd.store.blobs import Mapped
-from cacheyd.store.store import Store, Stored, TagVariant
+from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.store import Store
 
 # A bounded range that starts so far beyond what a flight has is asked of upstream on its own (bytes).
 FAR_AHEAD = 8 << 20
@@ -57,13 +59,17 @@ class Cache:
         *,
         clock: Callable[[], float] = time.time,
         on_ignored: Callable[[], None] = lambda: None,
+        below_floor: Callable[[str], bool] = lambda registry: False,
     ) -> None:
         self.store = store
+        self.access = Access(store, fetcher)
         self.fetcher = fetcher
         self.settings = settings
         self._clock = clock
         self._on_ignored = on_ignored
-        self._resolving: dict[tuple[str, ...], tuple[bytes, asyncio.Task[Relay]]] = {}
+        self._below_floor = below_floor
+        self._waiting = 0
+        self._resolving: dict[tuple[str, ...], tuple[Asker, asyncio.Task[Relay]]] = {}
 
     # Hits
 
@@ -71,6 +77,8 @@ class Cache:
         """The answer from disk, or None if upstream has to be asked. Never awaits, never raises for what is in the store."""
         ref = request.ref
         now = self._clock()
+        if not self.access.granted(ref, request.headers):
+            return None
         if ref.kind is Kind.BLOB and ref.digest:
             stored = self.store.find(ref.digest)
             return self._from_store(request, stored, OCTET_STREAM, HIT, stored.created) if stored else None
@@ -136,12 +144,27 @@ class Cache:
     async def answer(self, request: Request) -> Answer:
         """The answer, whatever it takes; failures are answers, too."""
         try:
-            return self.hit(request) or await self._miss(request)
+            return self.hit(request) or await self._wait(request)
         except Relayed as error:
             result = MISS if request.ref.kind in (Kind.MANIFEST, Kind.BLOB) else BYPASS
             return relay_answer(request.ref, error.relay, result, head=request.head)
         except RequestError as error:
             return error_answer(error, request.ref)
+
+    async def _wait(self, request: Request) -> Answer:
+        if self._waiting >= self.settings.max_waiting:
+            raise cache_error("too many clients are waiting for upstreams", 503)
+        self._waiting += 1
+        try:
+            await self.access.check(request.ref, request.headers)
+            return self.hit(request) or await self._miss(request)
+        finally:
+            self._waiting -= 1
+
+    @property
+    def waiting(self) -> int:
+        """How many clients wait for upstreams."""
+        return self._waiting
 
     async def _miss(self, request: Request) -> Answer:
         ref = request.ref
@@ -192,6 +215,8 @@ class Cache:
         if policy.tag_ttl(self.settings, ref) == 0:
             self._on_ignored()
         known = self._variant(ref, types)
+        if self._below_floor(ref.registry) and (answer := self._saved(request, known)):
+            return answer
         try:
             if request.head or (known and self.store.find(known.digest)):
                 relay = await self._resolve(request)
@@ -243,9 +268,14 @@ class Cache:
     def _stale(self, request: Request, known: TagVariant | None, error: Relayed | RequestError) -> Answer | None:
         """The last known tag where upstream is failing, not where it says that there is none or that this client may not."""
         status = error.relay.status if isinstance(error, Relayed) else error.failure.status
-        if known is None or not (status == 429 or status >= 500):
+        if not (status == 429 or status >= 500):
             return None
-        if not policy.may_be_stale(known, self.settings.stale_if_error, self._clock()):
+        return self._saved(request, known)
+
+    def _saved(self, request: Request, known: TagVariant | None) -> Answer | None:
+        """The last known tag, marked as such, if it may still be served."""
+        stale_if_error = self.settings.registry(request.ref.registry).stale_if_error
+        if known is None or not policy.may_be_stale(known, stale_if_error, self._clock()):
             return None
         answer = self._from_variant(request, known, STALE)
         if answer is not None:
@@ -258,7 +288,7 @@ class Cache:
         ref = request.ref
         asked = policy.asked_types(accepted_types(request.accept))
         key = (ref.registry, ref.repository, ref.reference, *sorted(asked))
-        mine = credentials_of(request.headers)
+        mine = asker(ref, request.headers)
         while True:
             running = self._resolving.get(key)
             if running is None:
@@ -267,12 +297,12 @@ class Cache:
                 if not task.done():
                     self._resolving[key] = running
                     task.add_done_callback(bind(self._resolved, key))
-            credentials, task = running
+            theirs, task = running
             try:
                 relay = await asyncio.shield(task)
             except Relayed as error:
                 relay = error.relay
-            if credentials == mine or relay.status not in PERSONAL:
+            if mine.shares(theirs, Relayed(relay)):
                 return relay
             await asyncio.sleep(0)
 
@@ -307,7 +337,7 @@ class Cache:
 
     async def _board(self, request: Request) -> Flight:
         """The blob's flight once upstream has answered; a refusal of somebody else's credentials is not this client's."""
-        mine = credentials_of(request.headers)
+        mine = asker(request.ref, request.headers)
         while True:
             flight = self.fetcher.flight(request.ref, request.headers)
             try:
@@ -316,8 +346,8 @@ class Cache:
                     await flight.settled(LENGTH_WAIT)
                 elif flight.size <= HOLD:
                     await flight.settled(SMALL_WAIT)
-            except Relayed as error:
-                if flight.credentials == mine or error.relay.status not in PERSONAL:
+            except (Relayed, RequestError) as error:
+                if mine.shares(flight.asker, error):
                     raise
             else:
                 return flight

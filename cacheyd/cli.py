@@ -6,7 +6,8 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from cacheyd import __version__, config
 from cacheyd.config import SETTINGS, ConfigError, Settings
@@ -19,33 +20,56 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cacheyd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the cache", description="Runs the cache until SIGTERM or SIGINT.")
-    serve.add_argument("--config", metavar="FILE", help="TOML file (environment: CACHEYD_CONFIG)")
-    for setting in SETTINGS:
-        variables = ", ".join(reversed(setting.variables()))
-        action = {"action": "store_const", "const": "true"} if setting.default is False else {"metavar": "VALUE"}
-        text = f"{setting.help} (environment: {variables}; default: {setting.default!r})".replace("%", "%%")
-        serve.add_argument(f"--{setting.name.replace('_', '-')}", dest=setting.name, help=text, **action)  # type: ignore[arg-type]
+    settings = commands.add_parser("config", help="check or show the settings")
+    actions = settings.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="say whether the settings can be used")
+    show = actions.add_parser("show", help="print each setting and where it comes from, secrets masked")
+    for command in (serve, check, show):
+        _add_settings(command)
     return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", metavar="FILE", help="TOML file (environment: CACHEYD_CONFIG)")
+    for setting in SETTINGS:
+        if not setting.variables():
+            continue
+        variables = ", ".join(reversed(setting.variables()))
+        action = {"nargs": "?", "const": "true"} if setting.default is False else {}
+        text = f"{setting.help} (environment: {variables}; default: {setting.default!r})".replace("%", "%%")
+        flag = f"--{setting.name.replace('_', '-')}"
+        command.add_argument(flag, dest=setting.name, metavar="VALUE", help=text, **action)  # type: ignore[arg-type]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 1 (cannot run) or 2 (wrong input)."""
     args = _parser().parse_args(arguments)
+    load = partial(config.load, file=args.config, flags=vars(args))
     try:
-        settings = config.load(file=args.config, flags=vars(args))
+        settings = load()
     except ConfigError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
         return 2
-    return asyncio.run(_serve(settings))
+    if args.command == "config":
+        if args.action == "show":
+            print(config.show(settings))
+        else:
+            print("the settings can be used")
+        return 0
+    return asyncio.run(_serve(settings, load))
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, load: Callable[[], Settings]) -> int:
     # mitmproxy takes most of a second to import: not for --help, --version and wrong input.
     from cacheyd import logs  # noqa: PLC0415
     from cacheyd.proxy.daemon import Daemon  # noqa: PLC0415
 
     access_log = logs.setup(debug=settings.debug)
-    daemon = Daemon(settings, access_log)
+    try:
+        daemon = Daemon(settings, load, access_log)
+    except ConfigError as error:
+        log.error("%s", error)
+        return 2
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, daemon.stop)

@@ -5,180 +5,176 @@ start with one line that names where it stands, the key, the value and what was 
 """
 
 import os
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from cacheyd import parse
 from cacheyd.errors import RequestError
+from cacheyd.parse import Size
 from cacheyd.reference import DOCKER_HUB, canonical_registry
-
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)(ms|s|m|h|d))+")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class ConfigError(Exception):
     """One line that says which setting cannot be used, and why."""
 
 
-def parse_duration(value: object) -> float:
-    """Seconds from `"90s"`, `"5m"`, `"1h30m"`, `"7d"` or a number of seconds; raises ValueError for the rest."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    if isinstance(value, str) and _DURATION.fullmatch(value):
-        return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
-    raise ValueError('a duration such as "90s", "5m", "1h30m" or "7d"')
+class Scope(StrEnum):
+    """Where a setting may stand."""
 
-
-def _integer(low: int, high: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        if isinstance(value, str) and re.fullmatch(r"\d{1,18}", value):
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
-            return value
-        raise ValueError(f"a whole number from {low} to {high}")
-
-    return parse
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str) and value.isprintable():
-        return value
-    raise ValueError("a text")
-
-
-def _directory(value: object) -> Path:
-    if isinstance(value, str) and value and value.isprintable():
-        return Path(value).expanduser().absolute()
-    raise ValueError("a directory")
-
-
-def _readable_file(value: object) -> Path:
-    path = _directory(value)
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        raise ValueError(f"a file that can be read ({error.strerror})") from None
-
-
-def _switch(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    known = {
-        "1": True,
-        "true": True,
-        "yes": True,
-        "on": True,
-        "0": False,
-        "false": False,
-        "no": False,
-        "off": False,
-        "": False,
-    }
-    if isinstance(value, str) and value.lower() in known:
-        return known[value.lower()]
-    raise ValueError("true or false")
-
-
-def _registry_name(value: object) -> str:
-    if value == "":
-        return ""
-    try:
-        return canonical_registry(_text(value))
-    except RequestError:
-        raise ValueError("a registry: host or host:port") from None
-
-
-def _base_url(value: object) -> str:
-    url = urlsplit(_text(value))
-    try:
-        ok = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port > 0)
-    except ValueError:
-        ok = False
-    if not ok or url.username or url.password or url.query or url.fragment:
-        raise ValueError("a URL such as https://registry.example or http://host:5000/path")
-    return _text(value).rstrip("/")
+    GLOBAL = "global"
+    """At the top of the file."""
+    DEFAULTS = "defaults"
+    """In [defaults], and in [registries."…"] for one registry."""
+    REGISTRY = "registry"
+    """In [registries."…"] only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A row of the table. `env` are the variables that set it, the first one that is set wins."""
+    """A row of the table. `env` are further variables that set it; `live` says that SIGHUP can change it."""
 
     name: str
     parse: Callable[[object], Any]
     default: object
     help: str
+    scope: Scope = Scope.GLOBAL
     env: tuple[str, ...] = ()
+    live: bool = True
+    secret: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its place in the file."""
+        return self.name if self.scope is Scope.GLOBAL else f"{self.scope}.{self.name}"
 
     def variables(self) -> tuple[str, ...]:
-        """Each environment variable that sets it."""
-        return (f"CACHEYD_{self.name.upper()}", *self.env)
+        """The environment variables that set it, the first one that is set wins; none for one registry's own."""
+        return () if self.scope is Scope.REGISTRY else (f"CACHEYD_{self.name.upper()}", *self.env)
 
+
+_D, _R = Scope.DEFAULTS, Scope.REGISTRY
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("host", _text, "", "address to listen on; empty means all, IPv4 and IPv6"),
-    Setting("port", _integer(1, 65535), 3000, "port to listen on", ("PORT",)),
-    Setting("cache_dir", _directory, "/tmp/cacheyd", "where the cache lives; created if missing", ("CACHE_DIR",)),  # noqa: S108
-    Setting("debug", _switch, False, "log more; never credentials", ("DEBUG",)),
-    Setting("default_registry", _registry_name, "", "registry for clients that send no ns and no host in the path"),
-    Setting("tag_ttl", parse_duration, "5m", "how long a tag is served before upstream is asked again; never for latest"),
-    Setting("stale_if_error", parse_duration, "7d", "how long the last known tag is served while upstream is failing"),
-    Setting("connect_timeout", parse_duration, "10s", "deadline for connecting to an upstream"),
-    Setting("head_timeout", parse_duration, "20s", "deadline for the head of an upstream's response"),
-    Setting("progress_timeout", parse_duration, "30s", "a body that stands still for so long is broken, either way"),
-    Setting("retries", _integer(0, 100), 5, "how often a broken upstream body is resumed"),
-    Setting("grace", parse_duration, "20s", "time for running transfers after SIGTERM"),
-)
+    Setting("host", parse.text, "", "address to listen on; empty means all, IPv4 and IPv6", live=False),
+    Setting("port", parse.integer(1, 65535), 3000, "port to listen on", env=("PORT",), live=False),
+    Setting(
+        "cache_dir", parse.directory, "/tmp/cacheyd", "where the cache lives; created if missing", env=("CACHE_DIR",), live=False
+    ),
+    Setting("debug", parse.switch, False, "log more; never credentials", env=("DEBUG",)),
+    Setting("max_size", parse.size, "", "most that is stored; least recently used objects make room; empty means no limit"),
+    Setting("min_free", parse.size, "5%", "what is left free on the disk, in the same way"),
+    Setting("pin", parse.patterns, "", "images that are never evicted, as patterns of registry/repository:tag"),
+    Setting("default_registry", parse.registry_name, "", "registry for clients that send no ns and no host in the path"),
+    Setting("allow", parse.patterns, "", "registries that may be asked for, as patterns; empty means any"),
+    Setting("deny", parse.patterns, "", "registries that may not, as patterns"),
+    Setting("connect_timeout", parse.duration, "10s", "deadline for connecting to an upstream"),
+    Setting("head_timeout", parse.duration, "20s", "deadline for the head of an upstream's response"),
+    Setting("progress_timeout", parse.duration, "30s", "a body that stands still for so long is broken, either way"),
+    Setting("retries", parse.integer(0, 100), 5, "how often a broken upstream body is resumed"),
+    Setting("grace", parse.duration, "20s", "time for running transfers after SIGTERM"),
+    Setting("max_connections", parse.integer(1, 1_000_000), 4096, "most connections of clients; more are refused"),
+    Setting("max_flights", parse.integer(1, 100_000), 256, "most objects that are fetched at once; more wait their turn", live=False),
+    Setting("max_waiting", parse.integer(1, 1_000_000), 4096, "most clients that wait for upstreams; more get 503"),
+    Setting("tls_cert", parse.readable_file, "", "PEM file with the listener's certificate chain; makes it speak TLS", live=False),
+    Setting("tls_key", parse.readable_file, "", "PEM file with its key, if that is not in tls_cert", live=False),
+    Setting("client_ca", parse.readable_file, "", "PEM file of authorities; clients must have a certificate of one", live=False),
+    Setting("tag_ttl", parse.duration, "5m", "how long a tag is served before upstream is asked again", _D),
+    Setting("tag_ttls", parse.ttls, "latest=0s", "the same by pattern of tag; the first that matches counts, latest=0s comes last", _D),
+    Setting("stale_if_error", parse.duration, "7d", "how long the last known tag is served while upstream is failing", _D),
+    Setting("access", parse.choice("open", "verify"), "open", "verify: ask upstream whether this client may read it, on hits too", _D),
+    Setting("access_ttl", parse.duration, "5m", "how long upstream's answer to that holds", _D),
+    Setting(
+        "auth", parse.choice("passthrough", "credentials", "anonymous"), "passthrough",
+        "whose login upstream sees: the client's, the stored one, or an anonymous token", _D,
+    ),
+    Setting("ratelimit_floor", parse.integer(0, 1_000_000), 0, "with fewer pulls left upstream, stale tags are served first", _D),
+    Setting("max_fetches", parse.integer(1, 100_000), 64, "most requests to one registry at once; more wait their turn", _D),
+    Setting("proxy", parse.proxy_url, "", "HTTP(S) proxy to reach upstreams through", _D, secret=True),
+    Setting("ca_file", parse.readable_file, "", "PEM file of authorities to trust besides the public ones", _D),
+    Setting("insecure_skip_verify", parse.switch, False, "do not check upstream's certificate", _D),
+    Setting("upstream", parse.base_urls, "", "base URL of the origin, or several, tried in order; default https://<registry>", _R),
+    Setting("client_cert", parse.readable_file, "", "PEM file with a client certificate for upstream", _R),
+    Setting("client_key", parse.readable_file, "", "PEM file with its key, if that is not in client_cert", _R),
+    Setting("username", parse.text, "", "login for auth = credentials", _R),
+    Setting("password", parse.text, "", "its password or token; better in password_file or password_env", _R, secret=True),
+    Setting("password_file", parse.readable_file, "", "file that holds the password", _R),
+    Setting("password_env", parse.text, "", "environment variable that holds the password", _R),
+    Setting("token_realms", parse.base_urls, "", "token services that may see the stored login, besides upstream's own host", _R),
+)  # fmt: skip
 
-REGISTRY_SETTINGS: tuple[Setting, ...] = (
-    Setting("upstream", _base_url, "", "base URL of the origin; default https://<registry>"),
-    Setting("ca_file", _readable_file, None, "PEM file of certificate authorities to trust besides the public ones"),
-)
+GLOBAL = tuple(s for s in SETTINGS if s.scope is Scope.GLOBAL)
+PER_REGISTRY = tuple(s for s in SETTINGS if s.scope is not Scope.GLOBAL)
+DEFAULTS = tuple(s for s in SETTINGS if s.scope is Scope.DEFAULTS)
 
 
 @dataclass(frozen=True, slots=True)
 class RegistrySettings:
-    """How one registry is reached. `configured` says that the operator named it, so its address is trusted."""
+    """How one registry is treated. `configured` says that the operator named it, so its address is trusted."""
 
-    upstream: str
-    ca_file: Path | None = None
+    upstream: tuple[str, ...] = ()
     configured: bool = False
+    tag_ttl: float = 300.0
+    tag_ttls: tuple[tuple[str, float], ...] = (("latest", 0.0),)
+    stale_if_error: float = 7 * 86400.0
+    access: str = "open"
+    access_ttl: float = 300.0
+    auth: str = "passthrough"
+    ratelimit_floor: int = 0
+    max_fetches: int = 64
+    proxy: str = ""
+    ca_file: Path | None = None
+    insecure_skip_verify: bool = False
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    username: str = ""
+    password: str = field(default="", repr=False)
+    password_file: Path | None = None
+    password_env: str = ""
+    token_realms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings. Durations are in seconds."""
+    """All settings. Durations are in seconds. `origins` says for each key in the file's notation where it came from."""
 
     host: str = ""
     port: int = 3000
-    cache_dir: Path = Path("/tmp/cacheyd")  # noqa: S108
+    cache_dir: Path = Path("/tmp/cacheyd")
     debug: bool = False
+    max_size: Size = field(default_factory=Size)
+    min_free: Size = field(default_factory=lambda: Size(share=0.05))
+    pin: tuple[str, ...] = ()
     default_registry: str = ""
-    tag_ttl: float = 300.0
-    stale_if_error: float = 7 * 86400.0
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
     connect_timeout: float = 10.0
     head_timeout: float = 20.0
     progress_timeout: float = 30.0
     retries: int = 5
     grace: float = 20.0
+    max_connections: int = 4096
+    max_flights: int = 256
+    max_waiting: int = 4096
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
+    defaults: RegistrySettings = RegistrySettings()
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def registry(self, name: str) -> RegistrySettings:
-        """How `name` (canonical) is reached: as configured, else over https at its own address."""
-        if found := self.registries.get(name):
-            return found
-        return RegistrySettings(_default_upstream(name))
+        """How `name` (canonical) is treated: as configured, else by the defaults."""
+        return self.registries.get(name) or self.defaults
 
-
-def _default_upstream(registry: str) -> str:
-    return "https://registry-1.docker.io" if registry == DOCKER_HUB else f"https://{registry}"
+    def upstreams(self, name: str) -> tuple[str, ...]:
+        """The base URLs of a registry, in the order in which they are tried."""
+        if name == DOCKER_HUB:
+            return self.registry(name).upstream or ("https://registry-1.docker.io",)
+        return self.registry(name).upstream or (f"https://{name}",)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -187,40 +183,84 @@ def _read_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
+        raise ConfigError(f"{path}: is not TOML: {str(error).partition(chr(10))[0]}") from None
 
 
-def _parse(setting: Setting, value: object, where: str, key: str) -> Any:
-    try:
-        return setting.parse(value)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {key} = {value!r}: expected {error}") from None
+class _Loader:
+    """Collects values and where they came from."""
 
+    def __init__(self) -> None:
+        self.origins: dict[str, str] = {}
 
-def _check_keys(table: object, known: set[str], where: str, prefix: str) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where}: {prefix.rstrip('.')}: expected a table")
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{where}: {prefix}{key}: there is no such setting; known: {', '.join(sorted(known))}")
-    return table
-
-
-def _parse_registries(table: object, where: str) -> dict[str, RegistrySettings]:
-    if not isinstance(table, dict):
-        raise ConfigError(f'{where}: registries: expected tables such as [registries."ghcr.io"]')
-    registries = {}
-    for ns, raw in table.items():
+    def value(self, setting: Setting, raw: object, where: str, key: str, shown: str = "") -> Any:
         try:
-            name = canonical_registry(ns)
-        except RequestError:
-            raise ConfigError(f'{where}: registries."{ns}": expected a registry: host or host:port') from None
-        prefix = f'registries."{ns}".'
-        row = _check_keys(raw, {setting.name for setting in REGISTRY_SETTINGS}, where, prefix)
-        values = {s.name: _parse(s, row[s.name], where, prefix + s.name) for s in REGISTRY_SETTINGS if s.name in row}
-        values.setdefault("upstream", _default_upstream(name))
-        registries[name] = RegistrySettings(configured=True, **values)
-    return registries
+            parsed = setting.parse(raw)
+        except ValueError as error:
+            value = "…" if setting.secret else repr(raw)
+            raise ConfigError(f"{where}: {shown or key} = {value}: expected {error}") from None
+        self.origins[key] = where
+        return parsed
+
+    def table(self, raw: object, known: tuple[Setting, ...], where: str, prefix: str) -> dict[str, Any]:
+        """The parsed values of a table of the file."""
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{where}: {prefix.rstrip('.')}: expected a table")
+        by_name = {setting.name: setting for setting in known}
+        for key in raw:
+            if key not in by_name:
+                hint = next(
+                    (f"; it belongs in [{s.scope}]" for s in SETTINGS if s.name == key and s.scope is Scope.DEFAULTS), ""
+                )
+                names = ", ".join(sorted(by_name))
+                raise ConfigError(f"{where}: {prefix}{key}: there is no such setting here{hint or f'; known: {names}'}")
+        return {name: self.value(by_name[name], found, where, prefix + name) for name, found in raw.items()}
+
+    def registries(self, raw: object, where: str, defaults: dict[str, Any]) -> dict[str, RegistrySettings]:
+        """Each configured registry: its own values over the defaults."""
+        if not isinstance(raw, dict):
+            raise ConfigError(f'{where}: registries: expected tables such as [registries."ghcr.io"]')
+        found = {}
+        for ns, table in raw.items():
+            prefix = f'registries."{ns}".'
+            try:
+                name = canonical_registry(ns)
+            except RequestError:
+                raise ConfigError(f"{where}: {prefix.rstrip('.')}: expected a registry: host or host:port") from None
+            if name in found:
+                raise ConfigError(f"{where}: {prefix.rstrip('.')}: {name} is configured twice")
+            row = defaults | self.table(table, PER_REGISTRY, where, prefix)
+            row["tag_ttls"] = _with_latest(row["tag_ttls"])
+            found[name] = _registry(row, where, prefix)
+        return found
+
+    def overrides(self, known: tuple[Setting, ...], environ: Mapping[str, str], flags: Mapping[str, object]) -> dict[str, Any]:
+        """What environment and flags say."""
+        found = {}
+        for setting in known:
+            if variable := next((name for name in setting.variables() if _is_set(environ, name)), None):
+                found[setting.name] = self.value(setting, environ[variable], "environment", setting.key, variable)
+            if flags.get(setting.name) is not None:
+                flag = f"--{setting.name.replace('_', '-')}"
+                found[setting.name] = self.value(setting, flags[setting.name], "flag", setting.key, flag)
+        return found
+
+
+def _with_latest(ttls: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+    """`latest` is asked for each time, unless a pattern before says otherwise."""
+    return ttls if ("latest", 0.0) in ttls else (*ttls, ("latest", 0.0))
+
+
+def _registry(values: dict[str, Any], where: str, prefix: str) -> RegistrySettings:
+    found = RegistrySettings(configured=True, **values)
+    if found.auth == "credentials":
+        secrets = [s for s in (found.password, found.password_file, found.password_env) if s]
+        if not found.username or len(secrets) != 1:
+            raise ConfigError(
+                f'{where}: {prefix}auth = "credentials": expected username and one of password, password_file, password_env'
+            )
+    if found.client_key and not found.client_cert:
+        raise ConfigError(f"{where}: {prefix}client_key: expected client_cert beside it")
+    return found
 
 
 def _is_set(environ: Mapping[str, str], name: str) -> bool:
@@ -235,17 +275,89 @@ def load(
     flags: Mapping[str, object] | None = None,
 ) -> Settings:
     """The settings in force; raises ConfigError with one line where something cannot be used."""
-    values = {setting.name: _parse(setting, setting.default, "default", setting.name) for setting in SETTINGS}
-    registries: dict[str, RegistrySettings] = {}
-    if path := file or environ.get("CACHEYD_CONFIG"):
-        table = _check_keys(_read_file(Path(path)), {s.name for s in SETTINGS} | {"registries"}, path, "")
-        registries = _parse_registries(table.get("registries", {}), path)
-        values |= {s.name: _parse(s, table[s.name], path, s.name) for s in SETTINGS if s.name in table}
-    for setting in SETTINGS:
-        if variable := next((name for name in setting.variables() if _is_set(environ, name)), None):
-            values[setting.name] = _parse(setting, environ[variable], "environment", variable)
-    for setting in SETTINGS:
-        if flags and flags.get(setting.name) is not None:
-            name = f"--{setting.name.replace('_', '-')}"
-            values[setting.name] = _parse(setting, flags[setting.name], "flag", name)
-    return Settings(registries=registries, **values)
+    loader = _Loader()
+    flags = flags or {}
+    values = {s.name: loader.value(s, s.default, "default", s.key) for s in GLOBAL}
+    defaults = {s.name: loader.value(s, s.default, "default", s.key) for s in DEFAULTS}
+    raw_registries: object = {}
+    path = file or environ.get("CACHEYD_CONFIG") or ""
+    if path:
+        raw = _read_file(Path(path))
+        raw_registries = raw.pop("registries", {})
+        defaults |= loader.table(raw.pop("defaults", {}), DEFAULTS, path, "defaults.")
+        values |= loader.table(raw, GLOBAL, path, "")
+    values |= loader.overrides(GLOBAL, environ, flags)
+    defaults |= loader.overrides(DEFAULTS, environ, flags)
+    defaults["tag_ttls"] = _with_latest(defaults["tag_ttls"])
+    registries = loader.registries(raw_registries, path, defaults)
+    if defaults["auth"] == "credentials":
+        raise ConfigError(f'{loader.origins["defaults.auth"]}: auth = "credentials": expected in [registries."…"] only')
+    if (values["tls_key"] or values["client_ca"]) and not values["tls_cert"]:
+        raise ConfigError("tls_key, client_ca: expected tls_cert beside them")
+    return Settings(defaults=RegistrySettings(**defaults), registries=registries, origins=loader.origins, **values)
+
+
+def not_live(old: Settings, new: Settings) -> list[str]:
+    """The settings that differ but take a restart to change."""
+    return [s.name for s in GLOBAL if not s.live and getattr(old, s.name) != getattr(new, s.name)]
+
+
+def password(registry: RegistrySettings, environ: Mapping[str, str] = os.environ) -> str:
+    """The stored password, read anew each time so that a rotated secret is seen; raises ConfigError if it is not there."""
+    if registry.password_file:
+        try:
+            return registry.password_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{registry.password_file}: cannot be read: {error}") from None
+    if registry.password_env:
+        if registry.password_env not in environ:
+            raise ConfigError(f"environment variable {registry.password_env} is not set")
+        return environ[registry.password_env]
+    return registry.password
+
+
+def _shown(setting: Setting, value: object) -> str:
+    match value:
+        case _ if setting.secret and value:
+            return '"…"'
+        case Size():
+            return f'"{value.share * 100:g}%"' if value.share else str(value.bytes)
+        case tuple() if setting.parse is parse.ttls:
+            return "{ " + ", ".join(f'"{name}" = {ttl:g}' for name, ttl in value) + " }"
+        case tuple():
+            return "[" + ", ".join(f'"{item}"' for item in value) + "]"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"{value:g}" if isinstance(value, float) else str(value)
+        case None:
+            return '""'
+        case _:
+            return f'"{value}"'
+
+
+def show(settings: Settings) -> str:
+    """The settings in force as TOML, each with where it came from; secrets are masked, durations are in seconds."""
+    lines = [_line(s, getattr(settings, s.name), settings.origins.get(s.key)) for s in GLOBAL]
+    lines += ["", "[defaults]"]
+    lines += [_line(s, getattr(settings.defaults, s.name), settings.origins.get(s.key)) for s in DEFAULTS]
+    for name, row in settings.registries.items():
+        lines += ["", f'[registries."{name}"]']
+        for setting in PER_REGISTRY:
+            value = getattr(row, setting.name) or (settings.upstreams(name) if setting.name == "upstream" else "")
+            if setting.scope is Scope.REGISTRY and not value:
+                continue
+            own = next((w for key, w in settings.origins.items() if _is_own(key, name, setting.name)), None)
+            inherited = settings.origins.get(setting.key) if setting.scope is Scope.DEFAULTS else "default"
+            lines.append(_line(setting, getattr(row, setting.name) or value, own or inherited))
+    return "\n".join(lines)
+
+
+def _is_own(key: str, registry: str, name: str) -> bool:
+    if not key.startswith('registries."') or not key.endswith(f'".{name}'):
+        return False
+    return canonical_registry(key.removeprefix('registries."').removesuffix(f'".{name}')) == registry
+
+
+def _line(setting: Setting, value: object, origin: str | None) -> str:
+    return f"{setting.name} = {_shown(setting, value)}  # {origin or 'default'}"

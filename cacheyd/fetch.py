@@ -14,7 +14,7 @@ from typing import Protocol
 
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstream_error
-from cacheyd.flight import Flight, FlightError, FlightTable, NotKept, Relay, Relayed
+from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
 from cacheyd.ranges import parse_content_range
 from cacheyd.reference import OCTET_STREAM, Reference
 from cacheyd.store.blobs import Partial, digest_of
@@ -31,9 +31,6 @@ MISMATCH_PAUSE = 60.0
 RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
 # Progress of so many bytes makes the next break a first one again.
 PROGRESS = 64 << 10
-# Answers that may be different for other credentials.
-PERSONAL = frozenset({401, 403, 404, 429})
-
 _HOP_BY_HOP = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -53,11 +50,15 @@ class UpstreamBroken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """What is asked of an upstream. `headers` hold Accept, Authorization, User-Agent and Range only."""
+    """What is asked of an upstream. `headers` hold Accept, Authorization, User-Agent and Range only.
+
+    `as_client` says that the client's own login counts, whatever the registry's settings say.
+    """
 
     ref: Reference
     method: str
     headers: HeaderList
+    as_client: bool = False
 
 
 class UpstreamResponse(Protocol):
@@ -73,11 +74,18 @@ class UpstreamResponse(Protocol):
         """No more of it is wanted; safe to call at any time."""
 
 
+class Transport(Protocol):
+    """HTTP to upstreams, redirects followed; `registry` says whose settings hold for TLS, proxy and addresses."""
+
+    async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> UpstreamResponse:
+        """Sends the request and waits for the head of the response. Raises UpstreamBroken."""
+
+
 class Upstream(Protocol):
     """Origin registries, over whatever transport."""
 
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
-        """Sends the request and waits for the head of the response. Raises UpstreamBroken."""
+        """The head of the registry's response. Raises UpstreamBroken, and RequestError for what is not to be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,11 @@ def end_to_end(headers: HeaderList) -> HeaderList:
 def credentials_of(headers: HeaderList) -> bytes:
     """What tells two clients' credentials apart without keeping them."""
     return hashlib.blake2b((header(headers, "authorization") or "").encode(), digest_size=16).digest()
+
+
+def asker(ref: Reference, headers: HeaderList) -> Asker:
+    """Who asks for something."""
+    return Asker(ref.registry, ref.repository, credentials_of(headers))
 
 
 def content_length(headers: HeaderList) -> int | None:
@@ -147,14 +160,15 @@ class Fetcher:
         self._upstream = upstream
         self._clock = clock
         self._on_verify_failure = on_verify_failure
-        self._manifests: dict[tuple[str, ...], tuple[bytes, asyncio.Task[ManifestContent]]] = {}
+        self._manifests: dict[tuple[str, ...], tuple[Asker, asyncio.Task[ManifestContent]]] = {}
         self._failed: dict[str, tuple[float, RequestError]] = {}
         self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(settings.max_flights)
 
     # What every request goes through
 
-    async def open(self, ref: Reference, method: str, headers: HeaderList) -> UpstreamResponse:
+    async def open(self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False) -> UpstreamResponse:
         """Asks upstream; raises Relayed for a rate limit that is still in force, RequestError 502, 503 or 504 if it fails."""
         limited = (ref.registry, credentials_of(headers))
         if known := self._limited.get(limited):
@@ -162,7 +176,7 @@ class Fetcher:
                 raise Relayed(known[1])
             del self._limited[limited]
         try:
-            response = await self._upstream.open(UpstreamRequest(ref, method, headers))
+            response = await self._upstream.open(UpstreamRequest(ref, method, headers, as_client))
         except UpstreamBroken as error:
             raise _as_request_error(error) from error
         if response.status == 429:
@@ -190,6 +204,14 @@ class Fetcher:
         self._failed.pop(digest, None)
         return None
 
+    def is_busy(self, digest: str) -> bool:
+        """Whether an object is on its way in."""
+        return self.flights.get(digest) is not None
+
+    def incoming(self) -> int:
+        """How many bytes are still to be written by the flights under way."""
+        return sum(max(0, (flight.size or 0) - flight.received) for flight in self.flights)
+
     # Blobs
 
     def flight(self, ref: Reference, headers: HeaderList) -> Flight:
@@ -197,7 +219,7 @@ class Fetcher:
         assert ref.digest
         flight = self.flights.get(ref.digest)
         if flight is None:
-            flight = Flight(ref.digest, credentials_of(headers))
+            flight = Flight(ref.digest, asker(ref, headers))
             self.flights.add(flight)
             task = asyncio.create_task(self._run(flight, ref, headers), name=f"flight {ref.digest[:19]}")
             if not task.done():
@@ -214,7 +236,11 @@ class Fetcher:
 
     async def _run(self, flight: Flight, ref: Reference, headers: HeaderList) -> None:
         try:
-            await self._fly(flight, ref, headers)
+            await self._take_slot()
+            try:
+                await self._fly(flight, ref, headers)
+            finally:
+                self._slots.release()
         except (Relayed, RequestError, NotKept) as error:
             if flight.streaming and isinstance(error, RequestError):
                 pause = MISMATCH_PAUSE if error.failure.code is Code.DIGEST_INVALID else FAILURE_PAUSE
@@ -230,6 +256,13 @@ class Fetcher:
             self._end(flight, upstream_error(502, f"fetching failed: {type(error).__name__}"))
         finally:
             self.flights.remove(flight)
+
+    async def _take_slot(self) -> None:
+        try:
+            async with asyncio.timeout(self.settings.head_timeout):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise upstream_error(503, "too many objects are being fetched") from None
 
     def _end(self, flight: Flight, error: FlightError) -> None:
         self.flights.remove(flight)
@@ -310,7 +343,7 @@ class Fetcher:
         if flight.size is not None and size is not None and size != flight.size:
             raise await self._restart(flight, partial, "upstream changed the size of a blob")
         if size is not None and flight.size is None:
-            if not self.store.has_room(size - partial.size):
+            if not await self.store.make_room(size - partial.size):
                 raise NotKept
             flight.size = size
         if not flight.streaming:
@@ -373,7 +406,7 @@ class Fetcher:
         flight.streaming = flight.verified = True
         flight.notify()
         try:
-            flight.stored = await self.store.commit(partial)
+            flight.stored = await self.store.commit(partial, within=_within(ref))
         except OSError as error:
             self.store.report_write_error(error)
         if flight.stored is None:
@@ -387,7 +420,7 @@ class Fetcher:
         Raises Relayed for an answer that is not the manifest, RequestError if upstream cannot be had.
         """
         key = (ref.digest,) if ref.digest else (ref.registry, ref.repository, ref.reference, *sorted(asked))
-        mine = credentials_of(headers)
+        mine = asker(ref, headers)
         while True:
             running = self._manifests.get(key)
             if running is None:
@@ -396,11 +429,11 @@ class Fetcher:
                 if not task.done():
                     self._manifests[key] = running
                     task.add_done_callback(bind(self._manifest_done, key))
-            credentials, task = running
+            theirs, task = running
             try:
                 return await asyncio.shield(task)
-            except Relayed as error:
-                if credentials == mine or error.relay.status not in PERSONAL:
+            except (Relayed, RequestError) as error:
+                if mine.shares(theirs, error):
                     raise
                 await asyncio.sleep(0)
 
@@ -444,12 +477,16 @@ class Fetcher:
         media_type = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
         stored = None
         if self.store.writable and self.store.has_room(len(data)):
-            stored = await self.store.put(expected, data, media_type)
+            stored = await self.store.put(expected, data, media_type, within=_within(ref))
         return ManifestContent(expected, media_type, data, stored is not None)
 
 
 class _StartOver(Exception):
     """The fetch begins anew, from the first byte."""
+
+
+def _within(ref: Reference) -> str:
+    return f"{ref.registry}/{ref.repository}"
 
 
 def _as_request_error(error: UpstreamBroken) -> RequestError:

@@ -4,17 +4,21 @@ A flight belongs to the cache and to no client: clients come and go, each reads 
 """
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cacheyd.errors import HeaderList, RequestError
 from cacheyd.store.blobs import Mapped, Partial
-from cacheyd.store.store import Stored
+from cacheyd.store.rows import Stored
 
 # What is held back of a blob until its digest is verified, so that nobody gets a complete wrong one (bytes).
 HOLD = 64 << 10
 # Large bodies go out in windows of so many bytes; each complete window has one mapping for all its readers.
 WINDOW = 4 << 20
+# Answers that may be different for other credentials, or in another repository.
+PERSONAL = frozenset({401, 403, 404, 429})
+
 # Up to so much is copied where a window is not complete yet (bytes).
 COPY = 1 << 20
 
@@ -47,6 +51,22 @@ class NotKept(Exception):
 type FlightError = Relayed | RequestError | NotKept
 
 
+class Asker(NamedTuple):
+    """Who asks, as far as it can make a difference: credentials are a hash."""
+
+    registry: str
+    repository: str
+    credentials: bytes
+
+    def shares(self, other: "Asker", error: Relayed | RequestError) -> bool:
+        """Whether a failure of `other`'s request is one of this asker's, too."""
+        if self == other:
+            return True
+        if self.registry != other.registry:
+            return False
+        return not (isinstance(error, Relayed) and error.relay.status in PERSONAL)
+
+
 class Source(Protocol):
     """A body that is read piece by piece; both hits and flights are."""
 
@@ -58,11 +78,11 @@ class Source(Protocol):
 
 
 class Flight:
-    """The state of one fetch. Only `fetch` changes it; each change wakes those who wait."""
+    """The state of one fetch, made for `asker`. Only `fetch` changes it; each change wakes those who wait."""
 
-    def __init__(self, digest: str, credentials: bytes) -> None:
+    def __init__(self, digest: str, asker: Asker) -> None:
         self.digest = digest
-        self.credentials = credentials
+        self.asker = asker
         self.partial: Partial | None = None
         self.size: int | None = None
         self.received = 0
@@ -195,6 +215,9 @@ class FlightTable:
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(list(self._flights.values()))
 
     def get(self, digest: str) -> Flight | None:
         """The flight that is under way, if there is one."""

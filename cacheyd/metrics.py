@@ -74,6 +74,11 @@ class Metrics:
         self._bytes = Counter("cacheyd_bytes", "Body bytes sent to clients, by where they came from", ["source"], registry=r)
         self._upstream = Counter("cacheyd_upstream_requests", "Requests to upstreams", ["registry", "code"], registry=r)
         self._seconds = Histogram("cacheyd_upstream_seconds", "Time to the head of an upstream's response", registry=r)
+        self._remaining = Gauge(
+            "cacheyd_ratelimit_remaining", "Pulls left, as the registry's last answer said", ["registry"], registry=r
+        )
+        self._stale = Counter("cacheyd_stale_served", "Tags served although upstream failed", ["registry"], registry=r)
+        self._evictions = Counter("cacheyd_evictions", "Objects removed to make room", ["reason"], registry=r)
         self._verify = Counter("cacheyd_verify_failures", "Objects whose bytes did not have their digest", registry=r)
         info = Gauge("cacheyd_build_info", "The version that runs", ["version"], registry=r)
         info.labels(__version__).set(1)
@@ -102,6 +107,8 @@ class Metrics:
         if child is None:
             child = self._children[key] = self._requests.labels(*key)
         child.inc()
+        if result == "STALE":
+            self._stale.labels(key[0]).inc()
         if sent:
             self._sources["disk" if result in _HITS else "upstream"].inc(sent)
 
@@ -110,9 +117,21 @@ class Metrics:
         self._plain.ignored += 1
 
     def upstream(self, registry: str, code: str, seconds: float) -> None:
-        """An upstream answered (or failed: `error`, `timeout`) after `seconds`."""
+        """An upstream answered (or failed: `error`, `timeout`, `dead`) after `seconds`."""
         self._upstream.labels(self._label(registry), code).inc()
         self._seconds.observe(seconds)
+
+    def ratelimit(self, registry: str, remaining: int) -> None:
+        """The registry said how many pulls are left."""
+        self._remaining.labels(self._label(registry)).set(remaining)
+
+    def evicted(self, reason: str, count: int) -> None:
+        """Objects were removed to make room."""
+        self._evictions.labels(reason).inc(count)
+
+    def configure(self, registries: Iterable[str]) -> None:
+        """These registries have a label of their own from now on."""
+        self._known |= set(registries)
 
     def verify_failure(self, registry: str) -> None:
         """An upstream sent bytes that do not have their digest."""

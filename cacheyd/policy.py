@@ -1,8 +1,11 @@
 """Pure decisions, with `now` as an argument."""
 
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+
 from cacheyd.config import Settings
 from cacheyd.reference import Reference, accepts
-from cacheyd.store.store import TagVariant
+from cacheyd.store.rows import Stored, TagVariant
 
 # Types of the first manifest schema: nobody serves it any more, some clients still name it.
 _SCHEMA_1 = frozenset(
@@ -20,8 +23,9 @@ def asked_types(types: frozenset[str]) -> frozenset[str]:
 
 
 def tag_ttl(settings: Settings, ref: Reference) -> float:
-    """How long what is known of a tag holds, in seconds. `latest` is always asked for again."""
-    return 0.0 if ref.reference == "latest" else settings.tag_ttl
+    """How long what is known of a tag holds, in seconds: by the first pattern that matches, else `tag_ttl`."""
+    registry = settings.registry(ref.registry)
+    return next((ttl for pattern, ttl in registry.tag_ttls if fnmatchcase(ref.reference, pattern)), registry.tag_ttl)
 
 
 def same_answer(variant: TagVariant, asked: frozenset[str], types: frozenset[str]) -> bool:
@@ -49,3 +53,22 @@ def is_fresh(variant: TagVariant, ttl: float, now: float) -> bool:
 def may_be_stale(variant: TagVariant, stale_if_error: float, now: float) -> bool:
     """Whether the tag may be served although upstream could not confirm it."""
     return now - variant.checked < stale_if_error
+
+
+def evict_order(objects: Iterable[Stored], used: Mapping[str, float], pinned: Collection[str]) -> list[Stored]:
+    """What may be evicted, in the order in which it goes: least recently used first, manifests after all blobs.
+
+    Manifests are small, and a client that has one and not its blobs is better off than one that has neither.
+    """
+    loose = [stored for stored in objects if stored.digest not in pinned]
+    return sorted(loose, key=lambda stored: (bool(stored.media_type), used.get(stored.digest, stored.used)))
+
+
+def to_free(stored: int, max_size: int, free: int | None, min_free: int) -> int:
+    """How many bytes have to go: none below the limits; beyond one of them, down to its low watermark (a tenth below)."""
+    over = 0
+    if max_size and stored > max_size:
+        over = stored - max_size * 9 // 10
+    if free is not None and free < min_free:
+        over = max(over, min_free * 11 // 10 - free)
+    return over

@@ -1,32 +1,41 @@
 """Composition root: options, hooks and lifecycle of the mitmproxy addon."""
 
 import asyncio
+import contextlib
 import logging
+import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from mitmproxy import addonmanager, connection, ctx, exceptions, http
+from mitmproxy import addonmanager, connection, ctx, exceptions, http, tls
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
 
 from cacheyd import __version__, config, status
 from cacheyd.answer import API_VERSION, Answer, error_answer, text_answer
+from cacheyd.auth import Authorizer
 from cacheyd.cache import Cache, Request
 from cacheyd.config import ConfigError, Settings
 from cacheyd.errors import Code, HeaderList, RequestError, cache_error, client_error, reason
 from cacheyd.fetch import Fetcher
 from cacheyd.logs import AccessLine, AccessLog
 from cacheyd.metrics import CONTENT_TYPE, Metrics
+from cacheyd.origins import Origins
+from cacheyd.proxy.connection import FETCH
 from cacheyd.proxy.head import Head
+from cacheyd.proxy.listener import ListenerTls
 from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, Pump
-from cacheyd.proxy.upstream import FETCH, MitmUpstream
+from cacheyd.proxy.transport import MitmTransport
 from cacheyd.reference import Kind, Page, Reference, parse_target
 from cacheyd.store.store import Store, free_space
 
 log = logging.getLogger(__name__)
 
 STARTED = "cacheyd_started"
+# The first byte of a TLS connection (RFC 8446 section 5.1: handshake).
+TLS_RECORD = b"\x16"
 # Replies that are kept for `quick`, and the size of the largest one (bytes).
 QUICK_REPLIES = 512
 QUICK_BYTES = 32 << 10
@@ -35,14 +44,18 @@ FORWARDED = {"accept": "Accept", "authorization": "Authorization", "user-agent":
 
 
 class RegistryCache:
-    """The addon. `settings` and `access_log` are given by `cacheyd serve`; as a script it reads the environment."""
+    """The addon. `load` reads the settings, at the start and on SIGHUP; `access_log` is where `cacheyd serve` logs to."""
 
     name = "registrycache"
 
-    def __init__(self, settings: Settings | None = None, access_log: AccessLog | None = None) -> None:
-        self._given = settings
+    def __init__(
+        self, load: Callable[[], Settings] = config.load, access_log: AccessLog | None = None, *, daemon: bool = False
+    ) -> None:
+        self._load_settings = load
         self._access_log = access_log
-        self.settings = settings or Settings()
+        self._daemon = daemon
+        self.settings = Settings()
+        self._tls: ListenerTls | None = None
         self._ready = False
         self._stopping = False
         self._hurry = False
@@ -56,11 +69,12 @@ class RegistryCache:
     def load(self, loader: addonmanager.Loader) -> None:
         """Registers the addon's own option and sets those of mitmproxy that it depends on."""
         loader.add_option("cacheyd_inspect", bool, False, "Run hits as flows, too, so that other addons see them (slower).")
-        if self._given is None:
-            try:
-                self.settings = config.load()
-            except ConfigError as error:
-                raise exceptions.OptionsError(str(error)) from None
+        try:
+            self.settings = self._load_settings()
+            if self.settings.tls_cert is not None:
+                self._tls = ListenerTls(self.settings)
+        except ConfigError as error:
+            raise exceptions.OptionsError(str(error)) from None
         # lazy: nothing is to be dialled when a client connects; the reverse mode's own target is never used.
         ctx.options.update(connection_strategy="lazy", keep_host_header=True, showhost=True, http2=False)
 
@@ -68,20 +82,53 @@ class RegistryCache:
         """Builds what needs the event loop, and opens the store."""
         settings = self.settings
         self.metrics = Metrics(settings.registries)
-        self.store = Store(settings.cache_dir)
-        self.upstream = MitmUpstream(ctx.options, settings, on_response=self.metrics.upstream)
-        self.fetcher = Fetcher(self.store, self.upstream, settings, on_verify_failure=self.metrics.verify_failure)
-        self.cache = Cache(self.store, self.fetcher, settings, on_ignored=self.metrics.ignored)
+        self.store = Store(settings.cache_dir, settings, on_evicted=self.metrics.evicted)
+        self.transport = MitmTransport(ctx.options, settings)
+        self.authorizer = Authorizer(settings)
+        self.origins = Origins(self.transport, self.authorizer, settings, self.metrics)
+        self.fetcher = Fetcher(self.store, self.origins, settings, on_verify_failure=self.metrics.verify_failure)
+        self.cache = Cache(
+            self.store, self.fetcher, settings, on_ignored=self.metrics.ignored, below_floor=self.origins.below_floor
+        )
+        self.store.busy, self.store.incoming = self.fetcher.is_busy, self.fetcher.incoming
         self._watch()
         self._inspect = ctx.options.cacheyd_inspect or ctx.master.addons.get("view") is not None
         if self._access_log is None:
             self._access_log = AccessLog(None, as_json=False)
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         await self.store.start()
         self._ready = True
+        scheme = "https" if self._tls is not None else "http"
         log.info(
-            "cacheyd %s is listening on %s; cache in %s (%s free)", __version__, self._address(), settings.cache_dir,
+            "cacheyd %s is listening on %s (%s); cache in %s (%s free)",
+            __version__,
+            self._address(),
+            scheme,
+            settings.cache_dir,
             free_space(settings.cache_dir),
-        )  # fmt: skip
+        )
+
+    def reload(self) -> None:
+        """SIGHUP: takes new settings over where that can be done while running; a wrong file changes nothing."""
+        try:
+            settings = self._load_settings()
+        except ConfigError as error:
+            log.error("settings not reloaded: %s", error)
+            return
+        if fixed := config.not_live(self.settings, settings):
+            log.warning("these settings take a restart: %s", ", ".join(fixed))
+            settings = replace(settings, **{name: getattr(self.settings, name) for name in fixed})
+        self.settings = settings
+        self.store.settings = self.origins.settings = self.authorizer.settings = settings
+        self.fetcher.settings = self.cache.settings = settings
+        self.transport.reload(settings)
+        self.authorizer.forget()
+        self.metrics.configure(settings.registries)
+        self._quick.clear()
+        if self._daemon:
+            logging.getLogger("cacheyd").setLevel(logging.DEBUG if settings.debug else logging.INFO)
+        log.info("settings reloaded")
 
     def _address(self) -> str:
         addresses = ctx.master.addons.get("proxyserver").listen_addrs()
@@ -91,6 +138,10 @@ class RegistryCache:
     def _watch(self) -> None:
         store, metrics = self.store, self.metrics
         metrics.watch("cacheyd_flights", "Objects being fetched", lambda: float(len(self.fetcher.flights)))
+        metrics.watch("cacheyd_waiting", "Clients that wait for upstreams", lambda: float(self.cache.waiting))
+        metrics.watch(
+            "cacheyd_upstreams_dead", "Origins that are left alone now", lambda: float(len(self.origins.breaker.dead()))
+        )
         metrics.watch("cacheyd_store_bytes", "Bytes stored", lambda: float(store.bytes))
         metrics.watch("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda: float(store.blobs.free() or 0))
         metrics.watch("cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(store.writable))
@@ -110,7 +161,7 @@ class RegistryCache:
             await asyncio.sleep(0.05)  # A counter on the hot path is cheaper than an event.
         self._ready = False
         await self.fetcher.stop()
-        self.upstream.close()
+        self.transport.close()
         await self.store.stop()
         if self._access_log is not None:
             self._access_log.close()
@@ -122,17 +173,32 @@ class RegistryCache:
 
     # Seams
 
+    def client_connected(self, client: connection.Client) -> None:
+        """Closes a connection that is one too many: its client goes on elsewhere at once."""
+        if len(ctx.master.addons.get("proxyserver").connections) > self.settings.max_connections:
+            client.error = "too many connections"
+
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         """Puts our HTTP layer where mitmproxy would put its own: on plain connections, and inside client TLS."""
         context = nextlayer.context
         top = context.layers[-1]
-        if not isinstance(context.layers[0], modes.ReverseProxy) or not isinstance(top, modes.ReverseProxy | ClientTLSLayer):
+        if not isinstance(context.layers[0], modes.ReverseProxy):
             return
         data = nextlayer.data_client()
-        if isinstance(top, modes.ReverseProxy) and data[:1] == b"\x16":
-            return
-        if data or isinstance(top, ClientTLSLayer):
+        if isinstance(top, ClientTLSLayer):
             nextlayer.layer = CacheHttpLayer(context, self)
+        elif not isinstance(top, modes.ReverseProxy) or not data:
+            return
+        elif self._tls is not None:
+            outer = nextlayer.layer = ClientTLSLayer(context)
+            outer.child_layer = CacheHttpLayer(context, self)
+        elif data[:1] != TLS_RECORD:
+            nextlayer.layer = CacheHttpLayer(context, self)
+
+    def tls_start_client(self, data: tls.TlsData) -> None:
+        """The listener's certificate."""
+        if self._tls is not None:
+            data.ssl_conn = self._tls.connection()
 
     async def cacheyd_pump(self, pump: Pump) -> None:
         """Each piece of each body that cacheyd produces."""
@@ -152,6 +218,7 @@ class RegistryCache:
         if known.second != int(time.time()) or self._stopping or self.store.blobs.size(known.digest) != known.size:
             del self._quick[raw]
             return None
+        self.store.touch(known.digest)
         self._account(known.method, known.answer, len(known.answer.body), time.monotonic(), client)
         return known.reply
 
@@ -181,6 +248,8 @@ class RegistryCache:
     def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
         """Keeps a small whole response for `quick`; never one to a head with credentials."""
         if answer.stored is None or answer.status != 200 or len(raw) + len(reply) > QUICK_BYTES or head.get("authorization"):
+            return
+        if answer.ref is None or self.settings.registry(answer.ref.registry).access != "open":
             return
         if len(self._quick) >= QUICK_REPLIES:
             self._quick.clear()

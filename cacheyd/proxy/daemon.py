@@ -1,6 +1,7 @@
 """`cacheyd serve`: mitmproxy with the addons that a cache needs, and no others."""
 
 import logging
+from collections.abc import Callable
 
 from mitmproxy import ctx, master, options
 from mitmproxy.addons import next_layer, proxyserver
@@ -36,7 +37,7 @@ class _Listener(proxyserver.Proxyserver):
 class Daemon:
     """One master with one listener."""
 
-    def __init__(self, settings: Settings, access_log: AccessLog) -> None:
+    def __init__(self, settings: Settings, load: Callable[[], Settings], access_log: AccessLog) -> None:
         opts = options.Options(listen_host=settings.host, listen_port=settings.port, mode=[MODE])
         self._master = master.Master(opts)
         # It would format every record a second time, for addons that are not there.
@@ -44,7 +45,7 @@ class Daemon:
         # It repeats what `_Listener` says, with advice on mitmproxy's flags.
         logging.getLogger("mitmproxy.addons.proxyserver").setLevel(logging.CRITICAL)
         self._listener = _Listener()
-        self._addon = RegistryCache(settings, access_log)
+        self._addon = RegistryCache(load, access_log, daemon=True)
         self._master.addons.add(self._listener, self._addon, next_layer.NextLayer())
 
     def stop(self) -> None:

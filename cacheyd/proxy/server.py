@@ -28,6 +28,12 @@ MAX_BODY = 64 << 10
 # A head has to be complete after so long; a refused body is read for so long, that the answer arrives (seconds).
 HEAD_DEADLINE = 30.0
 LINGER = 5.0
+TLS_WINDOW = 1 << 20
+
+
+def piece_limit(client: connection.Client) -> int:
+    """How much is handed to a connection at once, in bytes. TLS copies what it gets, so it gets less."""
+    return TLS_WINDOW if client.tls else WINDOW
 
 
 class PumpState(Protocol):
@@ -80,7 +86,9 @@ class CacheHttp1Server(Http1Server):
 
     def _wake(self) -> layer.CommandGenerator[None]:
         """The time is up for a head that is still incomplete, or for a refused body."""
-        late = self.state == self.read_headers and self._watched == self._heads and self.buf
+        late = self._watched == self._heads and (
+            self.state == self.read_body or (self.state == self.read_headers and self.buf)
+        )
         if late or self.state == self.discard:
             yield commands.CloseConnection(self.conn)
             self.state = self.done
@@ -156,7 +164,7 @@ class CacheHttp1Server(Http1Server):
             self.state = self.done
 
     def _send_source(self, source: Source, length: int) -> layer.CommandGenerator[tuple[int, str | None]]:
-        if length <= WINDOW and isinstance(source, MappedReader):
+        if length <= piece_limit(self.context.client) and isinstance(source, MappedReader):
             sent = 0
             while piece := source.take():
                 yield commands.SendData(self.conn, piece)  # type: ignore[arg-type]
@@ -185,6 +193,9 @@ class CacheHttp1Server(Http1Server):
         if self.state == self.read_headers:
             self.body_reader = make_body_reader(head.body)
             self.state = self.read_body
+            if head.body:
+                self._watched = self._heads
+                yield commands.RequestWakeup(HEAD_DEADLINE)
             yield from self.state(events.DataReceived(self.conn, b""))
 
     def _refuse(self, status: int, message: str) -> layer.CommandGenerator[None]:

@@ -27,7 +27,7 @@ from mitmproxy.proxy.layers.http import (
 
 from cacheyd.answer import Answer
 from cacheyd.flight import BodyBroken, Source
-from cacheyd.proxy.server import CacheHttp1Server, Hits
+from cacheyd.proxy.server import CacheHttp1Server, Hits, piece_limit
 
 ANSWER = "cacheyd_answer"
 SENT = "cacheyd_sent"
@@ -39,6 +39,8 @@ class Pump:
     def __init__(self, client: connection.Client, source: Source) -> None:
         self.client = client
         self.source = source
+        self._limit = piece_limit(client)
+        self._rest: bytes | memoryview = b""
         self.piece: bytes | memoryview = b""
         self.error: str | None = None
         self.sent = 0
@@ -50,7 +52,8 @@ class Pump:
             if writer is None or writer.is_closing():
                 raise BodyBroken("the client has left")
             await drained(writer, progress_timeout)
-            self.piece = await self.source.read()
+            rest = self._rest or await self.source.read()
+            self.piece, self._rest = rest[: self._limit], rest[self._limit :]
             if writer.is_closing():
                 raise BodyBroken("the client has left")
         except (BodyBroken, OSError) as error:

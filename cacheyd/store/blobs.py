@@ -236,6 +236,14 @@ class BlobDir:
                 continue
         return removed
 
+    def total(self) -> int:
+        """The size of the disk in bytes, 0 if unknown."""
+        try:
+            status = os.statvfs(self.root)
+        except OSError:
+            return 0
+        return status.f_blocks * status.f_frsize
+
     def free(self) -> int | None:
         """Bytes that this process may still write, None if unknown."""
         try:

@@ -6,72 +6,71 @@ orphan file, never a row without its file that would be served, never a file und
 
 import asyncio
 import errno
-import json
 import logging
 import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cacheyd.reference import OCI_INDEX, OCI_MANIFEST, Kind
+from cacheyd import parse, policy
+from cacheyd.config import Settings
+from cacheyd.reference import Kind
 from cacheyd.store.blobs import BlobDir, Mapped, Partial, hash_file
-from cacheyd.store.index import Index, Row
+from cacheyd.store.index import Index
+from cacheyd.store.rows import (
+    Stored,
+    TagVariant,
+    children,
+    guess_media_type,
+    read_stored,
+    read_variants,
+    write_stored,
+    write_variants,
+)
 
 log = logging.getLogger(__name__)
 
 SMALL = 64 << 10
 SMALL_TOTAL = 32 << 20
-MAX_VARIANTS = 8
+MAX_REPOSITORIES = 64
 PARTIAL_AGE = 24 * 3600.0
-FLUSH_EVERY = 0.5
+FLUSH_EVERY, EVICT_EVERY, SAVE_USED_EVERY = 0.5, 2.0, 60.0
+MANIFEST_MAX = 8 << 20
 # After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
 BROKEN_PAUSE = 10.0
 # Room that is never used up by a fetch (bytes): the index and the log want some, too.
 RESERVE = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A verified object on disk. `media_type` is empty for blobs; `created` is in seconds since the epoch."""
-
-    digest: str
-    size: int
-    media_type: str
-    created: float
-
-    @property
-    def kind(self) -> Kind:
-        """Manifest if it was stored with a media type."""
-        return Kind.MANIFEST if self.media_type else Kind.BLOB
-
-
-@dataclass(frozen=True, slots=True)
-class TagVariant:
-    """What a tag meant when upstream was last asked with these media types in Accept (`asked`)."""
-
-    asked: frozenset[str]
-    digest: str
-    media_type: str
-    size: int
-    checked: float
-
-
 class Store:
     """Objects by digest, tags by name. All methods but those marked "blocks" are for the event loop."""
 
-    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        root: Path,
+        settings: Settings | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        on_evicted: Callable[[str, int], None] = lambda reason, count: None,
+    ) -> None:
         self.root = root
+        self.settings = settings or Settings()
+        # What is on its way in: set by who fetches.
+        self.busy: Callable[[str], bool] = lambda digest: False
+        self.incoming: Callable[[], int] = lambda: 0
+        self._on_evicted = on_evicted
+        self._used: dict[str, float] = {}
+        self._evicting = asyncio.Lock()
         self.blobs = BlobDir(root)
         self._index = Index(root / "index")
         self._clock = clock
         self._small: OrderedDict[str, bytes] = OrderedDict()
         self._small_bytes = 0
         self._broken_until = 0.0
-        self._reserved = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cacheyd-disk")
         self.objects: dict[Kind, int] = {Kind.MANIFEST: 0, Kind.BLOB: 0}
@@ -86,7 +85,8 @@ class Store:
             await self._in_thread(self._prepare)
         except OSError as error:
             self.report_write_error(error)
-        self._tasks = [asyncio.create_task(self._reconcile()), asyncio.create_task(self._flush_forever())]
+        background = (self._reconcile(), self._flush_forever(), self._evict_forever())
+        self._tasks = [asyncio.create_task(work) for work in background]
 
     def _prepare(self) -> None:
         self.blobs.prepare()
@@ -97,6 +97,7 @@ class Store:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._save_used()
         await self._in_thread(self._index.close)
         self.threads.shutdown(wait=True)
 
@@ -135,24 +136,94 @@ class Store:
             self._index.delete(f"o:{digest}")
             self.blobs.remove(digest)
             return None
-        media_type = _guess_media_type(self.blobs.read(digest)) if size <= 4 << 20 else ""
+        media_type = guess_media_type(self.blobs.read(digest)) if size <= 4 << 20 else ""
         stored = Stored(digest, size, media_type, self._clock())
         self._put_row(stored)
         return stored
+
+    # Eviction
+
+    async def _evict_forever(self) -> None:
+        saved = self._clock()
+        while True:
+            await asyncio.sleep(EVICT_EVERY)
+            if self._clock() - saved >= SAVE_USED_EVERY:
+                saved = self._clock()
+                self._save_used()
+            if over := self._over():
+                try:
+                    await self._evict("size", over)
+                except Exception:
+                    log.exception("eviction failed")
+
+    def _over(self) -> int:
+        total = self.blobs.total()
+        max_size, min_free = self.settings.max_size.of(total), self.settings.min_free.of(total)
+        return policy.to_free(self.bytes, max_size, self.blobs.free(), min_free)
+
+    def _save_used(self) -> None:
+        """Access times to the index, in a batch."""
+        used, self._used = self._used, {}
+        for digest, at in used.items():
+            if (stored := self._row(digest)) is not None:
+                self._put_row(replace(stored, used=at))
+
+    async def _evict(self, reason: str, size: int) -> None:
+        """Removes objects of `size` bytes in all, if there are so many that may go."""
+        async with self._evicting:
+            rows, pinned = await self._in_thread(self._survey)
+            count = freed = 0
+            for stored in policy.evict_order(rows, self._used, pinned):
+                if freed >= size:
+                    break
+                if not self.busy(stored.digest):
+                    self.forget(stored)
+                    await self._in_thread(self.blobs.remove, stored.digest)
+                    count, freed = count + 1, freed + stored.size
+            if count:
+                self._on_evicted(reason, count)
+                log.info("evicted %d objects, %d bytes", count, freed)
+
+    def _survey(self) -> tuple[list[Stored], set[str]]:
+        """Each object, and the digests of those that are pinned. Blocks."""
+        objects = [read_stored(key[2:], row) for key, row in self._index.rows("o:")]
+        pinned: set[str] = set()
+        for key, row in self._index.rows("t:") if self.settings.pin else []:
+            if parse.matches(key[2:], self.settings.pin):
+                for variant in read_variants(row):
+                    self._add_tree(variant.digest, pinned)
+        return [stored for stored in objects if stored is not None], pinned
+
+    def _add_tree(self, digest: str, found: set[str]) -> None:
+        """A manifest and all that it needs."""
+        if digest in found:
+            return
+        found.add(digest)
+        size = self.blobs.size(digest)
+        if size is not None and size <= MANIFEST_MAX:
+            for child in children(self.blobs.read(digest)):
+                self._add_tree(child, found)
+
+    def forget(self, stored: Stored) -> None:
+        """Takes an object's row away; its file is to follow."""
+        self._index.delete(f"o:{stored.digest}")
+        self._forget_small(stored.digest)
+        self._used.pop(stored.digest, None)
+        self.objects[stored.kind] -= 1
+        self.bytes -= stored.size
+
+    def touch(self, digest: str) -> None:
+        """The object was used just now."""
+        self._used[digest] = self._clock()
 
     # Objects
 
     def _row(self, digest: str) -> Stored | None:
         row = self._index.get(f"o:{digest}")
-        if row is None:
-            return None
-        try:
-            return Stored(digest, int(row["size"]), str(row["type"]), float(row["at"]))
-        except (KeyError, TypeError, ValueError):
-            return None
+        return None if row is None else read_stored(digest, row)
 
     def _put_row(self, stored: Stored) -> None:
-        self._index.put(f"o:{stored.digest}", {"size": stored.size, "type": stored.media_type, "at": stored.created})
+        self._index.put(f"o:{stored.digest}", write_stored(stored))
 
     def find(self, digest: str) -> Stored | None:
         """The object if its row and its file are there. One stat; a file that was wiped takes its row along."""
@@ -160,9 +231,9 @@ class Store:
         if stored is None:
             return None
         if self.blobs.size(digest) != stored.size:
-            self._index.delete(f"o:{digest}")
-            self._forget_small(digest)
+            self.forget(stored)
             return None
+        self._used[digest] = self._clock()
         return stored
 
     def body(self, stored: Stored) -> bytes | Mapped | None:
@@ -198,11 +269,14 @@ class Store:
     def has_room(self, size: int) -> bool:
         """Whether an object of `size` bytes fits beside those being fetched."""
         free = self.blobs.free()
-        return free is None or free - self._reserved - RESERVE >= size
+        max_size = self.settings.max_size.of(self.blobs.total())
+        return (not max_size or size <= max_size) and (free is None or free - self.incoming() - RESERVE >= size)
 
-    def reserve(self, size: int) -> None:
-        """Counts `size` bytes as used (negative: gives them back)."""
-        self._reserved += size
+    async def make_room(self, size: int) -> bool:
+        """Evicts what is needed for an object of `size` bytes; whether it fits then."""
+        if not self.has_room(size):
+            await self._evict("room", size + RESERVE + self.incoming() - (self.blobs.free() or 0))
+        return self.has_room(size)
 
     def report_write_error(self, error: OSError) -> None:
         """Remembers that the disk refuses writes: requests go on without being kept. One log line per pause."""
@@ -231,9 +305,11 @@ class Store:
             await _both(written, self._in_thread(partial.hash, data))
         return partial.advance(len(data))
 
-    async def commit(self, partial: Partial, media_type: str = "") -> Stored | None:
+    async def commit(self, partial: Partial, media_type: str = "", *, within: str) -> Stored | None:
         """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError."""
-        stored = Stored(partial.digest, partial.size, media_type, self._clock())
+        before = self._row(partial.digest)
+        repositories = before.within if before is not None else ()
+        stored = Stored(partial.digest, partial.size, media_type, self._clock(), _add(repositories, within))
 
         def sync_and_rename() -> bool:
             partial.sync()
@@ -250,7 +326,7 @@ class Store:
         self._put_row(stored)
         return stored
 
-    async def put(self, digest: str, data: bytes, media_type: str) -> Stored | None:
+    async def put(self, digest: str, data: bytes, media_type: str, *, within: str) -> Stored | None:
         """Stores a small verified object (a manifest) whole; None if it could not be kept."""
         try:
             partial = await self.open_partial(digest)
@@ -260,70 +336,43 @@ class Store:
                     partial.close()
                     partial = await self.open_partial(digest)
                 await self.append(partial, [data])
-                return await self.commit(partial, media_type) if partial.verified() else None
+                return await self.commit(partial, media_type, within=within) if partial.verified() else None
             finally:
                 partial.close()
         except OSError as error:
             self.report_write_error(error)
             return None
 
-    def set_media_type(self, stored: Stored, media_type: str) -> Stored:
-        """Records what a manifest is, where its row did not say (an adopted file)."""
-        stored = replace(stored, media_type=media_type)
-        self._put_row(stored)
-        return stored
+    def add_repository(self, stored: Stored, within: str) -> None:
+        """Records that upstream serves an object in another repository, too."""
+        if within not in stored.within:
+            self._put_row(replace(stored, within=_add(stored.within, within)))
 
     # Tags
 
     def tag_variants(self, registry: str, repository: str, tag: str) -> list[TagVariant]:
         """What is known of a tag, newest first."""
         row = self._index.get(f"t:{registry}/{repository}:{tag}")
-        try:
-            return [] if row is None else [_variant(item) for item in row["variants"]]
-        except (KeyError, TypeError, ValueError):
-            return []
+        return [] if row is None else read_variants(row)
 
     def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
         """Records what upstream said of a tag to a client that asked with `variant.asked`."""
         others = [v for v in self.tag_variants(registry, repository, tag) if v.asked != variant.asked]
-        rows = [_variant_row(v) for v in [variant, *others][:MAX_VARIANTS]]
-        self._index.put(f"t:{registry}/{repository}:{tag}", {"variants": rows})
+        self._index.put(f"t:{registry}/{repository}:{tag}", write_variants([variant, *others]))
 
     def delete_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forgets a tag, as upstream says that it is gone."""
         self._index.delete(f"t:{registry}/{repository}:{tag}")
 
 
+def _add(repositories: tuple[str, ...], one: str) -> tuple[str, ...]:
+    return repositories if one in repositories else (*repositories, one)[-MAX_REPOSITORIES:]
+
+
 async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
     for result in await asyncio.gather(first, second, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
-
-
-def _variant(row: Row) -> TagVariant:
-    return TagVariant(frozenset(row["asked"]), row["digest"], row["type"], int(row["size"]), float(row["at"]))
-
-
-def _variant_row(v: TagVariant) -> Row:
-    return {"asked": sorted(v.asked), "digest": v.digest, "type": v.media_type, "size": v.size, "at": v.checked}
-
-
-def _guess_media_type(data: bytes | None) -> str:
-    """What a manifest is by its content (image-spec: `mediaType` is optional); empty if it is not a manifest."""
-    if not data or data.lstrip()[:1] != b"{":
-        return ""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(content, dict) or content.get("schemaVersion") != 2:
-        return ""
-    declared = content.get("mediaType")
-    if isinstance(declared, str) and declared.isprintable() and "/" in declared:
-        return declared
-    if isinstance(content.get("manifests"), list):
-        return OCI_INDEX
-    return OCI_MANIFEST if isinstance(content.get("config"), dict) else ""
 
 
 def free_space(path: Path) -> str:

@@ -1,0 +1,73 @@
+"""`access = "verify"`: a hit needs that upstream lets this client's own credentials read the repository.
+
+Two things are needed for a hit: these credentials may read this repository (asked upstream by HEAD, the answer kept for
+`access_ttl`, keyed by a hash), and upstream serves this digest in this repository (kept with the object), so that nobody
+gets at a digest of one repository by naming another one.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from cacheyd.errors import HeaderList
+from cacheyd.fetch import Fetcher, asker
+from cacheyd.flight import Asker, Relayed
+from cacheyd.reference import Kind, Reference
+from cacheyd.store.store import Store
+
+MAX_GRANTS = 50_000
+NO_HEAD = frozenset({405, 501})
+
+
+def repository_of(ref: Reference) -> str:
+    """The repository as objects remember it."""
+    return f"{ref.registry}/{ref.repository}"
+
+
+class Access:
+    """Remembers what upstreams allowed."""
+
+    def __init__(self, store: Store, fetcher: Fetcher, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._clock = clock
+        self._grants: OrderedDict[Asker, float] = OrderedDict()
+
+    def _verifies(self, ref: Reference) -> bool:
+        return ref.kind in (Kind.MANIFEST, Kind.BLOB) and self._fetcher.settings.registry(ref.registry).access == "verify"
+
+    def granted(self, ref: Reference, headers: HeaderList) -> bool:
+        """Whether the request may be answered from what is here, without asking upstream. Never awaits."""
+        if not self._verifies(ref):
+            return True
+        until = self._grants.get(asker(ref, headers))
+        if until is None or self._clock() >= until:
+            return False
+        return ref.digest is None or self._belongs(ref)
+
+    def _belongs(self, ref: Reference) -> bool:
+        """Whether the digest is known to be in this repository, or is nothing that could be given away."""
+        assert ref.digest
+        stored = self._store.find(ref.digest)
+        if stored is not None:
+            return repository_of(ref) in stored.within
+        return self._fetcher.flights.get(ref.digest) is None
+
+    async def check(self, ref: Reference, headers: HeaderList) -> None:
+        """Asks upstream where it is not known; raises Relayed with upstream's refusal, RequestError if it cannot be had."""
+        if self.granted(ref, headers):
+            return
+        method = "HEAD"
+        response = await self._fetcher.open(ref, method, headers, as_client=True)
+        if response.status in NO_HEAD:
+            response.close()
+            response = await self._fetcher.open(ref, "GET", headers, as_client=True)
+        if response.status != 200:
+            raise Relayed(await self._fetcher.relay(response))
+        response.close()
+        ttl = self._fetcher.settings.registry(ref.registry).access_ttl
+        self._grants[asker(ref, headers)] = self._clock() + ttl
+        while len(self._grants) > MAX_GRANTS:
+            self._grants.popitem(last=False)
+        if ref.digest and (stored := self._store.find(ref.digest)) is not None:
+            self._store.add_repository(stored, repository_of(ref))

@@ -1,0 +1,223 @@
+"""As whom upstreams are asked: the client itself (the default), a stored login, or an anonymous token.
+
+Sources: distribution's token authentication (https://distribution.github.io/distribution/spec/auth/token/) and RFC 9110
+section 11. Stored credentials go to the registry's own host and to token services of its operator or of the
+configuration, and never elsewhere.
+"""
+
+import asyncio
+import base64
+import json
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import urlencode, urlsplit
+
+from cacheyd import config
+from cacheyd.config import ConfigError, RegistrySettings, Settings
+from cacheyd.errors import HeaderList
+from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, read_all
+
+log = logging.getLogger(__name__)
+
+TOKEN_MAX = 256 << 10
+# distribution's default where the service does not say how long a token holds, and what is taken off for the way (seconds).
+TOKEN_LIFE, TOKEN_MARGIN, TOKEN_LIFE_MAX = 60.0, 10.0, 3600.0
+MAX_TOKENS = 4096
+_PARAM = re.compile(r'([a-z]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))', re.IGNORECASE)
+# A scheme stands at the start or after a comma, and before a parameter or alone.
+_SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s+[A-Za-z]+\s*=|\s*$|\s*,)")
+# Token services of registries that run them under another name of the same owner.
+_KNOWN_REALMS = {"registry-1.docker.io": ("auth.docker.io",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A WWW-Authenticate challenge: `scheme` in lower case, with its parameters."""
+
+    scheme: str
+    params: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    value: str
+    expires: float
+
+
+def parse_challenges(headers: HeaderList) -> list[Challenge]:
+    """Each challenge of a 401, in order; several lines, and several in one line (RFC 9110 section 11.6.1)."""
+    found: list[Challenge] = []
+    for name, value in headers:
+        if name.lower() != "www-authenticate":
+            continue
+        starts = list(_SCHEME.finditer(_blank_quoted(value)))
+        for index, match in enumerate(starts):
+            end = starts[index + 1].start() if index + 1 < len(starts) else len(value)
+            params = {
+                m[1].lower(): re.sub(r"\\(.)", r"\1", m[2]) if m[2] is not None else m[3]
+                for m in _PARAM.finditer(value[match.end() : end])
+            }
+            found.append(Challenge(match[1].lower(), params))
+    return found
+
+
+def _blank_quoted(value: str) -> str:
+    """The same length, with quoted strings blanked, so that what is in them is not taken for a challenge."""
+    return re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: '"' + "x" * (len(m[0]) - 2) + '"', value)
+
+
+class Authorizer:
+    """Adds the login that a registry's settings want, and keeps tokens until they expire."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._tokens: dict[tuple[str, str, str], _Token] = {}
+        self._basic: set[str] = set()
+        self._asking: dict[tuple[str, str, str], asyncio.Task[str]] = {}
+
+    def forget(self) -> None:
+        """After a change of settings: no token of before is used."""
+        self._tokens.clear()
+        self._basic.clear()
+
+    async def fetch(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
+        """The upstream's response to the request, as whom the settings say. Raises UpstreamBroken."""
+        registry = self.settings.registry(request.ref.registry)
+        name, url = request.ref.registry, base + request.ref.path
+        if registry.auth == "passthrough" or request.as_client:
+            return await transport.fetch(name, request.method, url, request.headers)
+        headers = tuple(item for item in request.headers if item[0].lower() != "authorization")
+        scope = f"repository:{request.ref.repository}:pull"
+        login = self._login(registry)
+        known = self._known(name, base, scope, login)
+        response = await transport.fetch(name, request.method, url, (*headers, *known))
+        if response.status != 401:
+            return response
+        challenges = parse_challenges(response.headers)
+        response.close()
+        answer = await self._answer(transport, request, registry, base, scope, challenges)
+        response = await transport.fetch(name, request.method, url, (*headers, ("Authorization", answer)))
+        if response.status == 401:
+            response.close()
+            self._tokens.pop((name, base, scope), None)
+            self._basic.discard(base)
+            raise UpstreamBroken(f"{name} refused {'the stored login' if login else 'an anonymous token'}", refused=True)
+        return response
+
+    def _login(self, registry: RegistrySettings) -> str:
+        """`user:password`, empty for anonymous."""
+        if registry.auth != "credentials":
+            return ""
+        try:
+            return f"{registry.username}:{config.password(registry)}"
+        except ConfigError as error:
+            log.error("%s", error)
+            raise UpstreamBroken("the stored login cannot be read", refused=True) from None
+
+    def _known(self, name: str, base: str, scope: str, login: str) -> HeaderList:
+        token = self._tokens.get((name, base, scope))
+        if token and self._clock() < token.expires:
+            return (("Authorization", f"Bearer {token.value}"),)
+        return (("Authorization", _basic(login)),) if login and base in self._basic else ()
+
+    async def _answer(
+        self, transport: Transport, request: UpstreamRequest, registry: RegistrySettings, base: str, scope: str,
+        challenges: list[Challenge],
+    ) -> str:  # fmt: skip
+        """The Authorization that answers a challenge."""
+        name = request.ref.registry
+        bearer = next((c for c in challenges if c.scheme == "bearer" and "realm" in c.params), None)
+        if bearer is not None:
+            return f"Bearer {await self._token(transport, name, registry, base, scope, bearer)}"
+        login = self._login(registry)
+        if login and any(c.scheme == "basic" for c in challenges):
+            self._basic.add(base)
+            return _basic(login)
+        raise UpstreamBroken(f"{name} asks for a login that cacheyd cannot give", refused=True)
+
+    async def _token(
+        self, transport: Transport, name: str, registry: RegistrySettings, base: str, scope: str, challenge: Challenge
+    ) -> str:
+        """A token for the scope, asked for once however many requests need it."""
+        key = (name, base, scope)
+        task = self._asking.get(key)
+        if task is None:
+            task = asyncio.create_task(self._ask(transport, key, registry, base, challenge))
+            if not task.done():
+                self._asking[key] = task
+                task.add_done_callback(partial(self._asked, key))
+        return await asyncio.shield(task)
+
+    def _asked(self, key: tuple[str, str, str], task: asyncio.Task[str]) -> None:
+        self._asking.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # Seen, also where nobody waits any more.
+
+    async def _ask(
+        self, transport: Transport, key: tuple[str, str, str], registry: RegistrySettings, base: str, challenge: Challenge
+    ) -> str:
+        name, _, scope = key
+        realm = challenge.params["realm"]
+        login = self._login(registry)
+        if login and not realm_belongs(realm, base, registry.token_realms):
+            log.error(
+                "%s sends logins to %s, which is not its own; allow it with token_realms", name, urlsplit(realm).hostname
+            )
+            raise UpstreamBroken("its token service is not one that may see the stored login", refused=True)
+        query = {"service": challenge.params["service"]} if "service" in challenge.params else {}
+        url = f"{realm}{'&' if '?' in realm else '?'}{urlencode({**query, 'scope': challenge.params.get('scope') or scope})}"
+        headers = (("Authorization", _basic(login)),) if login else ()
+        response = await transport.fetch(name, "GET", url, headers)
+        try:
+            body = await read_all(response, TOKEN_MAX)
+        finally:
+            response.close()
+        if response.status != 200:
+            raise UpstreamBroken(f"its token service answered {response.status}", refused=True)
+        token, life = _parse_token(body)
+        if len(self._tokens) >= MAX_TOKENS:
+            self._tokens.clear()
+        self._tokens[key] = _Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN))
+        return token
+
+
+def realm_belongs(realm: str, base: str, allowed: tuple[str, ...]) -> bool:
+    """Whether a token service may see a registry's stored login: on the registry's own origin, or allowed by name.
+
+    https is needed for any host but the registry's own origin, where the operator chose the scheme.
+    """
+    try:
+        url, own = urlsplit(realm), urlsplit(base)
+        same_origin = (url.scheme, url.hostname, url.port) == (own.scheme, own.hostname, own.port)
+    except ValueError:
+        return False
+    if url.username or url.password:
+        return False
+    if same_origin:
+        return True
+    if any(realm == known or realm.startswith((f"{known}/", f"{known}?")) for known in allowed):
+        return True
+    if url.scheme != "https" or not url.hostname or not own.hostname or url.port not in (None, 443):
+        return False
+    return url.hostname == own.hostname or url.hostname in _KNOWN_REALMS.get(own.hostname, ())
+
+
+def _basic(login: str) -> str:
+    return "Basic " + base64.b64encode(login.encode()).decode()
+
+
+def _parse_token(body: bytes | None) -> tuple[str, float]:
+    try:
+        answer = json.loads(body or b"")
+        token = answer.get("token") or answer.get("access_token")
+        life = float(answer.get("expires_in") or TOKEN_LIFE)
+    except (ValueError, TypeError, AttributeError):
+        token, life = None, 0.0
+    if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise UpstreamBroken("its token service gave no token", refused=True)
+    return token, life

@@ -1,0 +1,212 @@
+"""Fetch connections: requests to upstreams as mitmproxy flows of their own, with no client attached.
+
+A `FetchConnection` is one connection to one origin, kept for the next request; each request on it is a flow that the
+addons (and so mitmweb) see.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from mitmproxy import connection, ctx, flow, http, tls
+from mitmproxy.options import Options
+from mitmproxy.proxy import commands, events, layer, layers, server, server_hooks
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import HTTPMode
+from mitmproxy.proxy.layers.http._hooks import HttpConnectUpstreamHook
+from OpenSSL import SSL
+
+from cacheyd.proxy.exchange import Exchange
+from cacheyd.proxy.trust import Origin, Trust, make_connection, proxy_login, proxy_mode
+
+log = logging.getLogger(__name__)
+
+type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+type Dial = Callable[[Origin, str, int], Awaitable[Streams]]
+
+# Marks the flows of fetches.
+FETCH = "cacheyd_fetch"
+# Pieces that are read from an upstream: each passes every layer (bytes).
+READ = 256 << 10
+
+
+class _Submit(events.ConnectionEvent):
+    """A new request for the connection; addressed to the client connection, so that HttpLayer routes it to `_Requests`."""
+
+    def __init__(self, client: connection.Client, flow: http.HTTPFlow, exchange: Exchange) -> None:
+        super().__init__(client)
+        self.flow = flow
+        self.exchange = exchange
+
+
+class _Requests(layers.http.HttpConnection):
+    """Stands where a client's HTTP connection would: requests come from `_Submit`, responses go to the exchange."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context, context.client)
+        self._stream_id = -1
+        self._exchange = Exchange()
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, _Submit):
+            self._stream_id += 2
+            self._exchange = event.exchange
+            request = event.flow.request
+            request.timestamp_start = request.timestamp_end = time.time()
+            headers = layers.http.RequestHeaders(self._stream_id, request, end_stream=True, replay_flow=event.flow)
+            yield layers.http.ReceiveHttp(headers)
+            yield layers.http.ReceiveHttp(layers.http.RequestEndOfMessage(self._stream_id))
+        elif isinstance(event, layers.http.ResponseHeaders):
+            self._exchange.head(event.response)
+        elif isinstance(event, layers.http.ResponseData):
+            if event.data:
+                self._exchange.data(event.data)
+        elif isinstance(event, layers.http.ResponseEndOfMessage):
+            self._exchange.end()
+        elif isinstance(event, layers.http.ResponseProtocolError):
+            self._exchange.fail(event.message)
+
+
+class _WideReader:
+    """Reads larger pieces than mitmproxy asks for: each piece passes every layer."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    async def read(self, _: int) -> bytes:
+        return await self._reader.read(READ)
+
+
+class FetchConnection(server.ConnectionHandler):
+    """One connection to an origin; one exchange at a time."""
+
+    layer: layers.HttpLayer
+
+    def __init__(self, options: Options, origin: Origin, dial: Dial, ssl_context: Callable[[Trust], SSL.Context]) -> None:
+        client = connection.Client(
+            peername=("cacheyd", 0),
+            sockname=("cacheyd", 0),
+            timestamp_start=time.time(),
+            state=connection.ConnectionState.OPEN,
+        )
+        if origin.proxy:
+            client.proxy_mode = proxy_mode(origin.proxy)
+        context = Context(client, options)
+        context.server = connection.Server(address=(origin.host, origin.port))
+        if origin.scheme == "https":
+            context.server.tls = True
+            context.server.sni = origin.host
+        super().__init__(context)
+        self.origin = origin
+        self.used = False
+        self.idle_since = 0.0
+        self._dial = dial
+        self._ssl_context = ssl_context
+        self._exchange: Exchange | None = None
+        self.layer = layers.HttpLayer(context, HTTPMode.upstream if origin.proxy else HTTPMode.transparent)
+        self.layer.connections[client] = _Requests(context.fork())
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a connection that can take a request."""
+        return any(io.writer is not None and not io.writer.is_closing() for io in self.transports.values())
+
+    async def send(self, request: http.Request) -> Exchange:
+        """Begins an exchange."""
+        fetch = http.HTTPFlow(self.client, self.layer.context.server)
+        fetch.request = request
+        fetch.metadata[FETCH] = True
+        exchange = self._exchange = Exchange()
+        if not self.used:
+            self.used = True
+            await self.server_event(events.Start())
+        await self.server_event(_Submit(self.client, fetch, exchange))
+        return exchange
+
+    def close(self) -> None:
+        """Ends the connection and what is under way on it."""
+        if self._exchange is not None:
+            self._exchange.fail("closed")
+        for io in list(self.transports.values()):
+            if io.handler is not None:
+                io.handler.cancel("fetch closed")
+
+    async def open_connection(self, command: commands.OpenConnection) -> None:
+        """Dials checked addresses, with a deadline, where mitmproxy would look the name up by itself."""
+        conn = command.connection
+        hook_data = server_hooks.ServerConnectionHookData(client=self.client, server=conn)
+        await self.handle_hook(server_hooks.ServerConnectHook(hook_data))
+        conn.timestamp_start = time.time()
+        try:
+            if conn.error:
+                raise OSError(conn.error)
+            assert conn.address
+            reader, writer = await self._dial(self.origin, conn.address[0], conn.address[1])
+        except (OSError, TimeoutError) as error:
+            conn.error = str(error) or TIMEOUT
+            self.transports.pop(conn, None)
+            await self.handle_hook(server_hooks.ServerConnectErrorHook(hook_data))
+            await self.server_event(events.OpenConnectionCompleted(command, conn.error))
+            return
+        conn.timestamp_tcp_setup = time.time()
+        conn.state = connection.ConnectionState.OPEN
+        conn.peername, conn.sockname = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
+        wide: Any = _WideReader(reader)
+        self.transports[conn] = server.ConnectionIO(handler=asyncio.current_task(), reader=wide, writer=writer)
+        await self.handle_hook(server_hooks.ServerConnectedHook(hook_data))
+        await self.server_event(events.OpenConnectionCompleted(command, None))
+        try:
+            await self.handle_connection(conn)
+        finally:
+            conn.timestamp_end = time.time()
+            await self.handle_hook(server_hooks.ServerDisconnectedHook(hook_data))
+
+    async def handle_connection(self, connection: connection.Connection) -> None:
+        """As in the base class; whoever reads the response learns that it ended."""
+        try:
+            await super().handle_connection(connection)
+        finally:
+            if self._exchange is not None:
+                self._exchange.fail("connection closed")
+
+    async def drain_writers(self) -> None:
+        """Waits for the sink: the upstream is read no faster than the disk takes it."""
+        if self._exchange is not None:
+            await self._exchange.room()
+
+    async def handle_hook(self, hook: commands.StartHook) -> None:
+        """Gives the hook to the addons, and streams every body."""
+        (data,) = hook.args()
+        if isinstance(hook, layers.tls.TlsStartServerHook):
+            self._start_tls(data)
+        elif isinstance(hook, HttpConnectUpstreamHook) and (login := proxy_login(self.origin.proxy)):
+            data.request.headers["Proxy-Authorization"] = login
+        await ctx.master.addons.handle_lifecycle(hook)
+        if isinstance(data, flow.Flow):
+            await data.wait_for_resume()
+        if isinstance(hook, layers.http.HttpResponseHeadersHook):
+            data.response.stream = True
+
+    def _start_tls(self, data: tls.TlsData) -> None:
+        """TLS to the origin with its settings, or to an https proxy with the public authorities and `ca_file`."""
+        assert isinstance(data.conn, connection.Server)
+        assert data.conn.address
+        host, port = data.conn.address[0], data.conn.address[1]
+        to_origin = (host, port) == (self.origin.host, self.origin.port)
+        trust = self.origin.trust if to_origin else Trust(self.origin.trust.ca_file)
+        data.conn.sni = host
+        data.ssl_conn = make_connection(self._ssl_context(trust), host, verify=not trust.insecure)
+
+    def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
+        """Failures of a fetch are told by whoever asked for it; here only what mitmproxy itself gets wrong."""
+        if level >= logging.ERROR and self._exchange is not None:
+            self._exchange.fail("the response could not be processed")
+        log.log(
+            level if level >= logging.ERROR else logging.DEBUG, "%s: %s", self.origin.authority, message, exc_info=exc_info
+        )
+
+
+# What the error of a connection that was not made in time says.
+TIMEOUT = "deadline for connecting passed"

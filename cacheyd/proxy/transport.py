@@ -1,0 +1,234 @@
+"""HTTP to upstreams: pooled connections, redirects, deadlines, the address guard. Implements `Transport`."""
+
+import asyncio
+import logging
+import socket
+import time
+from urllib.parse import urljoin, urlsplit
+
+from aiohappyeyeballs import start_connection
+from mitmproxy import http
+from mitmproxy.options import Options
+from OpenSSL import SSL
+
+from cacheyd.config import Settings
+from cacheyd.errors import HeaderList
+from cacheyd.fetch import UpstreamBroken
+from cacheyd.proxy.connection import READ, TIMEOUT, FetchConnection, Streams
+from cacheyd.proxy.exchange import BUFFER, Exchange
+from cacheyd.proxy.trust import (
+    Origin,
+    Trust,
+    default_port,
+    forbidden_address,
+    is_forbidden_name,
+    make_ssl_context,
+    proxy_login,
+)
+
+log = logging.getLogger(__name__)
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_HOPS = 5
+# How long an unused connection is kept, how many to one origin, and after what time the next address is tried (seconds).
+IDLE, MAX_IDLE, HAPPY_EYEBALLS = 30.0, 8, 0.25
+
+
+class FetchResponse:
+    """A response on a fetch connection; implements `UpstreamResponse`."""
+
+    def __init__(self, transport: "MitmTransport", conn: FetchConnection, exchange: Exchange, head: http.Response) -> None:
+        self._transport = transport
+        self._conn: FetchConnection | None = conn
+        self._exchange = exchange
+        self.status = head.status_code
+        self.headers: HeaderList = tuple(head.headers.items(multi=True))
+
+    async def read(self) -> list[bytes]:
+        """What has come of the body since; empty at its end. Raises UpstreamBroken."""
+        chunks = await self._exchange.read()
+        if not chunks:
+            self.close()
+        return chunks
+
+    def close(self) -> None:
+        """Keeps the connection if the response is complete, else closes it."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            self._transport.release(conn, self._exchange)
+
+
+class MitmTransport:
+    """Fetch connections, pooled by origin."""
+
+    def __init__(self, options: Options, settings: Settings) -> None:
+        self.settings = settings
+        self._options = options
+        self._idle: dict[Origin, list[FetchConnection]] = {}
+        self._ssl_contexts: dict[Trust, SSL.Context] = {}
+        self._reaper: asyncio.Task[None] | None = None
+
+    async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> FetchResponse:
+        """The head of the response, redirects followed (at most 5 hops). Raises UpstreamBroken."""
+        # The whole way there takes no longer than clients wait; a redirect is no new start.
+        deadline = self.settings.head_timeout + self.settings.connect_timeout / 2
+        try:
+            async with asyncio.timeout(deadline):
+                return await self._follow(registry, method, url, headers)
+        except TimeoutError:
+            raise UpstreamBroken(f"no answer within {deadline:g} s", timeout=True) from None
+
+    async def _follow(self, registry: str, method: str, url: str, headers: HeaderList) -> FetchResponse:
+        first = current = self._origin(url, registry)
+        for _ in range(MAX_HOPS + 1):
+            response = await self._exchange(current, method, url, headers)
+            location = next((value for key, value in response.headers if key.lower() == "location"), None)
+            if response.status not in REDIRECTS or location is None:
+                return response
+            await self._finish(response)
+            url = urljoin(url, location)
+            target = self._origin(url, registry)
+            if target.scheme == "http" and first.scheme == "https":
+                raise UpstreamBroken("redirected from https to http")
+            if not target.same_site(current):
+                headers = tuple(item for item in headers if item[0].lower() != "authorization")
+            current = target
+        raise UpstreamBroken(f"more than {MAX_HOPS} redirects")
+
+    async def _finish(self, response: FetchResponse) -> None:
+        """Reads the short body of a redirect, so that its connection can be kept."""
+        size = next((value for key, value in response.headers if key.lower() == "content-length"), "")
+        if size.isdecimal() and int(size) <= READ:
+            while await response.read():
+                pass
+        response.close()
+
+    def _origin(self, url: str, registry: str) -> Origin:
+        try:
+            parts = urlsplit(url)
+            port = parts.port or default_port(parts.scheme)
+        except ValueError:
+            raise UpstreamBroken("redirected to something that is no URL") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+            raise UpstreamBroken("redirected to something that is no http or https URL")
+        row = self.settings.registry(registry)
+        if row.proxy and not row.configured and is_forbidden_name(parts.hostname):
+            raise UpstreamBroken(f"{parts.hostname} is an address that only a configured registry may have")
+        trust = Trust(row.ca_file)
+        if self._is_own((parts.scheme, parts.hostname, port), registry):
+            # Client certificates and leniency are for the registry itself, not for where it redirects to.
+            trust = Trust(row.ca_file, row.client_cert, row.client_key, row.insecure_skip_verify)
+        return Origin(parts.scheme, parts.hostname, port, trust, row.configured, row.proxy)
+
+    def _is_own(self, site: tuple[str, str, int], registry: str) -> bool:
+        bases = map(urlsplit, self.settings.upstreams(registry))
+        return any(site == (base.scheme, base.hostname, base.port or default_port(base.scheme)) for base in bases)
+
+    async def _exchange(self, origin: Origin, method: str, url: str, headers: HeaderList) -> FetchResponse:
+        """One request, on a kept connection if there is one; anew if that turned out to be closed."""
+        while True:
+            conn = self._take(origin)
+            fresh = not conn.used
+            request = _make_request(origin, method, url, headers)
+            exchange = await conn.send(request)
+            try:
+                head = await exchange.wait_head()
+            except UpstreamBroken as error:
+                conn.close()
+                if fresh:
+                    raise UpstreamBroken(f"{origin.authority}: {error}", timeout=TIMEOUT in str(error)) from None
+            except BaseException:
+                conn.close()
+                raise
+            else:
+                return FetchResponse(self, conn, exchange, head)
+
+    def _take(self, origin: Origin) -> FetchConnection:
+        idle = self._idle.get(origin, [])
+        while idle:
+            conn = idle.pop()
+            if conn.alive:
+                return conn
+            conn.close()
+        return FetchConnection(self._options, origin, self._dial, self._ssl_context)
+
+    def _ssl_context(self, trust: Trust) -> SSL.Context:
+        if trust not in self._ssl_contexts:
+            self._ssl_contexts[trust] = make_ssl_context(trust)
+        return self._ssl_contexts[trust]
+
+    def release(self, conn: FetchConnection, exchange: Exchange) -> None:
+        """Takes a connection back after its response."""
+        idle = self._idle.setdefault(conn.origin, [])
+        if exchange.complete and conn.alive and len(idle) < MAX_IDLE:
+            conn.idle_since = time.monotonic()
+            idle.append(conn)
+            if self._reaper is None or self._reaper.done():
+                self._reaper = asyncio.create_task(self._reap(), name="idle upstream connections")
+        else:
+            conn.close()
+
+    async def _reap(self) -> None:
+        while self._idle:
+            await asyncio.sleep(IDLE / 4)
+            oldest = time.monotonic() - IDLE
+            for origin, idle in list(self._idle.items()):
+                for conn in [conn for conn in idle if conn.idle_since < oldest or not conn.alive]:
+                    idle.remove(conn)
+                    conn.close()
+                if not idle:
+                    del self._idle[origin]
+
+    async def _dial(self, origin: Origin, host: str, port: int) -> Streams:
+        """Connects to an address of the host, each checked after it was looked up. Raises OSError, TimeoutError."""
+        trusted = origin.trusted_address or (bool(origin.proxy) and host != origin.host)
+        async with asyncio.timeout(self.settings.connect_timeout):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            allowed = [info for info in found if trusted or not forbidden_address(str(info[4][0]))]
+            if not allowed:
+                raise OSError(f"{host} is at an address that only a configured registry may have")
+            sock = await start_connection(allowed, happy_eyeballs_delay=HAPPY_EYEBALLS)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return await asyncio.open_connection(sock=sock, limit=BUFFER)
+
+    def reload(self, settings: Settings) -> None:
+        """New settings: certificates are read anew, and no connection made with the old ones is used again."""
+        self.settings = settings
+        self._ssl_contexts.clear()
+        self.close()
+
+    def close(self) -> None:
+        """Closes what is idle; what is in use ends with its reader."""
+        for conn in [conn for idle in self._idle.values() for conn in idle]:
+            conn.close()
+        self._idle.clear()
+
+
+def _make_request(origin: Origin, method: str, url: str, headers: HeaderList) -> http.Request:
+    # The path as it was given: a CDN's signature is over every byte of it.
+    rest = url.partition("://")[2]
+    cut = min((i for i in (rest.find("/"), rest.find("?")) if i >= 0), default=len(rest))
+    path = rest[cut:].partition("#")[0]
+    if not path.startswith("/"):
+        path = "/" + path
+    fields = [("Host", origin.authority), *headers, ("Accept-Encoding", "identity")]
+    absolute = bool(origin.proxy) and origin.scheme == "http"
+    if absolute and (login := proxy_login(origin.proxy)):
+        fields.append(("Proxy-Authorization", login))
+    return http.Request(
+        host=origin.host,
+        port=origin.port,
+        method=method.encode(),
+        scheme=origin.scheme.encode(),
+        # In absolute-form where a proxy reads it (RFC 9112 section 3.2.2).
+        authority=origin.authority.encode() if absolute else b"",
+        path=path.encode("utf-8", "surrogateescape"),
+        http_version=b"HTTP/1.1",
+        headers=http.Headers(
+            [(k.encode("utf-8", "surrogateescape"), v.encode("utf-8", "surrogateescape")) for k, v in fields]
+        ),
+        content=b"",
+        trailers=None,
+        timestamp_start=time.time(),
+        timestamp_end=None,
+    )
