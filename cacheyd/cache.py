@@ -12,7 +12,7 @@ from cacheyd.answer import Answer, error_answer, hit_headers, object_headers, re
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList, RequestError, cache_error
 from cacheyd.fetch import Fetcher, ManifestContent, asker, content_length, end_to_end, header
-from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, NotKept, Relay, Relayed
+from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
 from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_range
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
 from cacheyd.store.blobs import Mapped
@@ -119,16 +119,18 @@ class Cache:
         headers = (*object_headers(ref, stored.digest, media_type, result), *hit_headers(self._clock(), since))
         if _not_modified(request.if_none_match, stored.digest):
             return Answer(304, headers, length=None, result=result, ref=ref)
-        part = Part(0, stored.size)
-        status = 200
+        parts: tuple[Part, ...] = ()
         if ref.kind is Kind.BLOB and request.range is not None:
             try:
-                found = _part(request, stored.digest, stored.size)
+                parts = _parts(request, stored.digest, stored.size)
             except Unsatisfiable:
                 return _unsatisfiable(ref, stored.size, headers, result)
-            if found is not None:
-                part, status = found, 206
-                headers = (*headers, ("Content-Range", part.content_range(stored.size)))
+        if len(parts) > 1:
+            return self._multipart(request, stored, parts, headers, result)
+        part = parts[0] if parts else Part(0, stored.size)
+        status = 206 if parts else 200
+        if parts:
+            headers = (*headers, ("Content-Range", part.content_range(stored.size)))
         if request.head:
             return Answer(status, headers, length=part.length, result=result, ref=ref, stored=stored)
         body = self.store.body(stored)
@@ -136,8 +138,20 @@ class Cache:
             return None
         if isinstance(body, Mapped):
             source = MappedReader(body, part.start, part.end)
-            return Answer(status, headers, b"", source, part.length, result, ref)
+            return Answer(status, headers, b"", source, part.length, result, ref, stored)
         return Answer(status, headers, body[part.start : part.end], None, part.length, result, ref, stored)
+
+    def _multipart(
+        self, request: Request, stored: Stored, parts: tuple[Part, ...], headers: HeaderList, result: str
+    ) -> Answer | None:
+        body = self.store.body(stored)
+        if body is None:
+            return None
+        view = body.view if isinstance(body, Mapped) else _slicer(body)
+        source = MultipartReader(view, parts, stored.size, OCTET_STREAM)
+        kept = tuple(item for item in headers if item[0] != "Content-Type")
+        content_type = ("Content-Type", f"multipart/byteranges; boundary={source.boundary}")
+        return Answer(206, (*kept, content_type), b"", source, source.length, result, request.ref, stored)
 
     # Everything else
 
@@ -331,7 +345,7 @@ class Cache:
             flight = await self._board(request)
         except NotKept:
             return await self._bypass(request)
-        if wanted is not None and _far_ahead(wanted, flight):
+        if wanted is not None and not flight.verified and _elsewhere(wanted, flight):
             return await self._bypass(request)
         return await self._join(request, flight)
 
@@ -360,34 +374,42 @@ class Cache:
         if size is None:
             return Answer(200, headers, b"", FlightReader(flight, 0, None), None, result, ref)
         try:
-            found = _part(request, flight.digest, size)
+            parts = _parts(request, flight.digest, size)
         except Unsatisfiable:
             return _unsatisfiable(ref, size, headers, result)
-        part = found or Part(0, size)
-        if found is not None:
+        # Several parts of what is still on its way: all of it is a right answer, too (RFC 9110 section 14.2).
+        part, status = (parts[0], 206) if len(parts) == 1 else (Part(0, size), 200)
+        if status == 206:
             headers = (*headers, ("Content-Range", part.content_range(size)))
-        status = 200 if found is None else 206
         if request.head:
             return Answer(status, headers, length=part.length, result=result, ref=ref)
         return Answer(status, headers, b"", FlightReader(flight, part.start, part.end), part.length, result, ref)
 
 
-def _part(request: Request, digest: str, size: int) -> Part | None:
-    """The one part asked for; None for all of it (no Range, a stale If-Range, several ranges). Raises Unsatisfiable."""
+def _slicer(body: bytes) -> Callable[[int, int], bytes]:
+    return lambda start, end: body[start:end]
+
+
+def _parts(request: Request, digest: str, size: int) -> tuple[Part, ...]:
+    """The parts asked for; none where all of it is to be sent (no Range, HEAD, a stale If-Range). Raises Unsatisfiable."""
     if request.head or not if_range_holds(request.if_range, f'"{digest}"'):
-        return None
+        return ()
     wanted = parse_range(request.range)
-    if wanted is None:
-        return None
-    parts = wanted.parts(size)
-    return parts[0] if len(wanted.specs) == 1 else None
+    parts = () if wanted is None else wanted.parts(size)
+    if wanted is None or len(wanted.specs) == 1:
+        return parts
+    # Clients that ask for several ranges do not expect one 206 part. And more than all of it in pieces is an attack, or a
+    # client that is better off with all of it (RFC 9110 section 14.2).
+    return parts if len(parts) > 1 and sum(part.length for part in parts) <= size else ()
 
 
-def _far_ahead(wanted: RangeRequest, flight: Flight) -> bool:
-    """Whether a small piece is wanted (lazy pulling) that this flight will not have for a while."""
-    if flight.verified or wanted.bounded is None or wanted.start is None:
+def _elsewhere(wanted: RangeRequest, flight: Flight) -> bool:
+    """Whether small pieces are wanted (lazy pulling) that this flight will not have for a while: upstream has them."""
+    ends = [last for _, last in wanted.specs]
+    if None in ends or any(first is None for first, _ in wanted.specs):
         return False
-    return flight.size is not None and wanted.start < flight.size and wanted.start > flight.received + FAR_AHEAD
+    furthest = max(last for last in ends if last is not None)
+    return flight.size is not None and furthest < flight.size and furthest > flight.received + FAR_AHEAD
 
 
 def _unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:

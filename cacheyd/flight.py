@@ -4,11 +4,13 @@ A flight belongs to the cache and to no client: clients come and go, each reads 
 """
 
 import asyncio
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from cacheyd.errors import HeaderList, RequestError
+from cacheyd.ranges import Part
 from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.rows import Stored
 
@@ -202,6 +204,38 @@ class MappedReader:
         """The next window, empty at the end."""
         start, self._at = self._at, min(self._end, self._at + WINDOW)
         return self._mapped.view(start, self._at)
+
+    def close(self) -> None:
+        """Nothing to let go of: views keep the mapping."""
+
+
+class MultipartReader:
+    """Reads several parts of a stored object as multipart/byteranges (RFC 9110 section 14.6)."""
+
+    def __init__(
+        self, view: Callable[[int, int], bytes | memoryview], parts: Sequence[Part], size: int, content_type: str
+    ) -> None:
+        self.boundary = secrets.token_hex(16)
+        head = f"--{self.boundary}\r\nContent-Type: {content_type}\r\nContent-Range: "
+        self._pieces: list[bytes | Part] = []
+        for part in parts:
+            self._pieces += [f"{head}{part.content_range(size)}\r\n\r\n".encode(), part, b"\r\n"]
+        self._pieces.append(f"--{self.boundary}--\r\n".encode())
+        self._pieces.reverse()
+        self._view = view
+        self.length = sum(piece.length if isinstance(piece, Part) else len(piece) for piece in self._pieces)
+
+    async def read(self) -> bytes | memoryview:
+        """The next piece, empty at the end."""
+        if not self._pieces:
+            return b""
+        piece = self._pieces.pop()
+        if isinstance(piece, bytes):
+            return piece
+        end = min(piece.end, piece.start + WINDOW)
+        if end < piece.end:
+            self._pieces.append(Part(end, piece.end))
+        return self._view(piece.start, end)
 
     def close(self) -> None:
         """Nothing to let go of: views keep the mapping."""

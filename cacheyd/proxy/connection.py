@@ -102,6 +102,8 @@ class FetchConnection(server.ConnectionHandler):
         self.origin = origin
         self.used = False
         self.idle_since = 0.0
+        # Why the connection could not be made, where that is the reason for a failure.
+        self.dial_error: Exception | None = None
         self._dial = dial
         self._ssl_context = ssl_context
         self._exchange: Exchange | None = None
@@ -145,7 +147,8 @@ class FetchConnection(server.ConnectionHandler):
             assert conn.address
             reader, writer = await self._dial(self.origin, conn.address[0], conn.address[1])
         except (OSError, TimeoutError) as error:
-            conn.error = str(error) or TIMEOUT
+            self.dial_error = error
+            conn.error = str(error) or "deadline for connecting passed"
             self.transports.pop(conn, None)
             await self.handle_hook(server_hooks.ServerConnectErrorHook(hook_data))
             await self.server_event(events.OpenConnectionCompleted(command, conn.error))
@@ -206,7 +209,3 @@ class FetchConnection(server.ConnectionHandler):
         log.log(
             level if level >= logging.ERROR else logging.DEBUG, "%s: %s", self.origin.authority, message, exc_info=exc_info
         )
-
-
-# What the error of a connection that was not made in time says.
-TIMEOUT = "deadline for connecting passed"

@@ -12,9 +12,9 @@ from mitmproxy.options import Options
 from OpenSSL import SSL
 
 from cacheyd.config import Settings
-from cacheyd.errors import HeaderList
+from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import UpstreamBroken
-from cacheyd.proxy.connection import READ, TIMEOUT, FetchConnection, Streams
+from cacheyd.proxy.connection import READ, FetchConnection, Streams
 from cacheyd.proxy.exchange import BUFFER, Exchange
 from cacheyd.proxy.trust import (
     Origin,
@@ -113,7 +113,7 @@ class MitmTransport:
             raise UpstreamBroken("redirected to something that is no http or https URL")
         row = self.settings.registry(registry)
         if row.proxy and not row.configured and is_forbidden_name(parts.hostname):
-            raise UpstreamBroken(f"{parts.hostname} is an address that only a configured registry may have")
+            raise _denied(f"{parts.hostname} is an address that only a configured registry may have")
         trust = Trust(row.ca_file)
         if self._is_own((parts.scheme, parts.hostname, port), registry):
             # Client certificates and leniency are for the registry itself, not for where it redirects to.
@@ -136,7 +136,7 @@ class MitmTransport:
             except UpstreamBroken as error:
                 conn.close()
                 if fresh:
-                    raise UpstreamBroken(f"{origin.authority}: {error}", timeout=TIMEOUT in str(error)) from None
+                    raise _failure(origin, conn, error) from None
             except BaseException:
                 conn.close()
                 raise
@@ -186,7 +186,7 @@ class MitmTransport:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
             allowed = [info for info in found if trusted or not forbidden_address(str(info[4][0]))]
             if not allowed:
-                raise OSError(f"{host} is at an address that only a configured registry may have")
+                raise PermissionError(f"{host} is at {found[0][4][0]}, an address that only a configured registry may have")
             sock = await start_connection(allowed, happy_eyeballs_delay=HAPPY_EYEBALLS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return await asyncio.open_connection(sock=sock, limit=BUFFER)
@@ -202,6 +202,17 @@ class MitmTransport:
         for conn in [conn for idle in self._idle.values() for conn in idle]:
             conn.close()
         self._idle.clear()
+
+
+def _denied(why: str) -> RequestError:
+    return RequestError(Failure(403, Code.DENIED, why, Blame.CLIENT))
+
+
+def _failure(origin: Origin, conn: FetchConnection, error: UpstreamBroken) -> Exception:
+    """Why there was no response, in our terms."""
+    if isinstance(conn.dial_error, PermissionError):
+        return _denied(str(conn.dial_error))
+    return UpstreamBroken(f"{origin.authority}: {error}", timeout=isinstance(conn.dial_error, TimeoutError))
 
 
 def _make_request(origin: Origin, method: str, url: str, headers: HeaderList) -> http.Request:
