@@ -5,8 +5,7 @@ Implements `Upstream` over a `Transport`, which knows HTTP and nothing of regist
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,27 +84,69 @@ class Breaker:
 
 
 class Turnstile:
-    """At most so many requests to one registry at once; the others wait in the order in which they came."""
+    """At most so many responses of one registry at once; the others wait in the order in which they came."""
 
     def __init__(self) -> None:
-        self._slots: dict[str, tuple[int, asyncio.Semaphore, int]] = {}
+        self._gates: dict[str, _Gate] = {}
 
-    @asynccontextmanager
-    async def slot(self, registry: str, limit: int) -> AsyncIterator[None]:
-        """Waits for a turn."""
-        known, semaphore, users = self._slots.get(registry, (limit, asyncio.Semaphore(limit), 0))
-        if known != limit:
-            semaphore = asyncio.Semaphore(limit)
-        self._slots[registry] = (limit, semaphore, users + 1)
+    async def enter(self, registry: str, limit: int, patience: float) -> Callable[[], None]:
+        """Waits for a turn, at most `patience` seconds; what it returns gives the turn back. Raises TimeoutError."""
+        gate = self._gates.get(registry)
+        if gate is None or gate.limit != limit:
+            gate = self._gates[registry] = _Gate(limit, asyncio.Semaphore(limit))
+        gate.users += 1
         try:
-            async with semaphore:
-                yield
-        finally:
-            known, current, users = self._slots[registry]
-            if users <= 1:
-                del self._slots[registry]
-            else:
-                self._slots[registry] = (known, current, users - 1)
+            async with asyncio.timeout(patience):
+                await gate.semaphore.acquire()
+        except BaseException:
+            self._leave(registry, gate)
+            raise
+
+        def leave() -> None:
+            gate.semaphore.release()
+            self._leave(registry, gate)
+
+        return leave
+
+    def _leave(self, registry: str, gate: "_Gate") -> None:
+        gate.users -= 1
+        if not gate.users and self._gates.get(registry) is gate:
+            del self._gates[registry]
+
+
+@dataclass(slots=True)
+class _Gate:
+    limit: int
+    semaphore: asyncio.Semaphore
+    users: int = 0
+
+
+class _Counted:
+    """A response that gives its turn back when it is read or closed."""
+
+    def __init__(self, response: UpstreamResponse, leave: Callable[[], None]) -> None:
+        self._response = response
+        self._leave: Callable[[], None] | None = leave
+        self.status = response.status
+        self.headers = response.headers
+
+    async def read(self) -> list[bytes]:
+        """As the response's own."""
+        try:
+            chunks = await self._response.read()
+        except UpstreamBroken:
+            self.close()
+            raise
+        if not chunks:
+            self.close()
+        return chunks
+
+    def close(self) -> None:
+        """As the response's own."""
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            self._response.close()
+            leave()
 
 
 class Origins:
@@ -126,19 +167,29 @@ class Origins:
         """
         registry = request.ref.registry
         self.check_allowed(registry)
+        limit, patience = self.settings.registry(registry).max_fetches, self.settings.head_timeout
+        try:
+            leave = await self._turnstile.enter(registry, limit, patience)
+        except TimeoutError:
+            raise UpstreamBroken(f"{limit} requests to {registry} are under way already", refused=True) from None
+        try:
+            return _Counted(await self._first(request), leave)
+        except BaseException:
+            leave()
+            raise
+
+    async def _first(self, request: UpstreamRequest) -> UpstreamResponse:
         last = UpstreamBroken("no upstream")
-        bases = self.settings.upstreams(registry)
-        async with self._turnstile.slot(registry, self.settings.registry(registry).max_fetches):
-            for position, base in enumerate(bases):
-                try:
-                    response = await self._ask(request, base)
-                except UpstreamBroken as error:
-                    last = error
-                    continue
-                if response.status >= 500 and position + 1 < len(bases):
-                    response.close()
-                    continue
+        bases = self.settings.upstreams(request.ref.registry)
+        for position, base in enumerate(bases):
+            try:
+                response = await self._ask(request, base)
+            except UpstreamBroken as error:
+                last = error
+                continue
+            if response.status < 500 or position + 1 == len(bases):
                 return response
+            response.close()
         raise last
 
     def check_allowed(self, registry: str) -> None:
