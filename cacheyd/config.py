@@ -321,7 +321,7 @@ def _shown(setting: Setting, value: object) -> str:
         case _ if setting.secret and value:
             return '"…"'
         case Size():
-            return f'"{value.share * 100:g}%"' if value.share else str(value.bytes)
+            return f'"{value.share * 100:g}%"' if value.share else str(value.bytes or '""')
         case tuple() if setting.parse is parse.ttls:
             return "{ " + ", ".join(f'"{name}" = {ttl:g}' for name, ttl in value) + " }"
         case tuple():
@@ -344,12 +344,12 @@ def show(settings: Settings) -> str:
     for name, row in settings.registries.items():
         lines += ["", f'[registries."{name}"]']
         for setting in PER_REGISTRY:
-            value = getattr(row, setting.name) or (settings.upstreams(name) if setting.name == "upstream" else "")
+            value = settings.upstreams(name) if setting.name == "upstream" else getattr(row, setting.name)
             if setting.scope is Scope.REGISTRY and not value:
                 continue
             own = next((w for key, w in settings.origins.items() if _is_own(key, name, setting.name)), None)
             inherited = settings.origins.get(setting.key) if setting.scope is Scope.DEFAULTS else "default"
-            lines.append(_line(setting, getattr(row, setting.name) or value, own or inherited))
+            lines.append(_line(setting, value, own or inherited))
     return "\n".join(lines)
 
 
