@@ -19,7 +19,7 @@ from urllib.parse import urlencode, urlsplit
 from cacheyd import config
 from cacheyd.config import ConfigError, RegistrySettings, Settings
 from cacheyd.errors import HeaderList
-from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, read_all
+from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,9 @@ class Authorizer:
         registry = self.settings.registry(request.ref.registry)
         name, url = request.ref.registry, base + request.ref.path
         if registry.auth == "passthrough" or request.as_client:
-            return await transport.fetch(name, request.method, url, request.headers)
+            if request.ref.scoped or header(request.headers, "authorization") is not None:
+                return await transport.fetch(name, request.method, url, request.headers)
+            return await self._anonymous(transport, request, base)
         headers = tuple(item for item in request.headers if item[0].lower() != "authorization")
         scope = f"repository:{request.ref.repository}:pull"
         login = self._login(registry)
@@ -108,6 +110,26 @@ class Authorizer:
             self._basic.discard(base)
             raise UpstreamBroken(f"{name} refused {'the stored login' if login else 'an anonymous token'}", refused=True)
         return response
+
+    async def _anonymous(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
+        """For clients that name the registry in the path and bring no login.
+
+        skopeo, podman and CRI-O look for the challenge at `/v2/`, which is about no registry in particular here, and take
+        a later one as final: what everybody may read would not be there for them.
+        """
+        name, url = request.ref.registry, base + request.ref.path
+        scope = f"repository:{request.ref.repository}:pull"
+        known = self._known(name, base, scope, "")
+        response = await transport.fetch(name, request.method, url, (*request.headers, *known))
+        bearer = next((c for c in parse_challenges(response.headers) if c.scheme == "bearer" and "realm" in c.params), None)
+        if response.status != 401 or bearer is None:
+            return response
+        try:
+            token = await self._token(transport, name, RegistrySettings(), base, scope, bearer)
+        except UpstreamBroken:
+            return response
+        response.close()
+        return await transport.fetch(name, request.method, url, (*request.headers, ("Authorization", f"Bearer {token}")))
 
     def _login(self, registry: RegistrySettings) -> str:
         """`user:password`, empty for anonymous."""

@@ -192,7 +192,8 @@ class RegistryCache:
         elif self._tls is not None:
             outer = nextlayer.layer = ClientTLSLayer(context)
             outer.child_layer = CacheHttpLayer(context, self)
-        elif data[:1] != TLS_RECORD:
+        elif self._daemon or data[:1] != TLS_RECORD:
+            # TLS where none is configured gets a plain refusal; mitmdump and mitmweb have certificates of their own.
             nextlayer.layer = CacheHttpLayer(context, self)
 
     def tls_start_client(self, data: tls.TlsData) -> None:

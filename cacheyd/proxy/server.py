@@ -125,6 +125,9 @@ class CacheHttp1Server(Http1Server):
             start += 2
         end = data.find(b"\r\n\r\n", start)
         if end < 0:
+            if data[start : start + 1] and not data[start : start + 1].isalpha():
+                # TLS, for one: skopeo tries it first, and would wait for an answer.
+                raise BadHead("this is not HTTP")
             if len(data) - start > MAX_HEAD:
                 raise BadHead("the request head is too large", 431)
             if b"\n\n" in data or b"\n\r\n" in data.replace(b"\r\n", b""):
