@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 # The most that an answer held in memory may have: manifests (clients refuse more than 4 MiB) and error bodies (bytes).
 MANIFEST_MAX = 8 << 20
 RELAY_MAX = 1 << 20
+# How long the body of an error is waited for (seconds).
+RELAY_WAIT = 5.0
 # A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
 FAILURE_PAUSE = 15.0
 MISMATCH_PAUSE = 60.0
@@ -40,12 +42,17 @@ _HOP_BY_HOP = frozenset(
 
 
 class UpstreamBroken(Exception):
-    """The upstream gave no response, or broke off in one. `timeout` tells a deadline from the rest."""
+    """The upstream gave no response, or broke off in one.
+
+    `timeout` tells a deadline from the rest, `refused` that it was not even asked, and `elsewhere` that it was not the
+    registry's own host that failed but one that it redirected to.
+    """
 
     def __init__(self, message: str, *, timeout: bool = False, refused: bool = False) -> None:
         super().__init__(message)
         self.timeout = timeout
         self.refused = refused
+        self.elsewhere = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +186,10 @@ class Fetcher:
             response = await self._upstream.open(UpstreamRequest(ref, method, headers, as_client))
         except UpstreamBroken as error:
             raise _as_request_error(error) from error
+        if not (200 <= response.status < 300 or 400 <= response.status < 600):
+            # Nothing that was asked has such an answer, and clients stumble over a 304 or a redirect without a target.
+            response.close()
+            raise upstream_error(502, f"upstream answered {response.status}")
         if response.status == 429:
             relay = await self.relay(response)
             _bound(self._limited)
@@ -189,8 +200,9 @@ class Fetcher:
     async def relay(self, response: UpstreamResponse) -> Relay:
         """A response as it is, its body in memory; a body that breaks or is too large is left out."""
         try:
-            body = await read_all(response, RELAY_MAX)
-        except UpstreamBroken:
+            async with asyncio.timeout(RELAY_WAIT):
+                body = await read_all(response, RELAY_MAX)
+        except (UpstreamBroken, TimeoutError):
             body = None
         finally:
             response.close()
@@ -294,6 +306,10 @@ class Fetcher:
             except _StartOver:
                 continue
             except UpstreamBroken as error:
+                if flight.partial.size and flight.partial.verified():
+                    # All is there; only the end of the message was missing.
+                    await self._land(flight, flight.partial, ref)
+                    return
                 attempt = 1 if flight.received - before >= PROGRESS else attempt + 1
                 if not flight.streaming or attempt > self.settings.retries:
                     raise _as_request_error(error) from error
@@ -401,8 +417,7 @@ class Fetcher:
 
     async def _land(self, flight: Flight, partial: Partial, ref: Reference) -> None:
         """Verified: the clients get the rest at once, then the disk is waited for."""
-        if flight.size is None:
-            flight.size = flight.received
+        flight.size = flight.received  # Whatever upstream said.
         flight.streaming = flight.verified = True
         flight.notify()
         try:

@@ -38,6 +38,7 @@ class _Health:
     pause: float = PAUSE
     dead_until: float = 0.0
     probing: bool = False
+    answered: float = 0.0
 
 
 class Breaker:
@@ -46,6 +47,11 @@ class Breaker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._health: dict[str, _Health] = {}
+
+    def _of(self, origin: str) -> _Health:
+        if len(self._health) >= MAX_TRACKED and origin not in self._health:
+            self._health.clear()
+        return self._health.setdefault(origin, _Health())
 
     def admit(self, origin: str) -> bool:
         """Whether to ask the origin now; after its pause, one request at a time finds out."""
@@ -59,19 +65,24 @@ class Breaker:
 
     def answered(self, origin: str) -> None:
         """The origin lives, whatever it said."""
-        self._health.pop(origin, None)
+        health = self._of(origin)
+        health.failures, health.dead_until, health.probing = 0, 0.0, False
+        health.answered = self._clock()
 
     def abandoned(self, origin: str) -> None:
         """Nobody waited for the answer."""
         if health := self._health.get(origin):
             health.probing = False
 
-    def failed(self, origin: str, *, timeout: bool) -> None:
-        """The origin could not be reached, or did not answer."""
-        if len(self._health) >= MAX_TRACKED and origin not in self._health:
-            self._health.clear()
-        health = self._health.setdefault(origin, _Health())
+    def failed(self, origin: str, *, timeout: bool, since: float) -> None:
+        """The origin could not be reached, or did not answer a request of `since` (on this breaker's clock).
+
+        Where it answered another one meanwhile, that one object is slow, and not the origin dead.
+        """
+        health = self._of(origin)
         health.probing = False
+        if health.answered > since:
+            return
         health.failures += 1
         if timeout or health.failures >= FAILURES or health.dead_until:
             health.pause = min(PAUSE_MAX, health.pause * 2) if health.dead_until else PAUSE
@@ -212,7 +223,10 @@ class Origins:
             response = await self._authorizer.fetch(self._transport, request, base)
         except UpstreamBroken as error:
             code = "timeout" if error.timeout else "error"
-            self.breaker.failed(base, timeout=error.timeout)
+            if error.elsewhere or error.refused:
+                self.breaker.answered(base)
+            else:
+                self.breaker.failed(base, timeout=error.timeout, since=started)
             raise
         except BaseException:
             self.breaker.abandoned(base)

@@ -107,13 +107,14 @@ class FetchConnection(server.ConnectionHandler):
         self._dial = dial
         self._ssl_context = ssl_context
         self._exchange: Exchange | None = None
+        self._closed = False
         self.layer = layers.HttpLayer(context, HTTPMode.upstream if origin.proxy else HTTPMode.transparent)
         self.layer.connections[client] = _Requests(context.fork())
 
     @property
     def alive(self) -> bool:
-        """Whether there is a connection that can take a request."""
-        return any(io.writer is not None and not io.writer.is_closing() for io in self.transports.values())
+        """Whether there is a connection that can take a request, and no other one that is still ending."""
+        return not self._closed and [conn.state for conn in self.transports] == [connection.ConnectionState.OPEN]
 
     async def send(self, request: http.Request) -> Exchange:
         """Begins an exchange."""
@@ -128,7 +129,8 @@ class FetchConnection(server.ConnectionHandler):
         return exchange
 
     def close(self) -> None:
-        """Ends the connection and what is under way on it."""
+        """Ends the connection and what is under way on it, a dial that is still to come included."""
+        self._closed = True
         if self._exchange is not None:
             self._exchange.fail("closed")
         for io in list(self.transports.values()):
@@ -142,8 +144,8 @@ class FetchConnection(server.ConnectionHandler):
         await self.handle_hook(server_hooks.ServerConnectHook(hook_data))
         conn.timestamp_start = time.time()
         try:
-            if conn.error:
-                raise OSError(conn.error)
+            if conn.error or self._closed:
+                raise OSError(conn.error or "closed")
             assert conn.address
             reader, writer = await self._dial(self.origin, conn.address[0], conn.address[1])
         except (OSError, TimeoutError) as error:
@@ -171,7 +173,8 @@ class FetchConnection(server.ConnectionHandler):
         try:
             await super().handle_connection(connection)
         finally:
-            if self._exchange is not None:
+            # Another one may have taken its place already.
+            if self._exchange is not None and not self.transports:
                 self._exchange.fail("connection closed")
 
     async def drain_writers(self) -> None:

@@ -6,7 +6,7 @@ import socket
 import time
 from urllib.parse import urljoin, urlsplit
 
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 from mitmproxy import http
 from mitmproxy.options import Options
 from OpenSSL import SSL
@@ -20,7 +20,7 @@ from cacheyd.proxy.trust import (
     Origin,
     Trust,
     default_port,
-    forbidden_address,
+    forbidden_kind,
     is_forbidden_name,
     make_ssl_context,
     proxy_login,
@@ -45,8 +45,12 @@ class FetchResponse:
         self.headers: HeaderList = tuple(head.headers.items(multi=True))
 
     async def read(self) -> list[bytes]:
-        """What has come of the body since; empty at its end. Raises UpstreamBroken."""
-        chunks = await self._exchange.read()
+        """What has come of the body since; empty at its end. Raises UpstreamBroken, also where nothing comes for too long."""
+        try:
+            async with asyncio.timeout(self._transport.settings.progress_timeout):
+                chunks = await self._exchange.read()
+        except TimeoutError:
+            raise UpstreamBroken("no progress", timeout=True) from None
         if not chunks:
             self.close()
         return chunks
@@ -69,60 +73,74 @@ class MitmTransport:
         self._reaper: asyncio.Task[None] | None = None
 
     async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> FetchResponse:
-        """The head of the response, redirects followed (at most 5 hops). Raises UpstreamBroken."""
+        """The head of the response, redirects followed (at most 5 hops). Raises UpstreamBroken.
+
+        The error says whether the failure was `elsewhere` than at the host that was asked first.
+        """
         # The whole way there takes no longer than clients wait; a redirect is no new start.
         deadline = self.settings.head_timeout + self.settings.connect_timeout / 2
         try:
+            way = [self._origin(url, registry)]
+        except ValueError:
+            raise _misdirected("sent to something that is no http or https URL") from None
+        try:
             async with asyncio.timeout(deadline):
-                return await self._follow(registry, method, url, headers)
+                return await self._follow(registry, method, url, headers, way)
         except TimeoutError:
-            raise UpstreamBroken(f"no answer within {deadline:g} s", timeout=True) from None
+            error = UpstreamBroken(f"{way[-1].authority}: no answer within {deadline:g} s", timeout=True)
+            error.elsewhere = not way[-1].same_site(way[0])
+            raise error from None
+        except UpstreamBroken as error:
+            error.elsewhere = error.elsewhere or not way[-1].same_site(way[0])
+            raise
 
-    async def _follow(self, registry: str, method: str, url: str, headers: HeaderList) -> FetchResponse:
-        first = current = self._origin(url, registry)
+    async def _follow(self, registry: str, method: str, url: str, headers: HeaderList, way: list[Origin]) -> FetchResponse:
         for _ in range(MAX_HOPS + 1):
-            response = await self._exchange(current, method, url, headers)
+            response = await self._exchange(way[-1], method, url, headers)
             location = next((value for key, value in response.headers if key.lower() == "location"), None)
             if response.status not in REDIRECTS or location is None:
                 return response
             await self._finish(response)
-            url = urljoin(url, location)
-            target = self._origin(url, registry)
-            if target.scheme == "http" and first.scheme == "https":
-                raise UpstreamBroken("redirected from https to http")
-            if not target.same_site(current):
+            url, target = self._target(url, location, registry)
+            if target.scheme == "http" and way[0].scheme == "https":
+                raise _misdirected("redirected from https to http")
+            if not target.same_site(way[-1]):
                 headers = tuple(item for item in headers if item[0].lower() != "authorization")
-            current = target
-        raise UpstreamBroken(f"more than {MAX_HOPS} redirects")
+            way.append(target)
+        raise _misdirected(f"more than {MAX_HOPS} redirects")
+
+    def _target(self, url: str, location: str, registry: str) -> tuple[str, Origin]:
+        """Where a redirect leads to."""
+        try:
+            url = urljoin(url, location)
+            return url, self._origin(url, registry)
+        except (ValueError, UpstreamBroken):
+            raise _misdirected("redirected to something that is no http or https URL") from None
 
     async def _finish(self, response: FetchResponse) -> None:
         """Reads the short body of a redirect, so that its connection can be kept."""
         size = next((value for key, value in response.headers if key.lower() == "content-length"), "")
-        if size.isdecimal() and int(size) <= READ:
-            while await response.read():
+        try:
+            while size.isdecimal() and int(size) <= READ and await response.read():
                 pass
-        response.close()
+        finally:
+            response.close()
 
     def _origin(self, url: str, registry: str) -> Origin:
-        try:
-            parts = urlsplit(url)
-            port = parts.port or default_port(parts.scheme)
-        except ValueError:
-            raise UpstreamBroken("redirected to something that is no URL") from None
+        parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise UpstreamBroken("redirected to something that is no http or https URL")
+            raise ValueError("no http or https URL")
+        site = (parts.scheme, parts.hostname, parts.port or default_port(parts.scheme))
         row = self.settings.registry(registry)
         if row.proxy and not row.configured and is_forbidden_name(parts.hostname):
             raise _denied(f"{parts.hostname} is an address that only a configured registry may have")
-        trust = Trust(row.ca_file)
-        if self._is_own((parts.scheme, parts.hostname, port), registry):
+        bases = [urlsplit(base) for base in self.settings.upstreams(registry)]
+        if site in [(base.scheme, base.hostname, base.port or default_port(base.scheme)) for base in bases]:
             # Client certificates and leniency are for the registry itself, not for where it redirects to.
             trust = Trust(row.ca_file, row.client_cert, row.client_key, row.insecure_skip_verify)
-        return Origin(parts.scheme, parts.hostname, port, trust, row.configured, row.proxy)
-
-    def _is_own(self, site: tuple[str, str, int], registry: str) -> bool:
-        bases = map(urlsplit, self.settings.upstreams(registry))
-        return any(site == (base.scheme, base.hostname, base.port or default_port(base.scheme)) for base in bases)
+            return Origin(*site, trust, row.configured, row.proxy)
+        kin = tuple(base.hostname for base in bases if base.hostname) if row.configured else ()
+        return Origin(*site, Trust(row.ca_file), False, row.proxy, kin)
 
     async def _exchange(self, origin: Origin, method: str, url: str, headers: HeaderList) -> FetchResponse:
         """One request, on a kept connection if there is one; anew if that turned out to be closed."""
@@ -130,8 +148,8 @@ class MitmTransport:
             conn = self._take(origin)
             fresh = not conn.used
             request = _make_request(origin, method, url, headers)
-            exchange = await conn.send(request)
             try:
+                exchange = await conn.send(request)
                 head = await exchange.wait_head()
             except UpstreamBroken as error:
                 conn.close()
@@ -183,8 +201,13 @@ class MitmTransport:
         """Connects to an address of the host, each checked after it was looked up. Raises OSError, TimeoutError."""
         trusted = origin.trusted_address or (bool(origin.proxy) and host != origin.host)
         async with asyncio.timeout(self.settings.connect_timeout):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            allowed = [info for info in found if trusted or not forbidden_address(str(info[4][0]))]
+            found = await _look_up(host, port)
+            allowed = found if trusted else [info for info in found if not forbidden_kind(str(info[4][0]))]
+            if not allowed and origin.kin:
+                # What an operator runs on this host may have its CDN or token service here, too.
+                kin = [info for name in origin.kin for info in await _look_up(name, port)]
+                kinds = {forbidden_kind(str(info[4][0])) for info in kin}
+                allowed = [info for info in found if forbidden_kind(str(info[4][0])) in kinds]
             if not allowed:
                 raise PermissionError(f"{host} is at {found[0][4][0]}, an address that only a configured registry may have")
             sock = await start_connection(allowed, happy_eyeballs_delay=HAPPY_EYEBALLS)
@@ -202,6 +225,20 @@ class MitmTransport:
         for conn in [conn for idle in self._idle.values() for conn in idle]:
             conn.close()
         self._idle.clear()
+
+
+async def _look_up(host: str, port: int) -> list[AddrInfoType]:
+    try:
+        return [*await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except UnicodeError:
+        raise OSError(f"{host} is no host name") from None
+
+
+def _misdirected(why: str) -> UpstreamBroken:
+    """A redirect that is not followed: the registry answered, but leads nowhere."""
+    error = UpstreamBroken(why)
+    error.elsewhere = True
+    return error
 
 
 def _denied(why: str) -> RequestError:

@@ -23,7 +23,11 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a connection goes to: scheme, host and port, how it is trusted, and the proxy on the way there."""
+    """Where a connection goes to: scheme, host and port, how it is trusted, and the proxy on the way there.
+
+    `trusted_address` says that it may be at any address; `kin` are hosts where, if one of them is at a forbidden kind of
+    address, this one may be at the same kind.
+    """
 
     scheme: str
     host: str
@@ -31,6 +35,7 @@ class Origin:
     trust: Trust = Trust()
     trusted_address: bool = False
     proxy: str = ""
+    kin: tuple[str, ...] = ()
 
     @property
     def authority(self) -> str:
@@ -91,18 +96,25 @@ def _require_ip(conn: SSL.Connection, packed: bytes) -> None:
     SSL._openssl_assert(SSL._lib.X509_VERIFY_PARAM_set1_ip(param, packed, len(packed)) == 1)  # type: ignore[attr-defined]
 
 
-def forbidden_address(address: str) -> bool:
-    """Whether an address is one that only a configured registry may have: this host, its link, cloud metadata, groups."""
+def forbidden_kind(address: str) -> str:
+    """What is wrong with an address that only a configured registry may have: this host, its link, cloud metadata, groups.
+
+    Empty for all others.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ip.sixtofour or ip
+    kinds = {
+        "loopback": ip.is_loopback, "unspecified": ip.is_unspecified, "link-local": ip.is_link_local,
+        "multicast": ip.is_multicast,
+    }  # fmt: skip
+    return next((kind for kind, found in kinds.items() if found), "")
 
 
 def is_forbidden_name(host: str) -> bool:
     """Whether a host is a forbidden address by its name alone: behind a proxy nobody here looks it up."""
     try:
-        return forbidden_address(host)
+        return bool(forbidden_kind(host))
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
 

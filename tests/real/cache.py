@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.real.procs import Process, Service, free_port
+from tests.real.procs import Process, Service, free_port, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADDON = REPOSITORY / "addons" / "registry_cache.py"
@@ -89,6 +89,10 @@ class Cacheyd(Service):
             assert path.name == digest, f"{path} holds {digest}"
             found.add(f"sha256:{digest}")
         return found
+
+    def keeps(self, digests: set[str]) -> None:
+        """Waits until it keeps exactly these: what a client has got already may be on its way to its final name."""
+        wait_until(lambda: self.stored() == digests, f"these are kept, not {self.stored()}: {digests}", seconds=5)
 
 
 class Mitmdump(Cacheyd):

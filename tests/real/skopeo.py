@@ -1,17 +1,14 @@
 """skopeo, against loopback servers with certificates of our own."""
 
-import os
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from tests.real.procs import program
 
 
-def _run(*args: str, env: Mapping[str, str] | None = None) -> None:
+def _run(*args: str) -> None:
     argv = [program("skopeo"), "--insecure-policy", *args]
-    environ = {**os.environ, **(env or {})}
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=environ)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{' '.join(argv)}\n{done.stdout}{done.stderr}"
 
 
@@ -28,7 +25,7 @@ def skopeo_copy(reference: str, dest_dir: Path, *, tag: str = "copied", registri
     `registries_conf` is a containers-registries.conf(5), in which podman and CRI-O find their mirrors, too. Without one
     the registry may be plain http, or have any certificate.
     """
-    env = {"CONTAINERS_REGISTRIES_CONF": str(registries_conf)} if registries_conf else {}
+    conf = ["--registries-conf", str(registries_conf)] if registries_conf else []
     tls = [] if registries_conf else ["--src-tls-verify=false"]
     options = ["--all", "--preserve-digests", "--src-no-creds", *tls]
-    _run("copy", *options, f"docker://{reference}", f"oci:{dest_dir}:{tag}", env=env)
+    _run(*conf, "copy", *options, f"docker://{reference}", f"oci:{dest_dir}:{tag}")

@@ -8,6 +8,7 @@ import pytest
 from tests.real.cache import Cacheyd
 from tests.real.containerd import CRI_NAMESPACE, Containerd, Pull
 from tests.real.lab import REGISTRY, Lab, contents, image_for, new_image
+from tests.real.procs import wait_until
 from tests.support.images import Index
 
 LOCAL = "linux/amd64"
@@ -55,7 +56,7 @@ def test_pull_and_pull_again_without_registry(
     assert len(lab.registry.requests()) == upstream
     assert len(lab.tokens.requests()) == logins
     assert_fetched_once(lab, repository, image, digests)
-    assert digests <= cache.stored()
+    wait_until(lambda: digests <= cache.stored(), "all of it is kept")
 
 
 def test_second_containerd_has_no_need_of_registry(
@@ -115,6 +116,21 @@ def test_moved_tag_is_noticed(lab: Lab, cache: Cacheyd, containerd: Containerd, 
             assert_complete(containerd, pull, reference, contents(image, LOCAL))
         downloads = lab.downloads("lab/moving")
         assert {digest: downloads[digest] for digest in contents(image, LOCAL)} == dict.fromkeys(contents(image, LOCAL), 1)
+
+
+def test_last_known_tag_while_registry_is_down(lab: Lab, cache: Cacheyd, containerd: Containerd, tmp_path: Path) -> None:
+    """`latest` is never fresh, but better than nothing."""
+    image = lab.publish(tmp_path, "lab/stale", "latest")
+    reference = f"{REGISTRY}/lab/stale:latest"
+    hosts = lab.hosts(tmp_path / "hosts", cache.url)
+    assert containerd.pull(reference, hosts).ok
+    before = cache.metric("cacheyd_requests_total", 'result="stale"')
+    lab.registry.stop()
+    try:
+        assert_complete(containerd, containerd.pull(reference, hosts), reference, contents(image, LOCAL))
+    finally:
+        lab.registry.start()
+    assert cache.metric("cacheyd_requests_total", 'result="stale"') == before + 1
 
 
 def test_unknown_tag_is_the_registrys_answer(lab: Lab, cache: Cacheyd, containerd: Containerd, tmp_path: Path) -> None:

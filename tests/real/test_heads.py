@@ -8,6 +8,7 @@ import pytest
 from tests.real.cache import Cacheyd, Reply
 from tests.real.conftest import MakeCache
 from tests.real.lab import REGISTRY, Lab, image_for, registry_table
+from tests.real.procs import wait_until
 from tests.support.images import OCI_INDEX
 
 ACCEPT = {"Accept": f"{OCI_INDEX}, application/vnd.oci.image.manifest.v1+json, */*"}
@@ -45,12 +46,15 @@ def test_manifest(open_lab: Lab, open_cache: Cacheyd, tmp_path: Path) -> None:
 def test_blob(open_lab: Lab, open_cache: Cacheyd, tmp_path: Path) -> None:
     layer = image_for(open_lab.publish(tmp_path, "lab/head-blob"), "linux/amd64").layers[0]
     target = f"/v2/lab/head-blob/blobs/{layer.digest}{NS}"
-    for method, x_cache in (("HEAD", None), ("GET", "MISS"), ("HEAD", "HIT"), ("GET", "HIT")):
+    for method, x_cache in (("HEAD", "MISS"), ("GET", "MISS"), ("HEAD", "HIT"), ("GET", "HIT")):
         reply = open_cache.request(method, target)
         assert described(reply)[:2] == (200, layer.digest)
         assert reply.headers["content-length"] == str(len(layer.data))
-        assert x_cache in {None, reply.headers["x-cache"]}
         assert reply.body == (layer.data if method == "GET" else b"")
+        assert reply.headers["x-cache"] == x_cache
+        if (method, x_cache) == ("GET", "MISS"):
+            open_cache.keeps({layer.digest})
+            wait_until(lambda: open_cache.metric("cacheyd_flights") == 0, "the fetch is over")
 
 
 def test_login_is_the_registrys(lab: Lab, cache: Cacheyd, tmp_path: Path) -> None:

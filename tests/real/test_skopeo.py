@@ -1,8 +1,12 @@
 """Clients that send no ns: the registry's name is the first part of the path."""
 
 import json
+import socket
+import ssl
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from tests.real.cache import Cacheyd
 from tests.real.conftest import MakeCache
@@ -18,6 +22,18 @@ def assert_copied(layout: Path, content: Index) -> None:
     assert files == contents(content)
     roots = json.loads((layout / "index.json").read_text())["manifests"]
     assert [root["digest"] for root in roots] == [content.digest]
+
+
+def test_tls_is_refused_at_once(cache: Cacheyd) -> None:
+    """skopeo, podman and docker try https first where a registry may be insecure, and wait ten seconds for an answer."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", cache.port), timeout=3) as plain,
+        pytest.raises((ssl.SSLError, OSError)) as error,
+    ):
+        context.wrap_socket(plain)
+    assert not isinstance(error.value, TimeoutError)
 
 
 def test_copy_and_copy_again(open_lab: Lab, make_cache: MakeCache, tmp_path: Path) -> None:
@@ -38,7 +54,7 @@ def test_copy_and_copy_again(open_lab: Lab, make_cache: MakeCache, tmp_path: Pat
         open_lab.registry.start()
     assert_copied(tmp_path / "warm", image)
     assert open_lab.downloads("lab/copy") == downloads
-    assert cache.stored() == contents(image)
+    cache.keeps(contents(image))
 
 
 def test_copy_of_what_containerd_has_pulled(lab: Lab, cache: Cacheyd, containerd: Containerd, tmp_path: Path) -> None:
@@ -71,7 +87,7 @@ def test_mirror_in_registries_conf(open_lab: Lab, make_cache: MakeCache, tmp_pat
     """)
     skopeo_copy(f"{SHORT_REGISTRY}/lab/mirrored:1.0", tmp_path / "cold", registries_conf=conf)
     assert_copied(tmp_path / "cold", image)
-    assert cache.stored() == contents(image)
+    cache.keeps(contents(image))
     cache.stop()
     skopeo_copy(f"{SHORT_REGISTRY}/lab/mirrored:1.0", tmp_path / "direct", registries_conf=conf)
     assert_copied(tmp_path / "direct", image)
