@@ -86,6 +86,8 @@ def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> An
     if head:
         stated = next((value for key, value in relay.headers if key.lower() == "content-length"), "")
         length = int(stated) if stated.isdecimal() else None
+    if ref.digest and 200 <= relay.status < 300 and not any(key.lower() == "docker-content-digest" for key, _ in headers):
+        headers = (*headers, ("Docker-Content-Digest", ref.digest))  # A CDN does not know that it owes it.
     return Answer(relay.status, (*headers, ("X-Cache", result), *scope_headers(ref)), relay.body, None, length, result, ref)
 
 

@@ -4,7 +4,9 @@ Later wins: default, file (`--config` or CACHEYD_CONFIG, TOML), environment, fla
 start with one line that names where it stands, the key, the value and what was expected.
 """
 
+import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -125,7 +127,7 @@ class RegistrySettings:
     auth: str = "passthrough"
     ratelimit_floor: int = 0
     max_fetches: int = 64
-    proxy: str = ""
+    proxy: str = field(default="", repr=False)
     ca_file: Path | None = None
     insecure_skip_verify: bool = False
     client_cert: Path | None = None
@@ -186,6 +188,9 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not TOML: {str(error).partition(chr(10))[0]}") from None
 
 
+_URL_LOGIN = re.compile(r"//[^/@\s]*@")
+
+
 class _Loader:
     """Collects values and where they came from."""
 
@@ -196,7 +201,7 @@ class _Loader:
         try:
             parsed = setting.parse(raw)
         except ValueError as error:
-            value = "…" if setting.secret else repr(raw)
+            value = "…" if setting.secret else _URL_LOGIN.sub("//…@", repr(raw))
             raise ConfigError(f"{where}: {shown or key} = {value}: expected {error}") from None
         self.origins[key] = where
         return parsed
@@ -316,6 +321,11 @@ def password(registry: RegistrySettings, environ: Mapping[str, str] = os.environ
     return registry.password
 
 
+def _quoted(value: object) -> str:
+    """A TOML basic string: JSON's escapes are among its own."""
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _shown(setting: Setting, value: object) -> str:
     match value:
         case _ if setting.secret and value:
@@ -323,17 +333,15 @@ def _shown(setting: Setting, value: object) -> str:
         case Size():
             return f'"{value.share * 100:g}%"' if value.share else str(value.bytes or '""')
         case tuple() if setting.parse is parse.ttls:
-            return "{ " + ", ".join(f'"{name}" = {ttl:g}' for name, ttl in value) + " }"
+            return "{ " + ", ".join(f"{_quoted(name)} = {ttl:g}" for name, ttl in value) + " }"
         case tuple():
-            return "[" + ", ".join(f'"{item}"' for item in value) + "]"
+            return "[" + ", ".join(map(_quoted, value)) + "]"
         case bool():
             return str(value).lower()
         case int() | float():
             return f"{value:g}" if isinstance(value, float) else str(value)
-        case None:
-            return '""'
         case _:
-            return f'"{value}"'
+            return _quoted("" if value is None else value)
 
 
 def show(settings: Settings) -> str:

@@ -331,7 +331,7 @@ class Fetcher:
             raise
         try:
             skip = await self._begin(flight, partial, response)
-            await self._receive(flight, partial, response, skip)
+            await self._receive(flight, partial, ref, response, skip)
         finally:
             response.close()
         await self._finish(flight, partial, ref)
@@ -384,7 +384,7 @@ class Fetcher:
         await asyncio.to_thread(self.store.blobs.discard, partial)
         partial.close()
 
-    async def _receive(self, flight: Flight, partial: Partial, response: UpstreamResponse, skip: int) -> None:
+    async def _receive(self, flight: Flight, partial: Partial, ref: Reference, response: UpstreamResponse, skip: int) -> None:
         while True:
             try:
                 async with asyncio.timeout(self.settings.progress_timeout):
@@ -396,6 +396,7 @@ class Fetcher:
             if skip:
                 chunks, skip = _drop(chunks, skip)
             if chunks:
+                await self._check_length(flight, partial, ref, sum(map(len, chunks)))
                 try:
                     flight.received = await self.store.append(partial, chunks)
                 except OSError as error:
@@ -403,17 +404,27 @@ class Fetcher:
                     raise NotKept from error
                 flight.notify()
 
+    async def _check_length(self, flight: Flight, partial: Partial, ref: Reference, more: int) -> None:
+        """No more is written than was announced, nor more than there is room for."""
+        if flight.size is None:
+            if not await self.store.make_room(more):
+                raise NotKept
+        elif flight.received + more > flight.size:
+            raise await self._mismatch(partial, ref, "upstream sent more bytes than it said")
+
     async def _finish(self, flight: Flight, partial: Partial, ref: Reference) -> None:
         if partial.verified():
             await self._land(flight, partial, ref)
             return
         if flight.size is not None and flight.received < flight.size:
             raise UpstreamBroken("the body ended early")
+        raise await self._mismatch(partial, ref, "upstream sent bytes that do not have this digest")
+
+    async def _mismatch(self, partial: Partial, ref: Reference, message: str) -> RequestError:
+        """Wrong bytes: nothing of them is kept."""
         self._on_verify_failure(ref.registry)
         await self._discard(partial)
-        message = "upstream sent bytes that do not have this digest"
-        failure = Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": flight.digest})
-        raise RequestError(failure)
+        return RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": partial.digest}))
 
     async def _land(self, flight: Flight, partial: Partial, ref: Reference) -> None:
         """Verified: the clients get the rest at once, then the disk is waited for."""
@@ -473,6 +484,8 @@ class Fetcher:
             raise upstream_error(504, "upstream stopped in the middle of a manifest") from None
         finally:
             response.close()
+        if data is not None and len(data) != (content_length(response.headers) or len(data)):
+            raise upstream_error(502, "upstream's manifest ended early")
         if data is None:
             raise upstream_error(502, f"upstream's manifest has more than {MANIFEST_MAX} bytes")
         return await self._keep_manifest(ref, response.headers, data)
@@ -490,6 +503,8 @@ class Fetcher:
             message = "upstream sent a manifest that does not have its digest"
             raise RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": expected}))
         media_type = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
+        if media_type.startswith("text/"):
+            raise upstream_error(502, f"upstream answered {media_type} where a manifest was asked for")
         stored = None
         if self.store.writable and self.store.has_room(len(data)):
             stored = await self.store.put(expected, data, media_type, within=_within(ref))

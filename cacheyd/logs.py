@@ -35,7 +35,7 @@ class AccessLine:
         what = "/".join(part for part in (self.registry, self.repository) if part)
         note = f" ({self.note})" if self.note else ""
         how = f"{self.status} {self.bytes}B {self.cache or '-'} {self.ms:.1f}ms"
-        return f"{self.method} {what} {self.reference} {how} {self.client}{note}"
+        return _one_line(f"{self.method} {what} {self.reference} {how} {self.client}{note}")
 
     def fields(self) -> dict[str, object]:
         """For machines."""
@@ -44,6 +44,13 @@ class AccessLine:
         if not self.note:
             del fields["note"]
         return fields
+
+
+def _one_line(text: str) -> str:
+    """Without what could end the line, or talk to a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 
 def _timestamp(at: float) -> str:
@@ -88,9 +95,10 @@ class AccessLog:
             for line in batch:
                 logger.info(line.text())
             return
-        lines = [self._format(line) for line in batch]
+        text = "".join([self._format(line) for line in batch])
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
         try:
-            self._stream.write("".join(lines))
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stream.flush()
         except (OSError, ValueError):
             pass  # Nobody reads the log any more; that is no reason to stop serving.

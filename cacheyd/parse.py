@@ -13,7 +13,7 @@ from cacheyd.reference import canonical_registry
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[kmgt]?i?b?)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(%|b?|[kmgt](?:i?b)?)", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -101,8 +101,15 @@ def switch(value: object) -> bool:
 def directory(value: object) -> Path:
     """A path that need not exist."""
     if isinstance(value, str) and value and value.isprintable():
-        return Path(value).expanduser().absolute()
+        return _path(value)
     raise ValueError("a directory")
+
+
+def _path(value: str) -> Path:
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("a path; there is no such home") from None
 
 
 def readable_file(value: object) -> Path | None:
@@ -111,7 +118,7 @@ def readable_file(value: object) -> Path | None:
         return None
     if not isinstance(value, str) or not value.isprintable():
         raise ValueError("a file")
-    path = Path(value).expanduser().absolute()
+    path = _path(value)
     try:
         with path.open("rb") as file:
             file.read(1)
@@ -137,7 +144,7 @@ def base_url(value: object) -> str:
         ok = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
     except ValueError:
         raise ValueError("a URL such as https://registry.example or http://host:5000/path") from None
-    if not ok or url.username or url.password or url.query or url.fragment:
+    if not ok or " " in url.geturl() or url.username or url.password or url.query or url.fragment:
         raise ValueError("a URL such as https://registry.example or http://host:5000/path")
     return text(value).rstrip("/")
 

@@ -95,4 +95,7 @@ def parse_content_range(header: str | None) -> tuple[int, int, int | None] | Non
     match = _CONTENT_RANGE.fullmatch((header or "").strip())
     if not match or int(match[2]) < int(match[1]):
         return None
-    return int(match[1]), int(match[2]) + 1, None if match[3] == "*" else int(match[3])
+    size = None if match[3] == "*" else int(match[3])
+    if size is not None and int(match[2]) >= size:
+        return None
+    return int(match[1]), int(match[2]) + 1, size

@@ -65,7 +65,8 @@ def parse_head(raw: bytes) -> Head:
             raise BadHead("bad header line")
         headers.append((name.lower().decode("ascii"), value.decode("latin-1")))
     found = tuple(headers)
-    if len([1 for name, _ in found if name == "host"]) != 1 and not http10:
+    hosts = sum(name == "host" for name, _ in found)
+    if hosts > 1 or (hosts == 0 and not http10):
         raise BadHead("a request has exactly one Host header")
     target = parts[1].decode("latin-1")
     return Head(
@@ -98,7 +99,7 @@ def _body_length(headers: tuple[tuple[str, str], ...], http10: bool) -> int | No
     if codings:
         if lengths or http10 or len(codings) > 1:
             raise BadHead("the length of the body is ambiguous")
-        if codings[0].strip().lower() != "chunked":
+        if codings[0].lower() != "chunked":
             raise BadHead("unknown transfer coding", 501)
         return None
     if not lengths:

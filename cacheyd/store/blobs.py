@@ -46,6 +46,8 @@ class Partial:
         self.digest = digest
         self.size = 0
         self.fd = fd
+        # Readers may hold on to a partial after its flight; the descriptor goes with the last of them.
+        self._closer = weakref.finalize(self, os.close, fd)
         self._hash = hashlib.new(digest.partition(":")[0])
         self._windows: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
 
@@ -55,15 +57,14 @@ class Partial:
 
         The lock keeps a second process on the same directory from growing the same file (BlockingIOError).
         """
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        partial = cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), digest)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial = cls(path, fd, digest)
-            while data := os.pread(fd, _READ, partial.size):
+            fcntl.flock(partial.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while data := os.pread(partial.fd, _READ, partial.size):
                 partial._hash.update(data)
                 partial.size += len(data)
         except BaseException:
-            os.close(fd)
+            partial.close()
             raise
         return partial
 
@@ -112,9 +113,8 @@ class Partial:
 
     def close(self) -> None:
         """Gives the descriptor (and so the lock) back; mappings stay."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self._closer()
+        self.fd = -1
 
 
 class BlobDir:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 type Row = dict[str, Any]
 
 MIRROR_ROWS = 50_000
+# Rows that wait for a disk that cannot be written.
+PENDING_ROWS = 100_000
 _ERRORS = (sqlite3.Error, OSError, diskcache.Timeout, ValueError)
 
 
@@ -37,10 +39,8 @@ class JsonDisk(diskcache.Disk):  # type: ignore[misc]
         return json.loads(value)
 
     def get(self, key: Any, raw: bool) -> Any:
-        """Keys are text."""
-        if not raw or not isinstance(key, str):
-            raise ValueError("not a key of this cache")
-        return key
+        """Keys are text; whatever else is there, a pickle for one, is never loaded and becomes the empty key."""
+        return key if raw and isinstance(key, str) else ""
 
 
 class Index:
@@ -50,6 +50,8 @@ class Index:
         self._directory = directory
         self._mirror: OrderedDict[str, Row] = OrderedDict()
         self._pending: dict[str, Row | None] = {}
+        self._writing: dict[str, Row | None] = {}
+        self._failing = False
         self._lock = threading.Lock()
         self._complete = False
         self._cache: Any = None
@@ -75,7 +77,7 @@ class Index:
             if rows >= MIRROR_ROWS:
                 return
             with self._lock:
-                if key not in self._pending and key not in self._mirror:
+                if not self._is_changing(key) and key not in self._mirror:
                     self._mirror[key] = row
         with self._lock:
             self._complete = len(self._mirror) < MIRROR_ROWS
@@ -85,7 +87,7 @@ class Index:
             return
         try:
             for key in iter(self._cache):
-                row = self._read(key)
+                row = self._read(key) if key else None
                 if row is not None:
                     yield key, row
         except _ERRORS as error:
@@ -104,12 +106,16 @@ class Index:
         if row is not None or self._complete or self._cache is None:
             return row
         with self._lock:
-            if key in self._pending:
-                return self._pending[key]
+            if self._is_changing(key):
+                return self._pending.get(key, self._writing.get(key))
         row = self._read(key)
         if row is not None:
             self._remember(key, row)
         return row
+
+    def _is_changing(self, key: str) -> bool:
+        """Whether what is on disk for this key is out of date."""
+        return key in self._pending or key in self._writing
 
     def put(self, key: str, row: Row) -> None:
         """Sets the row; on disk with the next `flush`."""
@@ -136,7 +142,7 @@ class Index:
         found = dict(self._stored())
         with self._lock:
             found |= self._mirror
-            for key, row in self._pending.items():
+            for key, row in (self._writing | self._pending).items():
                 if row is None:
                     found.pop(key, None)
                 else:
@@ -146,18 +152,30 @@ class Index:
     def flush(self) -> None:
         """Writes what is pending, in one transaction. Blocks; a wiped or broken index is opened anew."""
         with self._lock:
-            pending, self._pending = self._pending, {}
+            self._writing, self._pending = self._pending, {}
         if self._cache is not None and not (self._directory / "cache.db").exists():
             log.warning("the index at %s is gone; starting a new one", self._directory)
             self._reopen()
-        if not pending or self._cache is None:
-            return
         try:
-            self._write(pending)
+            if self._writing and self._cache is not None:
+                self._write(self._writing)
+            self._failing = False
+            self._writing = {}
         except _ERRORS as error:
-            log.warning("the index cannot be written: %s", error)
+            self._put_back()
+            if not self._failing:
+                log.warning("the index cannot be written: %s", error)
+            self._failing = True
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 self._reopen()
+
+    def _put_back(self) -> None:
+        """What could not be written is written later, unless there is so much of it that memory is dearer."""
+        with self._lock:
+            self._pending = {**self._writing, **self._pending}
+            self._writing = {}
+            while len(self._pending) > PENDING_ROWS:
+                del self._pending[next(iter(self._pending))]
 
     def _write(self, pending: dict[str, Row | None]) -> None:
         with self._cache.transact(retry=False):
@@ -170,7 +188,8 @@ class Index:
     def _reopen(self) -> None:
         with self._lock:
             self._mirror.clear()
-            self._mirror.update({key: row for key, row in self._pending.items() if row is not None})
+            kept = self._writing | self._pending
+            self._mirror.update({key: row for key, row in kept.items() if row is not None})
             self._complete = False
         self._close_quietly()
         shutil.rmtree(self._directory, ignore_errors=True)

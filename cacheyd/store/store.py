@@ -75,6 +75,10 @@ class Store:
         self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cacheyd-disk")
         self.objects: dict[Kind, int] = {Kind.MANIFEST: 0, Kind.BLOB: 0}
         self.bytes = 0
+        # While the start still counts what is there: what was stored meanwhile, and what went.
+        self._counting = True
+        self._fresh: set[str] = set()
+        self._gone: set[str] = set()
         self.write_errors = 0
 
     # Lifecycle
@@ -112,23 +116,40 @@ class Store:
     async def _reconcile(self) -> None:
         try:
             await self._in_thread(self._index.load)
-            await self._in_thread(self._scan)
+            counted = await self._in_thread(self._scan)
+            for stored in counted.values():
+                if stored.digest not in self._gone:
+                    self._count(stored, 1)
+            self._counting = False
+            await self._in_thread(self._drop_rows_without_file, set(counted))
             await self._in_thread(self.blobs.sweep_partials, PARTIAL_AGE)
         except Exception:
             log.exception("reconciling %s failed; what is there is served all the same", self.root)
 
-    def _scan(self) -> None:
-        """Blocks. Adopts files without a row (an index that was lost), after hashing them."""
-        objects = {Kind.MANIFEST: 0, Kind.BLOB: 0}
-        total = 0
+    def _scan(self) -> dict[str, Stored]:
+        """What was there before this process, by digest; not what is stored meanwhile. Blocks.
+
+        Adopts files without a row (an index that was lost), after hashing them.
+        """
+        found = {}
         for digest, size in self.blobs.scan():
             stored = self._row(digest)
             if stored is None or stored.size != size:
                 stored = self._adopt(digest, size)
-            if stored is not None:
-                objects[stored.kind] += 1
-                total += size
-        self.objects, self.bytes = objects, total
+            if stored is not None and digest not in self._fresh:
+                found[digest] = stored
+        return found
+
+    def _drop_rows_without_file(self, present: set[str]) -> None:
+        """Blocks."""
+        for key, _ in self._index.rows("o:"):
+            digest = key[2:]
+            if digest not in present and self.blobs.size(digest) is None:
+                self._index.delete(key)
+
+    def _count(self, stored: Stored, sign: int) -> None:
+        self.objects[stored.kind] += sign
+        self.bytes += sign * stored.size
 
     def _adopt(self, digest: str, size: int) -> Stored | None:
         if hash_file(self.blobs.path(digest), digest.partition(":")[0]) != digest:
@@ -209,8 +230,11 @@ class Store:
         self._index.delete(f"o:{stored.digest}")
         self._forget_small(stored.digest)
         self._used.pop(stored.digest, None)
-        self.objects[stored.kind] -= 1
-        self.bytes -= stored.size
+        if self._counting and stored.digest not in self._fresh:
+            self._gone.add(stored.digest)
+        else:
+            self._count(stored, -1)
+        self._fresh.discard(stored.digest)
 
     def touch(self, digest: str) -> None:
         """The object was used just now."""
@@ -311,18 +335,19 @@ class Store:
         repositories = before.within if before is not None else ()
         stored = Stored(partial.digest, partial.size, media_type, self._clock(), _add(repositories, within))
 
-        def sync_and_rename() -> bool:
+        def sync_and_rename() -> tuple[bool, bool]:
             partial.sync()
             known = self.blobs.size(partial.digest) is not None
-            if not self.blobs.commit(partial):
-                return False
-            if not known:
-                self.objects[stored.kind] += 1
-                self.bytes += stored.size
-            return True
+            return self.blobs.commit(partial), known
 
-        if not await self._in_thread(sync_and_rename):
+        done, known = await self._in_thread(sync_and_rename)
+        if not done:
             return None
+        if not known:
+            self._count(stored, 1)
+            if self._counting:
+                self._fresh.add(stored.digest)
+                self._gone.discard(stored.digest)
         self._put_row(stored)
         return stored
 
