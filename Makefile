@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.locked
-CLIENTS := containerd docker-registry skopeo nginx
+CLIENTS := containerd docker-registry skopeo nginx podman dockerd curl
 
 # The newest of the supported Pythons that really starts (a pyenv shim may exist without its version).
 PYTHON ?= $(shell for p in python3.13 python3.12 python3; do \
@@ -58,7 +58,7 @@ clients:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing:$$missing"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	    $$(echo "$$missing" | sed 's/nginx/nginx-light/') >/dev/null; \
+	    $$(echo "$$missing" | sed 's/nginx/nginx-light/; s/dockerd/docker.io/') >/dev/null; \
 	else echo "missing (their tests are skipped):$$missing"; fi
 
 lock: setup

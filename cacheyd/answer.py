@@ -1,8 +1,11 @@
 """Answers: status, headers and body of a response, the same for every way it goes out."""
 
+import re
 import time
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
+from urllib.parse import quote
 
 from cacheyd.errors import HeaderList, RequestError
 from cacheyd.fetch import UpstreamBroken, UpstreamResponse, end_to_end
@@ -18,6 +21,7 @@ PROXIED_BY = ("X-Proxied-By", "cacheyd")
 class Answer:
     """A response to be sent. The body is `body`, or what `source` gives, or nothing; `result` is for X-Cache and the log.
 
+    `page` marks pages of cacheyd itself, which are neither counted nor logged.
     `stored` is the object that it was made from, where it is one on disk.
     `length` is the Content-Length in bytes, also of a HEAD; None if it is not known, which makes the body chunked.
     """
@@ -30,6 +34,7 @@ class Answer:
     result: str = ""
     ref: Reference | None = None
     stored: Stored | None = None
+    page: bool = False
 
 
 class RelaySource:
@@ -72,9 +77,14 @@ def object_headers(ref: Reference, digest: str, media_type: str, result: str) ->
     )
 
 
+@lru_cache(maxsize=4)
+def _http_date(second: int) -> str:
+    return formatdate(second, usegmt=True)
+
+
 def hit_headers(now: float, since: float) -> HeaderList:
     """Age in seconds since upstream confirmed it (RFC 9111 section 5.1), and when this cache answered."""
-    date = formatdate(now, usegmt=True)
+    date = _http_date(int(now))
     return (("Age", str(max(0, int(now - since)))), ("Date", date), ("X-Proxy-Date", date))
 
 
@@ -82,6 +92,8 @@ def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> An
     """An upstream's answer, unaltered but for what says that it came through here."""
     own = {"content-length", "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace"}
     headers = tuple(item for item in relay.headers if item[0].lower() not in own)
+    if ref.kind in (Kind.TAGS, Kind.REFERRERS):
+        headers = tuple((name, _next_page(value, ref) if name.lower() == "link" else value) for name, value in headers)
     length: int | None = len(relay.body)
     if head:
         stated = next((value for key, value in relay.headers if key.lower() == "content-length"), "")
@@ -89,6 +101,17 @@ def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> An
     if ref.digest and 200 <= relay.status < 300 and not any(key.lower() == "docker-content-digest" for key, _ in headers):
         headers = (*headers, ("Docker-Content-Digest", ref.digest))  # A CDN does not know that it owes it.
     return Answer(relay.status, (*headers, ("X-Cache", result), *scope_headers(ref)), relay.body, None, length, result, ref)
+
+
+def _next_page(link: str, ref: Reference) -> str:
+    """The Link to the next page of a list (distribution-spec, "Listing Tags"), as this client has to ask for it here."""
+    match = re.fullmatch(r"<[^>?]*(?:\?([^>]*))?>(.*)", link)
+    if match is None:
+        return link
+    scoped = f"ns={quote(ref.ns, safe='')}" if ref.scoped else ""
+    name = ref.repository if ref.scoped else f"{ref.registry}/{ref.repository}"
+    tail = "tags/list" if ref.kind is Kind.TAGS else f"referrers/{ref.reference}"
+    return f"</v2/{name}/{tail}?{'&'.join(part for part in (match[1], scoped) if part)}>{match[2]}"
 
 
 def stream_answer(ref: Reference, response: UpstreamResponse, result: str, length: int | None) -> Answer:
@@ -111,7 +134,7 @@ def text_answer(status: int, body: bytes, content_type: str = "text/plain; chars
     """A page of cacheyd itself."""
     headers = (
         ("Content-Type", content_type),
-        ("Date", formatdate(time.time(), usegmt=True)),
+        ("Date", _http_date(int(time.time()))),
         ("Cache-Control", "no-store"),
     )
-    return Answer(status, headers, body, None, len(body))
+    return Answer(status, headers, body, None, len(body), page=True)

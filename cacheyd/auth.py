@@ -20,6 +20,7 @@ from cacheyd import config
 from cacheyd.config import ConfigError, RegistrySettings, Settings
 from cacheyd.errors import HeaderList
 from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all
+from cacheyd.reference import Reference
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Authorizer:
     async def fetch(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
         """The upstream's response to the request, as whom the settings say. Raises UpstreamBroken."""
         registry = self.settings.registry(request.ref.registry)
-        name, url = request.ref.registry, base + request.ref.path
+        name, url = request.ref.registry, target(base, request.ref)
         if registry.auth == "passthrough" or request.as_client:
             if request.ref.scoped or header(request.headers, "authorization") is not None:
                 return await transport.fetch(name, request.method, url, request.headers)
@@ -117,7 +118,7 @@ class Authorizer:
         skopeo, podman and CRI-O look for the challenge at `/v2/`, which is about no registry in particular here, and take
         a later one as final: what everybody may read would not be there for them.
         """
-        name, url = request.ref.registry, base + request.ref.path
+        name, url = request.ref.registry, target(base, request.ref)
         scope = f"repository:{request.ref.repository}:pull"
         known = self._known(name, base, scope, "")
         response = await transport.fetch(name, request.method, url, (*request.headers, *known))
@@ -206,6 +207,12 @@ class Authorizer:
             self._tokens.clear()
         self._tokens[key] = _Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN))
         return token
+
+
+def target(base: str, ref: Reference) -> str:
+    """The URL of something at an upstream. A base with `/v2` in its path has it already (Harbor: https://host/v2/project)."""
+    has_v2 = "/v2/" in f"{urlsplit(base).path}/"
+    return base + (ref.path.removeprefix("/v2") if has_v2 else ref.path)
 
 
 def realm_belongs(realm: str, base: str, allowed: tuple[str, ...]) -> bool:

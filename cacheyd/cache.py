@@ -195,7 +195,8 @@ class Cache:
         return await self._manifest_by_digest(request)
 
     async def _bypass(self, request: Request, result: str = BYPASS) -> Answer:
-        extra = [("Range", request.range), ("If-Range", request.if_range)] if request.ref.kind is Kind.BLOB else []
+        ranged = request.ref.kind is Kind.BLOB and not request.head  # RFC 9110 section 14.2: Range is for GET.
+        extra = [("Range", request.range), ("If-Range", request.if_range)] if ranged else []
         headers = (*request.headers, *((name, value) for name, value in extra if value is not None))
         response = await self.fetcher.open(request.ref, request.method, headers)
         if request.head:

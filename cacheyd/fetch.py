@@ -7,7 +7,7 @@ import random
 import re
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial as bind
 from typing import Protocol
@@ -39,6 +39,9 @@ _HOP_BY_HOP = frozenset(
         "trailers", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
+
+
+type Chunk = bytes | memoryview
 
 
 class UpstreamBroken(Exception):
@@ -74,7 +77,7 @@ class UpstreamResponse(Protocol):
     status: int
     headers: HeaderList
 
-    async def read(self) -> list[bytes]:
+    async def read(self) -> Sequence[Chunk]:
         """What has come of the body since, at least one byte; empty at its end. Raises UpstreamBroken."""
 
     def close(self) -> None:
@@ -524,9 +527,9 @@ def _as_request_error(error: UpstreamBroken) -> RequestError:
     return upstream_error(status, f"upstream: {error}")
 
 
-def _drop(chunks: list[bytes], skip: int) -> tuple[list[bytes], int]:
+def _drop(chunks: Sequence[Chunk], skip: int) -> tuple[list[Chunk], int]:
     """The chunks without their first `skip` bytes, and what is left to skip."""
-    kept = []
+    kept: list[Chunk] = []
     for chunk in chunks:
         if skip >= len(chunk):
             skip -= len(chunk)

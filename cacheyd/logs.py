@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TextIO
 
 ACCESS = "cacheyd.access"
@@ -37,14 +38,6 @@ class AccessLine:
         how = f"{self.status} {self.bytes}B {self.cache or '-'} {self.ms:.1f}ms"
         return _one_line(f"{self.method} {what} {self.reference} {how} {self.client}{note}")
 
-    def fields(self) -> dict[str, object]:
-        """For machines."""
-        fields: dict[str, object] = {name: getattr(self, name) for name in self.__slots__ if name not in ("at", "ms")}
-        fields["ms"] = round(self.ms, 2)
-        if not self.note:
-            del fields["note"]
-        return fields
-
 
 def _one_line(text: str) -> str:
     """Without what could end the line, or talk to a terminal."""
@@ -53,8 +46,18 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 
+@lru_cache(maxsize=4)
+def _second(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
+
+
 def _timestamp(at: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
+    return f"{_second(int(at))}.{int(at % 1 * 1000):03d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    return json.dumps(text)
 
 
 class AccessLog:
@@ -105,7 +108,20 @@ class AccessLog:
 
     def _format(self, line: AccessLine) -> str:
         if self._json:
-            return json.dumps({"time": _timestamp(line.at), "level": "info", "msg": "request", **line.fields()}) + "\n"
+            # By hand: at thousands of hits a second, what the encoder takes is taken from the event loop.
+            texts = {
+                "method": line.method,
+                "registry": line.registry,
+                "repository": line.repository,
+                "reference": line.reference,
+            }
+            head = "".join([f'"{name}": {_quoted(value)}, ' for name, value in texts.items()])
+            note = f', "note": {_quoted(line.note)}' if line.note else ""
+            return (
+                f'{{"time": "{_timestamp(line.at)}", "level": "info", "msg": "request", {head}"status": {line.status}, '
+                f'"bytes": {line.bytes}, "cache": "{line.cache}", "ms": {line.ms:.2f}, '
+                f'"client": {_quoted(line.client)}{note}}}\n'
+            )
         return f"{_timestamp(line.at)} {line.text()}\n"
 
 

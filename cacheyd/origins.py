@@ -5,7 +5,7 @@ Implements `Upstream` over a `Transport`, which knows HTTP and nothing of regist
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from cacheyd import parse
 from cacheyd.auth import Authorizer
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
-from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header
+from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header
 
 # A dead origin is left alone for so long, doubled with each failure (seconds).
 PAUSE, PAUSE_MAX = 5.0, 60.0
@@ -141,7 +141,7 @@ class _Counted:
         self.status = response.status
         self.headers = response.headers
 
-    async def read(self) -> list[bytes]:
+    async def read(self) -> Sequence[Chunk]:
         """As the response's own."""
         try:
             chunks = await self._response.read()

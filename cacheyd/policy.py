@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from cacheyd.config import Settings
 from cacheyd.reference import Reference, accepts
@@ -17,6 +18,7 @@ _SCHEMA_1 = frozenset(
 )
 
 
+@lru_cache(maxsize=1024)
 def asked_types(types: frozenset[str]) -> frozenset[str]:
     """The media types in Accept that registries choose a manifest by: docker-registry, for one, ignores wildcards."""
     return frozenset(t for t in types if "*" not in t) - _SCHEMA_1

@@ -5,11 +5,12 @@ containerd's `ns` query parameter (https://github.com/containerd/containerd/blob
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
-from cacheyd.errors import Code, client_error
+from cacheyd.errors import Code, RequestError, client_error
 
 NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -132,6 +133,7 @@ def _check(kind: Kind, reference: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=8192)
 def parse_target(target: str, default_registry: str = "") -> Reference | Page:
     """What a request target (origin-form, RFC 9112 section 3.2.1) asks for.
 
@@ -142,6 +144,18 @@ def parse_target(target: str, default_registry: str = "") -> Reference | Page:
     path = unquote(raw_path)
     if path in PAGES:
         return Page("/v2/" if path == "/v2" else path)
+    ns = next((value for key, value in parse_qsl(raw_query, keep_blank_values=True) if key == "ns"), "")
+    registry = canonical_registry(ns) if ns else ""
+    try:
+        return _parse_path(path, raw_query, registry, ns, default_registry)
+    except RequestError as error:
+        if not ns:
+            raise
+        headers = (*error.failure.headers, ("OCI-Namespace", ns))
+        raise RequestError(replace(error.failure, headers=headers)) from None
+
+
+def _parse_path(path: str, raw_query: str, registry: str, ns: str, default_registry: str) -> Reference:
     if match := _ROUTE.fullmatch(path):
         kind = {"manifests": Kind.MANIFEST, "blobs": Kind.BLOB, "referrers": Kind.REFERRERS}[match["what"]]
         name, reference = match["name"], match["ref"]
@@ -149,11 +163,8 @@ def parse_target(target: str, default_registry: str = "") -> Reference | Page:
         kind, name, reference = Kind.TAGS, match["name"], ""
     else:
         raise client_error(404, Code.UNSUPPORTED, "no such path: cacheyd serves /v2/<name>/manifests, blobs, tags, referrers")
-
-    ns = next((value for key, value in parse_qsl(raw_query, keep_blank_values=True) if key == "ns"), "")
-    if ns:
-        registry, repository = canonical_registry(ns), name
-    else:
+    repository = name
+    if not registry:
         registry, repository = _split_prefix(name, default_registry)
     if len(repository) > MAX_NAME or not NAME.fullmatch(repository):
         raise client_error(400, Code.NAME_INVALID, "the repository name is not valid", name=repository[:MAX_NAME])
@@ -164,6 +175,7 @@ def parse_target(target: str, default_registry: str = "") -> Reference | Page:
     return Reference(registry, repository, kind, reference, digest, ns, query)
 
 
+@lru_cache(maxsize=1024)
 def accepted_types(accept: tuple[str, ...]) -> frozenset[str]:
     """The media types that Accept lines (RFC 9110 section 12.5.1) name, lower case, without parameters; q=0 excludes one."""
     types = set()

@@ -37,8 +37,8 @@ STARTED = "cacheyd_started"
 # The first byte of a TLS connection (RFC 8446 section 5.1: handshake).
 TLS_RECORD = b"\x16"
 # Replies that are kept for `quick`, and the size of the largest one (bytes).
-QUICK_REPLIES = 512
-QUICK_BYTES = 32 << 10
+QUICK_REPLIES = 2048
+QUICK_BYTES = 16 << 10
 # The client's headers that an upstream is to see, and no others: never cookies, hop-by-hop headers or ns.
 FORWARDED = {"accept": "Accept", "authorization": "Authorization", "user-agent": "User-Agent"}
 
@@ -252,8 +252,9 @@ class RegistryCache:
             return
         if answer.ref is None or self.settings.registry(answer.ref.registry).access != "open":
             return
+        self._quick.pop(raw, None)
         if len(self._quick) >= QUICK_REPLIES:
-            self._quick.clear()
+            del self._quick[next(iter(self._quick))]
         self._quick[raw] = _Quick(int(time.time()), reply, answer.stored.digest, answer.stored.size, head.method, answer)
 
     # Flows
@@ -364,7 +365,7 @@ class RegistryCache:
     ) -> None:
         """Counts and logs one answered request about a registry; pages and probes are neither."""
         ref = answer.ref
-        if ref is None and answer.status == 200:
+        if answer.page:
             return
         kind, registry = (ref.kind, ref.registry) if ref is not None else ("", "")
         self.metrics.request(registry, kind, answer.result, sent)

@@ -10,26 +10,27 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from h11._readers import ContentLengthReader
 from mitmproxy import connection, ctx, flow, http, tls
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands, events, layer, layers, server, server_hooks
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.layers.http._hooks import HttpConnectUpstreamHook
+from mitmproxy.proxy.layers.http._http1 import Http1Client
 from OpenSSL import SSL
 
 from cacheyd.proxy.exchange import Exchange
 from cacheyd.proxy.trust import Origin, Trust, make_connection, proxy_login, proxy_mode
+from cacheyd.proxy.wire import BLOCK, Wire
 
 log = logging.getLogger(__name__)
 
-type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+type Streams = tuple[asyncio.Transport, Wire]
 type Dial = Callable[[Origin, str, int], Awaitable[Streams]]
 
 # Marks the flows of fetches.
 FETCH = "cacheyd_fetch"
-# Pieces that are read from an upstream: each passes every layer (bytes).
-READ = 256 << 10
 
 
 class _Submit(events.ConnectionEvent):
@@ -69,14 +70,18 @@ class _Requests(layers.http.HttpConnection):
             self._exchange.fail(event.message)
 
 
-class _WideReader:
-    """Reads larger pieces than mitmproxy asks for: each piece passes every layer."""
+class _Reader:
+    """What mitmproxy reads an upstream connection with."""
 
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
+    def __init__(self, owner: "FetchConnection", conn: connection.Connection, wire: Wire) -> None:
+        self._owner = owner
+        self._conn = conn
+        self._wire = wire
 
-    async def read(self, _: int) -> bytes:
-        return await self._reader.read(READ)
+    async def read(self, size: int) -> bytes:
+        """The next bytes for the layers; most of a large body goes past them."""
+        await self._owner.pass_body(self._conn, self._wire)
+        return await self._wire.read(size)
 
 
 class FetchConnection(server.ConnectionHandler):
@@ -147,7 +152,7 @@ class FetchConnection(server.ConnectionHandler):
             if conn.error or self._closed:
                 raise OSError(conn.error or "closed")
             assert conn.address
-            reader, writer = await self._dial(self.origin, conn.address[0], conn.address[1])
+            transport, wire = await self._dial(self.origin, conn.address[0], conn.address[1])
         except (OSError, TimeoutError) as error:
             self.dial_error = error
             conn.error = str(error) or "deadline for connecting passed"
@@ -157,9 +162,11 @@ class FetchConnection(server.ConnectionHandler):
             return
         conn.timestamp_tcp_setup = time.time()
         conn.state = connection.ConnectionState.OPEN
-        conn.peername, conn.sockname = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
-        wide: Any = _WideReader(reader)
-        self.transports[conn] = server.ConnectionIO(handler=asyncio.current_task(), reader=wide, writer=writer)
+        conn.peername, conn.sockname = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        # Of a StreamWriter mitmproxy uses what a transport has, and `drain`, which is `drain_writers` here.
+        reader: Any = _Reader(self, conn, wire)
+        writer: Any = transport
+        self.transports[conn] = server.ConnectionIO(handler=asyncio.current_task(), reader=reader, writer=writer)
         await self.handle_hook(server_hooks.ServerConnectedHook(hook_data))
         await self.server_event(events.OpenConnectionCompleted(command, None))
         try:
@@ -176,6 +183,17 @@ class FetchConnection(server.ConnectionHandler):
             # Another one may have taken its place already.
             if self._exchange is not None and not self.transports:
                 self._exchange.fail("connection closed")
+
+    async def pass_body(self, conn: connection.Connection, wire: Wire) -> None:
+        """Takes a large body of known length past the layers, all but its last byte: with that they see its end."""
+        exchange = self._exchange
+        client = getattr(self.layer.connections.get(conn), "child_layer", None)
+        if exchange is None or exchange.response is None or not isinstance(client, Http1Client) or conn.tls:
+            return
+        body = client.body_reader if client.state == client.read_body else None
+        if isinstance(body, ContentLengthReader) and body._remaining > BLOCK and not client.buf:
+            length, body._remaining = body._remaining - 1, 1
+            body._remaining += await wire.read_body(length, exchange)
 
     async def drain_writers(self) -> None:
         """Waits for the sink: the upstream is read no faster than the disk takes it."""

@@ -1,10 +1,11 @@
 """One request to an upstream and its response, between the flow's layers and whoever reads the response."""
 
 import asyncio
+from collections.abc import Callable
 
 from mitmproxy import http
 
-from cacheyd.fetch import UpstreamBroken
+from cacheyd.fetch import Chunk, UpstreamBroken
 
 # What may wait in memory of one body until it is on disk; the upstream is not read while there is more (bytes).
 BUFFER = 4 << 20
@@ -17,7 +18,10 @@ class Exchange:
         self.response: http.Response | None = None
         self.error: str | None = None
         self.complete = False
-        self._chunks: list[bytes] = []
+        # Called when somebody begins to wait for more of the body.
+        self.on_hungry: Callable[[], None] | None = None
+        self.hungry = False
+        self._chunks: list[Chunk] = []
         self._buffered = 0
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
@@ -28,7 +32,7 @@ class Exchange:
         self.response = response
         self._changed.set()
 
-    def data(self, data: bytes) -> None:
+    def data(self, data: Chunk) -> None:
         """A part of the body has arrived."""
         self._chunks.append(data)
         self._buffered += len(data)
@@ -61,7 +65,7 @@ class Exchange:
             await self._changed.wait()
         return self.response
 
-    async def read(self) -> list[bytes]:
+    async def read(self) -> list[Chunk]:
         """What has come since the last read; empty at the end. Raises UpstreamBroken."""
         while not self._chunks:
             if self.complete:
@@ -69,7 +73,11 @@ class Exchange:
             if self.error is not None:
                 raise UpstreamBroken(self.error)
             self._changed.clear()
+            self.hungry = True
+            if self.on_hungry is not None:
+                self.on_hungry()
             await self._changed.wait()
+            self.hungry = False
         chunks, self._chunks = self._chunks, []
         self._buffered = 0
         self._room.set()

@@ -13,9 +13,9 @@ from OpenSSL import SSL
 
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
-from cacheyd.fetch import UpstreamBroken
-from cacheyd.proxy.connection import READ, FetchConnection, Streams
-from cacheyd.proxy.exchange import BUFFER, Exchange
+from cacheyd.fetch import Chunk, UpstreamBroken
+from cacheyd.proxy.connection import FetchConnection, Streams
+from cacheyd.proxy.exchange import Exchange
 from cacheyd.proxy.trust import (
     Origin,
     Trust,
@@ -25,6 +25,7 @@ from cacheyd.proxy.trust import (
     make_ssl_context,
     proxy_login,
 )
+from cacheyd.proxy.wire import READ, Wire
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class FetchResponse:
         self.status = head.status_code
         self.headers: HeaderList = tuple(head.headers.items(multi=True))
 
-    async def read(self) -> list[bytes]:
+    async def read(self) -> list[Chunk]:
         """What has come of the body since; empty at its end. Raises UpstreamBroken, also where nothing comes for too long."""
         try:
             async with asyncio.timeout(self._transport.settings.progress_timeout):
@@ -212,7 +213,7 @@ class MitmTransport:
                 raise PermissionError(f"{host} is at {found[0][4][0]}, an address that only a configured registry may have")
             sock = await start_connection(allowed, happy_eyeballs_delay=HAPPY_EYEBALLS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return await asyncio.open_connection(sock=sock, limit=BUFFER)
+            return await asyncio.get_running_loop().create_connection(Wire, sock=sock)
 
     def reload(self, settings: Settings) -> None:
         """New settings: certificates are read anew, and no connection made with the old ones is used again."""

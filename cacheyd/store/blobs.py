@@ -12,7 +12,7 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _READ = 4 << 20
@@ -68,16 +68,19 @@ class Partial:
             raise
         return partial
 
-    def write(self, data: bytes) -> None:
-        """Writes `data` at the end; `advance` is to follow. Blocks; raises OSError, with `size` as it was."""
-        view = memoryview(data)
-        written = 0
-        while written < len(view):
-            written += os.pwrite(self.fd, view[written:], self.size + written)
+    def write(self, chunks: Sequence[bytes | memoryview]) -> None:
+        """Writes the chunks at the end; `advance` is to follow. Blocks; raises OSError, with `size` as it was."""
+        offset = self.size
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                written = os.pwrite(self.fd, view, offset)
+                offset, view = offset + written, view[written:]
 
-    def hash(self, data: bytes) -> None:
-        """Takes `data` into the running hash. Blocks; may run beside `write`."""
-        self._hash.update(data)
+    def hash(self, chunks: Sequence[bytes | memoryview]) -> None:
+        """Takes the chunks into the running hash. Blocks; may run beside `write`."""
+        for chunk in chunks:
+            self._hash.update(chunk)
 
     def advance(self, length: int) -> int:
         """Counts what was written and hashed; the new size."""

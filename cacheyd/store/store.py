@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from cacheyd.store.rows import (
 log = logging.getLogger(__name__)
 
 SMALL = 64 << 10
+LARGE_CHUNK = 512 << 10
 SMALL_TOTAL = 32 << 20
 MAX_REPOSITORIES = 64
 PARTIAL_AGE = 24 * 3600.0
@@ -314,20 +315,22 @@ class Store:
         """The object's partial file with what is there already; raises OSError."""
         return await self._in_thread(self.blobs.open_partial, digest)
 
-    async def append(self, partial: Partial, chunks: list[bytes]) -> int:
+    async def append(self, partial: Partial, chunks: Sequence[bytes | memoryview]) -> int:
         """Hashes and writes side by side in threads; the new size. Raises OSError.
 
-        The chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
+        Small chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
         the event loop. Unless it is cancelled, both threads are done when this ends.
         """
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        written = self._in_thread(partial.write, data)
-        if len(data) < SMALL:
+        length = sum(map(len, chunks))
+        if length < LARGE_CHUNK * len(chunks):
+            chunks = [b"".join(chunks)]
+        written = self._in_thread(partial.write, chunks)
+        if length < SMALL:
             await written
-            partial.hash(data)
+            partial.hash(chunks)
         else:
-            await _both(written, self._in_thread(partial.hash, data))
-        return partial.advance(len(data))
+            await _both(written, self._in_thread(partial.hash, chunks))
+        return partial.advance(length)
 
     async def commit(self, partial: Partial, media_type: str = "", *, within: str) -> Stored | None:
         """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError."""

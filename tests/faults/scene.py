@@ -170,6 +170,14 @@ class Scene:
         """Until a blob is kept."""
         wait_until(lambda: self.cache.has(blob.digest), "the blob is kept")
 
+    def wait_waiting(self, clients: int) -> None:
+        """Until so many clients wait for an upstream's answer."""
+        eventually(lambda: self.cache.metric("cacheyd_waiting"), float(clients))
+
+    def wait_flights(self, flights: int) -> None:
+        """Until so many blobs are on their way in."""
+        eventually(lambda: self.cache.metric("cacheyd_flights"), float(flights))
+
     def assert_nothing_kept(self, blob: Blob) -> None:
         """No client will get any of it from disk."""
         wait_until(lambda: self.cache.partial(blob.digest) == 0, "the partial is gone")

@@ -61,12 +61,13 @@ class Scene:
             headers = {"Range": f"bytes={start}-", "Accept": "application/vnd.oci.image.layer.v1.tar, */*"}
             connection.request("GET", target, headers=headers)
             response = connection.getresponse()
-            assert response.headers["Content-Length"] == str(len(self.data) - (start if response.status == 206 else 0))
+            if response.status == 206:
+                assert response.headers["Content-Length"] == str(len(self.data) - start)
             left, got = len(self.data) if size is None else size, bytearray()
             while left > 0 and (piece := response.read(min(READ, left))):
                 got += piece
                 left -= len(piece)
-            return Piece(response.status, response.headers["Content-Range"], bytes(got))
+            return Piece(response.status, response.headers.get("Content-Range", ""), bytes(got))
         finally:
             connection.close()
 

@@ -168,9 +168,9 @@ def test_pull_and_pull_again_without_registry(
         open_lab.registry.start()
     assert_pulled(dockerd, "lab/docker:1.0", content)
     assert docker_cache.metric("cacheyd_upstream_requests_total") == before
-    # The tag, the config and the layers; dockerd has the manifests still.
-    hits = docker_cache.metric("cacheyd_requests_total", 'result="hit"') - hits
-    assert hits == 1 + len(image_for(content, LOCAL).blobs)
+    # The tag, the config and the layers; dockerd may have the two manifests still.
+    blobs = len(image_for(content, LOCAL).blobs)
+    assert 1 + blobs <= docker_cache.metric("cacheyd_requests_total", 'result="hit"') - hits <= 3 + blobs
     assert hub.asked == []
 
 

@@ -50,8 +50,8 @@ class Growing:
 
     def grow(self, end: int) -> None:
         piece = self.data[self.partial.size : end]
-        self.partial.write(piece)
-        self.partial.hash(piece)
+        self.partial.write([piece])
+        self.partial.hash([piece])
         self.flight.received = self.partial.advance(len(piece))
         self.flight.notify()
 

@@ -39,6 +39,7 @@ ORDER = (
     "cacheyd.proxy",
     "cacheyd.proxy.head",
     "cacheyd.proxy.exchange",
+    "cacheyd.proxy.wire",
     "cacheyd.proxy.trust",
     "cacheyd.proxy.listener",
     "cacheyd.proxy.connection",

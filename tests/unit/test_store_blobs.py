@@ -26,8 +26,8 @@ def blobs(tmp_path: Path) -> BlobDir:
 
 
 def append(partial: Partial, data: bytes) -> int:
-    partial.write(data)
-    partial.hash(data)
+    partial.write([data])
+    partial.hash([data])
     return partial.advance(len(data))
 
 

@@ -1,0 +1,348 @@
+"""CACHE_DIR is wiped, full, read-only or full of rubbish: requests succeed with the right bytes all the same."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import MakeDaemon
+from tests.faults.daemon import Daemon
+from tests.faults.scene import (
+    STREAMED,
+    Scene,
+    assert_broken_off,
+    assert_whole,
+    blob_target,
+    eventually,
+    manifest_target,
+    registry_table,
+)
+from tests.real.procs import wait_until
+from tests.support.images import Blob, make_image, random_bytes
+from tests.support.origin import Origin
+
+NS = "up.test"
+CUT = 300_000
+MEBI = 1 << 20
+SIZES = [5000, 100_000, STREAMED]
+WIPES = ["contents", "all"]
+
+
+def wipe(directory: Path, how: str = "contents") -> None:
+    """`rm -rf`; what the daemon makes anew meanwhile may stay."""
+    if how == "all":
+        shutil.rmtree(directory, ignore_errors=True)
+    for path in list(directory.glob("*")):
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True) if path.is_file() else None
+
+
+def serves(daemon: Daemon, *blobs: Blob) -> None:
+    """Each of these blobs, twice."""
+    for blob in (*blobs, *blobs):
+        assert_whole(daemon.get(blob_target("app", blob.digest, NS)), blob)
+
+
+def make_blobs(origin: Origin, *sizes: int) -> list[Blob]:
+    blobs = [Blob(random_bytes(size, seed)) for seed, size in enumerate(sizes)]
+    for blob in blobs:
+        origin.add_blob("app", blob.data)
+    return blobs
+
+
+# Wiped
+
+
+@pytest.mark.parametrize("how", WIPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_wiped_while_idle(scene: Scene, how: str, size: int) -> None:
+    blob, image = scene.blob(size), scene.image()
+    scene.assert_served(blob)
+    assert scene.get(scene.tag_target("1.0")).status == 200
+    wipe(scene.cache.cache_dir, how)
+    scene.assert_served(blob)
+    for reference in ("1.0", image.digest):
+        assert scene.get(scene.tag_target(reference)).body == image.manifest
+    eventually(lambda: scene.get(scene.tag_target(image.digest)).cache, "HIT")
+    eventually(lambda: scene.get(scene.tag_target("1.0")).cache, "HIT")
+
+
+@pytest.mark.parametrize("how", WIPES)
+def test_wiped_while_serving(scene: Scene, how: str) -> None:
+    blob = scene.blob(24 * MEBI)
+    scene.assert_served(blob)
+    with scene.cache.connect(receive_buffer=65536) as client:
+        client.ask(scene.target(blob))
+        head = client.read_head()
+        assert head.cache == "HIT"
+        wipe(scene.cache.cache_dir, how)
+        assert_whole(client.read_body(head), blob)
+    scene.assert_served(blob)
+
+
+@pytest.mark.parametrize("how", WIPES)
+@pytest.mark.parametrize("at", [-1, 0, CUT])
+@pytest.mark.parametrize("size", [CUT + 1, 2 * STREAMED])
+def test_wiped_during_a_fetch(scene: Scene, how: str, at: int, size: int) -> None:
+    blob = scene.blob(size)
+    go = scene.hold(blob, at)
+    with scene.asking(blob) as client:
+        if at < 0:
+            scene.wait_waiting(1)
+        else:
+            scene.wait_partial(blob, at)
+        wipe(scene.cache.cache_dir, how)
+        go.set()
+        assert_whole(client.read_reply(), blob)
+    scene.wait_flights(0)
+    scene.assert_served(blob)
+
+
+def test_wiped_is_empty_for_the_metrics_too(make_daemon: MakeDaemon, origin: Origin) -> None:
+    """What is found missing is no longer counted, and what is fetched again is counted once."""
+    (blob,) = make_blobs(origin, STREAMED)
+    daemon = make_daemon(registry_table(NS, origin.url))
+    for _ in range(3):
+        serves(daemon, blob)
+        daemon.keeps({blob.digest})
+        eventually(lambda: daemon.metric("cacheyd_store_objects", 'kind="blob"'), 1.0)
+        eventually(lambda: daemon.metric("cacheyd_store_bytes"), float(STREAMED))
+        wipe(daemon.cache_dir)
+
+
+# Files that are not what they were
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("what", ["truncated", "empty", "longer", "garbage", "gone"])
+def test_a_file_of_another_size_is_never_served(scene: Scene, size: int, what: str) -> None:
+    blob = scene.blob(size)
+    scene.assert_served(blob)
+    before = scene.cache.metric("cacheyd_store_bytes"), scene.cache.metric("cacheyd_store_objects")
+    path = scene.cache.blob_file(blob.digest)
+    match what:
+        case "truncated":
+            os.truncate(path, size // 2)
+        case "empty":
+            os.truncate(path, 0)
+        case "longer":
+            os.truncate(path, size * 2)
+        case "garbage":
+            path.unlink()
+            path.write_bytes(b"rubbish" * 1000)
+        case _:
+            path.unlink()
+    scene.assert_served(blob)
+    assert path.read_bytes() == blob.data
+    after = scene.cache.metric("cacheyd_store_bytes"), scene.cache.metric("cacheyd_store_objects")
+    assert after == before
+
+
+def test_a_manifest_file_of_another_size_is_never_served(scene: Scene) -> None:
+    image = scene.image()
+    target = scene.tag_target(image.digest)
+    assert scene.get(target).body == image.manifest
+    scene.cache.blob_file(image.digest).write_bytes(b"{}")
+    for reference in (image.digest, "1.0"):
+        assert scene.get(scene.tag_target(reference)).body == image.manifest
+    eventually(lambda: scene.get(target).cache, "HIT")
+    assert scene.get(target).body == image.manifest
+
+
+def test_a_mapped_file_that_shrinks_kills_nobody(scene: Scene) -> None:
+    """Not ours to do, but a broken disk may: the client gets a FIN short of Content-Length."""
+    blob = scene.blob(24 * MEBI)
+    scene.assert_served(blob)
+    with scene.cache.connect(receive_buffer=65536) as client:
+        client.ask(scene.target(blob))
+        head = client.read_head()
+        os.truncate(scene.cache.blob_file(blob.digest), 100)
+        reply = client.read_body(head)
+        assert len(reply.body) < head.length or reply.body == blob.data
+    scene.assert_served(blob)
+
+
+# The start
+
+
+@pytest.mark.parametrize("rubbish", ["garbage", "empty", "zeros", "directory", "cut"])
+def test_an_index_of_rubbish_loses_nothing(make_daemon: MakeDaemon, origin: Origin, rubbish: str) -> None:
+    """Files without a row are adopted, once their bytes are verified."""
+    (blob,) = make_blobs(origin, STREAMED)
+    image = make_image()
+    origin.push("app", "1.0", image)
+    daemon = make_daemon(registry_table(NS, origin.url))
+    serves(daemon, blob)
+    manifest = manifest_target("app", image.digest, NS)
+    assert daemon.get(manifest).status == 200
+    daemon.keeps({blob.digest, image.digest})
+    assert daemon.stop() == 0
+    path = daemon.cache_dir / "index" / "cache.db"
+    good = path.read_bytes()
+    for extra in ("-wal", "-shm"):
+        path.with_name(path.name + extra).unlink(missing_ok=True)
+    match rubbish:
+        case "directory":
+            path.unlink()
+            (path / "what").mkdir(parents=True)
+        case "cut":
+            path.write_bytes(good[: len(good) // 2] + b"rubbish")
+        case _:
+            path.write_bytes({"garbage": random_bytes(50_000, 9), "empty": b"", "zeros": bytes(50_000)}[rubbish])
+    wrong = daemon.cache_dir / "blobs" / "sha256" / hashlib.sha256(b"never").hexdigest()
+    wrong.write_bytes(b"wrong")
+    daemon.start()
+    asked = len(origin.requests)
+    eventually(wrong.exists, False)
+    eventually(lambda: daemon.metric("cacheyd_store_objects"), 2.0)
+    for target, data in ((blob_target("app", blob.digest, NS), blob.data), (manifest, image.manifest)):
+        reply = daemon.get(target)
+        assert (reply.cache, reply.body) == ("HIT", data)
+    assert len(origin.requests) == asked
+    assert daemon.get(manifest_target("app", "1.0", NS)).body == image.manifest
+
+
+def test_a_directory_that_is_missing_is_made(make_daemon: MakeDaemon, origin: Origin) -> None:
+    (blob,) = make_blobs(origin, STREAMED)
+    daemon = make_daemon(registry_table(NS, origin.url), env={"CACHE_DIR": "/nowhere"})
+    assert daemon.stop() == 0
+    shutil.rmtree(daemon.cache_dir)
+    daemon.start()
+    serves(daemon, blob)
+    daemon.keeps({blob.digest})
+    assert (daemon.cache_dir / "oci-layout").is_file()
+
+
+def test_stale_partial_files_are_swept(
+    make_daemon: MakeDaemon, origin: Origin, release: threading.Event, tmp_path: Path
+) -> None:
+    """Old ones, and those that no fetch can go on with; not a fresh one, and not one that is being written."""
+    fresh, old = make_blobs(origin, STREAMED, STREAMED + 1)
+    partial = tmp_path / "daemon" / "cache" / "partial"
+    partial.mkdir(parents=True)
+    names = [blob.digest.replace(":", "-") for blob in (fresh, old)]
+    for name in (*names, f"{names[0]}.123-456", "rubbish.tmp", "sha256-short"):
+        (partial / name).write_bytes(fresh.data[:CUT])
+    two_days_ago = time.time() - 48 * 3600
+    os.utime(partial / names[1], (two_days_ago, two_days_ago))
+    daemon = make_daemon(registry_table(NS, origin.url))
+    eventually(lambda: {path.name for path in partial.iterdir()}, {names[0]})
+    serves(daemon, fresh, old)
+    assert [request.header("Range") for request in origin.requests] == [f"bytes={CUT}-", None]
+
+
+# A disk that refuses writes
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """40 MiB of memory where the daemon's CACHE_DIR is to be."""
+    where = tmp_path / "daemon" / "cache"
+    where.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", where], capture_output=True, check=False)
+    if mounted.returncode and not os.environ.get("CI"):
+        pytest.skip(f"may not mount: {mounted.stderr.decode().strip()}")
+    assert mounted.returncode == 0, mounted.stderr
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "-l", where], check=True)
+
+
+def error_lines(daemon: Daemon) -> int:
+    return sum("cannot be written" in line and '"error"' in line for line in daemon.lines())
+
+
+def serves_without_keeping(daemon: Daemon, origin: Origin, *blobs: Blob) -> None:
+    """Blobs, ranges and manifests come whole; with one line in the log, and a metric."""
+    image = make_image()
+    origin.push("app", "1.0", image)
+    serves(daemon, *blobs)
+    for blob in blobs:
+        part = daemon.get(blob_target("app", blob.digest, NS), {"Range": "bytes=100-199"})
+        assert (part.status, part.body) == (206, blob.data[100:200])
+    for reference in ("1.0", image.digest, "1.0"):
+        assert daemon.get(manifest_target("app", reference, NS)).body == image.manifest
+    assert daemon.metric("cacheyd_store_writable") == 0
+    assert daemon.metric("cacheyd_store_write_errors_total") >= 1
+    assert error_lines(daemon) == 1
+    assert daemon.get("/readyz").status == 200
+
+
+def test_a_directory_that_cannot_be_made(make_daemon: MakeDaemon, origin: Origin, tmp_path: Path) -> None:
+    blobs = make_blobs(origin, 5000, STREAMED)
+    (tmp_path / "daemon").mkdir()
+    (tmp_path / "daemon" / "cache").write_text("a file")
+    daemon = make_daemon(registry_table(NS, origin.url))
+    daemon.expect("cannot be written")
+    serves_without_keeping(daemon, origin, *blobs)
+
+
+def test_a_disk_that_becomes_read_only(make_daemon: MakeDaemon, origin: Origin, small_disk: Path) -> None:
+    kept, *blobs = make_blobs(origin, 200_000, 5000, STREAMED)
+    daemon = make_daemon(registry_table(NS, origin.url))
+    daemon.expect("cannot be written")
+    serves(daemon, kept)
+    daemon.keeps({kept.digest})
+    eventually(lambda: list((small_disk / "partial").iterdir()), [])
+    wait_until(lambda: not remount(small_disk, "ro"), "it is read-only")
+    serves_without_keeping(daemon, origin, *blobs)
+    assert daemon.get(blob_target("app", kept.digest, NS)).cache == "HIT"
+    assert remount(small_disk, "rw") == 0
+
+
+def remount(where: Path, how: str) -> int:
+    return subprocess.run(["mount", "-o", f"remount,{how}", where], capture_output=True, check=False).returncode
+
+
+def test_a_disk_that_is_full(make_daemon: MakeDaemon, origin: Origin, small_disk: Path) -> None:
+    """Known beforehand, so it is no error: what does not fit goes through; what fits again is kept again."""
+    blobs = make_blobs(origin, 5000, STREAMED, 30 * MEBI)
+    daemon = make_daemon(registry_table(NS, origin.url))
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(30 * MEBI))
+    serves(daemon, *blobs)
+    assert daemon.stored() == set()
+    filler.unlink()
+    serves(daemon, *blobs[:2])
+    daemon.keeps({blob.digest for blob in blobs[:2]})
+
+
+@pytest.mark.parametrize("size", [CUT + 20_000, 4 * MEBI])
+def test_a_disk_that_fills_up_during_a_fetch(
+    make_daemon: MakeDaemon, origin: Origin, small_disk: Path, release: threading.Event, size: int
+) -> None:
+    """A small blob comes whole all the same; of a large one, the client's resume brings the rest."""
+    (blob,) = make_blobs(origin, size)
+    daemon = make_daemon(registry_table(NS, origin.url), {"progress_timeout": "20s"})
+    daemon.expect("cannot be written")
+    target = blob_target("app", blob.digest, NS)
+    origin.fault("blobs", times=1, hold=release, hold_at=CUT)
+    with daemon.connect() as client:
+        client.ask(target)
+        wait_until(lambda: daemon.partial(blob.digest) == CUT, "the first part is on disk")
+        filler = small_disk / "filler"
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+        release.set()
+        reply = client.read_reply()
+    if size < STREAMED:
+        assert_whole(reply, blob)
+    else:
+        assert_broken_off(reply, blob)
+        rest = daemon.get(target, {"Range": f"bytes={len(reply.body)}-"})
+        assert (rest.status, reply.body + rest.body) == (206, blob.data)
+    assert error_lines(daemon) == 1
+    assert daemon.metric("cacheyd_store_write_errors_total") >= 1
+    assert daemon.stored() == set()
+    serves(daemon, blob)

@@ -1,0 +1,221 @@
+"""The process ends, by force or by request, or is not alone: what was fetched is used, and nothing wrong is served."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.faults.client import End
+from tests.faults.conftest import MakeDaemon
+from tests.faults.daemon import Daemon
+from tests.faults.scene import assert_broken_off, assert_whole, blob_target, eventually, manifest_target, registry_table
+from tests.real.procs import listening, wait_until
+from tests.support.images import Blob, make_image, random_bytes
+from tests.support.origin import Origin
+
+NS = "up.test"
+CUT = 300_000
+PATIENT = {"progress_timeout": "20s", "head_timeout": "20s", "grace": "20s"}
+
+
+@pytest.fixture
+def blob(origin: Origin) -> Blob:
+    """One blob that upstream has."""
+    blob = Blob(random_bytes(2 << 20, 1))
+    origin.add_blob("app", blob.data)
+    return blob
+
+
+def target(blob: Blob) -> str:
+    return blob_target("app", blob.digest, NS)
+
+
+def start(make_daemon: MakeDaemon, origin: Origin, **settings: str) -> Daemon:
+    return make_daemon(registry_table(NS, origin.url), {**PATIENT, **settings})
+
+
+def ranges(origin: Origin) -> list[str | None]:
+    return [request.header("Range") for request in origin.requests]
+
+
+def signal_to(daemon: Daemon) -> None:
+    os.kill(daemon.pid, signal.SIGTERM)
+
+
+# By force
+
+
+def test_a_killed_fetch_is_resumed_by_the_next_process(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
+) -> None:
+    daemon = start(make_daemon, origin)
+    origin.fault("blobs", times=1, hold=release, hold_at=CUT)
+    with daemon.connect() as client:
+        client.ask(target(blob))
+        wait_until(lambda: daemon.partial(blob.digest) == CUT, "the first part is on disk")
+        daemon.kill()
+        head, _ = client.rest()
+    assert len(head) < len(blob.data)
+    daemon.start()
+    assert daemon.partial(blob.digest) == CUT
+    assert_whole(daemon.get(target(blob)), blob)
+    assert ranges(origin) == [None, f"bytes={CUT}-"]
+    daemon.keeps({blob.digest})
+
+
+def test_a_partial_file_that_is_wrong_is_never_served_as_a_whole(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
+) -> None:
+    daemon = start(make_daemon, origin)
+    origin.fault("blobs", times=1, hold=release, hold_at=CUT)
+    with daemon.connect() as client:
+        client.ask(target(blob))
+        wait_until(lambda: daemon.partial(blob.digest) == CUT, "the first part is on disk")
+        daemon.kill()
+    path = daemon.cache_dir / "partial" / blob.digest.replace(":", "-")
+    path.write_bytes(bytes(CUT))
+    daemon.start()
+    assert_broken_off(daemon.get(target(blob)), blob)
+    eventually(lambda: daemon.partial(blob.digest), 0)
+    assert not daemon.has(blob.digest)
+    daemon.restart()
+    assert_whole(daemon.get(target(blob)), blob)
+
+
+def test_a_partial_file_that_is_whole_already_asks_nobody(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, tmp_path: Path
+) -> None:
+    """Killed between the last byte and the rename; longer than the blob, it is of no use, and no harm."""
+    long = Blob(random_bytes(1 << 20, 2))
+    origin.add_blob("app", long.data)
+    partial = tmp_path / "daemon" / "cache" / "partial"
+    partial.mkdir(parents=True)
+    (partial / blob.digest.replace(":", "-")).write_bytes(blob.data)
+    (partial / long.digest.replace(":", "-")).write_bytes(long.data + b"more")
+    daemon = start(make_daemon, origin)
+    assert_whole(daemon.get(target(blob)), blob)
+    assert origin.requests == []
+    assert_whole(daemon.get(target(long)), long)
+    daemon.keeps({blob.digest, long.digest})
+
+
+def test_what_is_kept_is_there_after_a_kill(make_daemon: MakeDaemon, origin: Origin, blob: Blob) -> None:
+    """Also what the index had not written yet."""
+    image = make_image()
+    origin.push("app", "1.0", image)
+    daemon = start(make_daemon, origin)
+    assert_whole(daemon.get(target(blob)), blob)
+    assert daemon.get(manifest_target("app", image.digest, NS)).status == 200
+    wait_until(lambda: daemon.has(blob.digest), "the blob is kept")
+    daemon.kill()
+    daemon.start()
+    asked = len(origin.requests)
+    for what in (target(blob), manifest_target("app", image.digest, NS)):
+        eventually(lambda what=what: daemon.get(what).cache, "HIT")  # type: ignore[misc]
+    assert len(origin.requests) <= asked + 2  # Until the orphan files are adopted, they may be asked for again.
+
+
+# By request
+
+
+def test_a_running_transfer_is_completed(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
+) -> None:
+    daemon = start(make_daemon, origin)
+    origin.fault("blobs", times=1, hold=release, hold_at=CUT)
+    with daemon.connect() as client, daemon.connect() as idle, daemon.connect() as waiting:
+        assert idle.exchange("/healthz").status == 200
+        client.ask(target(blob))
+        head = client.read_head()
+        waiting.ask(target(blob), {"Range": "bytes=2000000-"})
+        wait_until(lambda: daemon.partial(blob.digest) == CUT, "the first part is on disk")
+        signal_to(daemon)
+        wait_until(lambda: not listening(daemon.port), "new connections are refused")
+        assert daemon.running
+        release.set()
+        assert_whole(client.read_body(head), blob)
+        assert waiting.read_reply().body == blob.data[2_000_000:]
+        assert daemon.process.wait(10) == 0
+        assert idle.rest() == (b"", End.FIN)
+    assert daemon.stored() == {blob.digest}
+
+
+def test_a_slow_client_gets_its_hit_to_the_end(make_daemon: MakeDaemon, origin: Origin) -> None:
+    large = Blob(random_bytes(32 << 20, 3))
+    origin.add_blob("app", large.data)
+    daemon = start(make_daemon, origin)
+    assert_whole(daemon.get(target(large)), large)
+    daemon.keeps({large.digest})
+    with daemon.connect(receive_buffer=65536) as client:
+        client.ask(target(large))
+        head = client.read_head()
+        assert head.cache == "HIT"
+        signal_to(daemon)
+        wait_until(lambda: not listening(daemon.port), "new connections are refused")
+        assert_whole(client.read_body(head), large)
+    assert daemon.process.wait(10) == 0
+
+
+def test_an_unfinished_fetch_leaves_its_partial(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
+) -> None:
+    daemon = start(make_daemon, origin, grace="200ms")
+    origin.fault("blobs", times=1, hold=release, hold_at=CUT)
+    with daemon.connect() as client:
+        client.ask(target(blob))
+        wait_until(lambda: daemon.partial(blob.digest) == CUT, "the first part is on disk")
+        assert daemon.stop() == 0
+        reply = client.read_reply()
+        assert (reply.status, len(reply.body)) == (200, CUT - (64 << 10))
+        assert reply.end is End.FIN
+    assert daemon.partial(blob.digest) == CUT
+    daemon.start()
+    assert_whole(daemon.get(target(blob)), blob)
+    assert ranges(origin) == [None, f"bytes={CUT}-"]
+
+
+def test_a_second_signal_ends_the_patience(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
+) -> None:
+    daemon = start(make_daemon, origin, grace="1h")
+    origin.fault("blobs", times=1, hold=release, hold_at=CUT)
+    with daemon.connect() as client:
+        client.ask(target(blob))
+        wait_until(lambda: daemon.partial(blob.digest) == CUT, "the first part is on disk")
+        signal_to(daemon)
+        wait_until(lambda: not listening(daemon.port), "new connections are refused")
+        assert daemon.running
+        signal_to(daemon)
+        assert daemon.process.wait(10) == 0
+        assert client.read_reply().end is End.FIN
+    assert daemon.partial(blob.digest) == CUT
+
+
+# Not alone
+
+
+def test_two_processes_on_one_directory(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
+) -> None:
+    image = make_image()
+    origin.push("app", "1.0", image)
+    one, two = start(make_daemon, origin), start(make_daemon, origin)
+    assert one.cache_dir == two.cache_dir
+    origin.fault("blobs", times=2, hold=release, hold_at=CUT)
+    with one.connect() as first, two.connect() as second:
+        for client in (first, second):
+            client.ask(target(blob))
+        wait_until(lambda: [r.body_sent for r in origin.requests] == [CUT, CUT], "both are fetching")
+        release.set()
+        assert_whole(first.read_reply(), blob)
+        assert_whole(second.read_reply(), blob)
+    one.keeps({blob.digest})
+    for daemon in (one, two):
+        assert_whole(daemon.get(target(blob)), blob)
+        assert daemon.get(manifest_target("app", "1.0", NS)).body == image.manifest
+    one.kill()
+    assert_whole(two.get(target(blob)), blob)
+    eventually(lambda: list((two.cache_dir / "partial").iterdir()), [])
+    two.keeps({blob.digest, image.digest})
