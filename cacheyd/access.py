@@ -8,6 +8,7 @@ gets at a digest of one repository by naming another one.
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 from cacheyd.errors import HeaderList
 from cacheyd.fetch import Fetcher, asker
@@ -16,7 +17,7 @@ from cacheyd.reference import Kind, Reference
 from cacheyd.store.store import Store
 
 MAX_GRANTS = 50_000
-NO_HEAD = frozenset({405, 501})
+NO_HEAD = frozenset({404, 405, 501})
 
 
 def repository_of(ref: Reference) -> str:
@@ -61,9 +62,10 @@ class Access:
         response = await self._fetcher.open(ref, method, headers, as_client=True)
         if response.status in NO_HEAD:
             response.close()
-            response = await self._fetcher.open(ref, "GET", headers, as_client=True)
+            method = "GET"
+            response = await self._fetcher.open(ref, method, headers, as_client=True)
         if response.status != 200:
-            raise Relayed(await self._fetcher.relay(response))
+            raise Relayed(replace(await self._fetcher.relay(response), from_head=method == "HEAD"))
         response.close()
         ttl = self._fetcher.settings.registry(ref.registry).access_ttl
         self._grants[asker(ref, headers)] = self._clock() + ttl

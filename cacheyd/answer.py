@@ -7,10 +7,10 @@ from email.utils import formatdate
 from functools import lru_cache
 from urllib.parse import quote
 
-from cacheyd.errors import HeaderList, RequestError
+from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import UpstreamBroken, UpstreamResponse, end_to_end
 from cacheyd.flight import BodyBroken, Relay, Source
-from cacheyd.reference import Kind, Reference
+from cacheyd.reference import DIGEST, Kind, Reference
 from cacheyd.store.rows import Stored
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
@@ -89,18 +89,43 @@ def hit_headers(now: float, since: float) -> HeaderList:
 
 
 def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> Answer:
-    """An upstream's answer, unaltered but for what says that it came through here."""
+    """An upstream's answer, unaltered but for what says that it came through here, and what an object's answer owes."""
     own = {"content-length", "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace"}
     headers = tuple(item for item in relay.headers if item[0].lower() not in own)
-    if ref.kind in (Kind.TAGS, Kind.REFERRERS):
-        headers = tuple((name, _next_page(value, ref) if name.lower() == "link" else value) for name, value in headers)
-    length: int | None = len(relay.body)
+    body = relay.body
+    length: int | None = len(body)
     if head:
         stated = next((value for key, value in relay.headers if key.lower() == "content-length"), "")
         length = int(stated) if stated.isdecimal() else None
-    if ref.digest and 200 <= relay.status < 300 and not any(key.lower() == "docker-content-digest" for key, _ in headers):
-        headers = (*headers, ("Docker-Content-Digest", ref.digest))  # A CDN does not know that it owes it.
-    return Answer(relay.status, (*headers, ("X-Cache", result), *scope_headers(ref)), relay.body, None, length, result, ref)
+    elif relay.from_head and relay.status >= 400:
+        body = _stand_in(relay.status)
+        length = len(body)
+        headers = (*_without(headers, "content-type"), ("Content-Type", "application/json"))
+    if ref.kind in (Kind.TAGS, Kind.REFERRERS):
+        headers = tuple((name, _next_page(value, ref) if name.lower() == "link" else value) for name, value in headers)
+    elif 200 <= relay.status < 300:
+        headers = _as_object(ref, headers)
+    return Answer(relay.status, (*headers, ("X-Cache", result), *scope_headers(ref)), body, None, length, result, ref)
+
+
+def _without(headers: HeaderList, *names: str) -> HeaderList:
+    return tuple(item for item in headers if item[0].lower() not in names)
+
+
+def _stand_in(status: int) -> bytes:
+    """The body of an error that is known from a HEAD only."""
+    code = {401: Code.UNAUTHORIZED, 403: Code.DENIED, 404: Code.MANIFEST_UNKNOWN, 429: Code.TOOMANYREQUESTS}
+    return Failure(status, code.get(status, Code.UNKNOWN), f"the registry answered {status}", Blame.UPSTREAM).body()
+
+
+def _as_object(ref: Reference, headers: HeaderList) -> HeaderList:
+    """Docker-Content-Digest, which a CDN does not know that it owes, and the ETag that goes with it."""
+    stated = next((value for key, value in headers if key.lower() == "docker-content-digest"), "")
+    digest = ref.digest or (stated if DIGEST.fullmatch(stated) else "")
+    if not digest:
+        return headers
+    kept = _without(headers, "docker-content-digest", "etag", "last-modified")
+    return (*kept, ("Docker-Content-Digest", digest), ("ETag", f'"{digest}"'))
 
 
 def _next_page(link: str, ref: Reference) -> str:

@@ -7,6 +7,7 @@ configuration, and never elsewhere.
 
 import asyncio
 import base64
+import hashlib
 import json
 import logging
 import re
@@ -14,11 +15,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from cacheyd import config
 from cacheyd.config import ConfigError, RegistrySettings, Settings
-from cacheyd.errors import HeaderList
+from cacheyd.errors import HeaderList, RequestError
 from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all
 from cacheyd.reference import Reference
 
@@ -41,6 +43,15 @@ class Challenge:
 
     scheme: str
     params: dict[str, str]
+
+
+class _Key(NamedTuple):
+    """What a token is for. `who` tells logins apart: a stored login's token is for nobody else, empty is nobody."""
+
+    registry: str
+    base: str
+    scope: str
+    who: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +88,9 @@ class Authorizer:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self._clock = clock
-        self._tokens: dict[tuple[str, str, str], _Token] = {}
+        self._tokens: dict[_Key, _Token] = {}
         self._basic: set[str] = set()
-        self._asking: dict[tuple[str, str, str], asyncio.Task[str]] = {}
+        self._asking: dict[_Key, asyncio.Task[str]] = {}
 
     def forget(self) -> None:
         """After a change of settings: no token of before is used."""
@@ -95,19 +106,19 @@ class Authorizer:
                 return await transport.fetch(name, request.method, url, request.headers)
             return await self._anonymous(transport, request, base)
         headers = tuple(item for item in request.headers if item[0].lower() != "authorization")
-        scope = f"repository:{request.ref.repository}:pull"
         login = self._login(registry)
-        known = self._known(name, base, scope, login)
+        key = _Key(name, base, f"repository:{request.ref.repository}:pull", _who(login))
+        known = self._known(key, login)
         response = await transport.fetch(name, request.method, url, (*headers, *known))
         if response.status != 401:
             return response
         challenges = parse_challenges(response.headers)
         response.close()
-        answer = await self._answer(transport, request, registry, base, scope, challenges)
+        answer = await self._answer(transport, registry, key, challenges, known)
         response = await transport.fetch(name, request.method, url, (*headers, ("Authorization", answer)))
         if response.status == 401:
             response.close()
-            self._tokens.pop((name, base, scope), None)
+            self._tokens.pop(key, None)
             self._basic.discard(base)
             raise UpstreamBroken(f"{name} refused {'the stored login' if login else 'an anonymous token'}", refused=True)
         return response
@@ -119,15 +130,15 @@ class Authorizer:
         a later one as final: what everybody may read would not be there for them.
         """
         name, url = request.ref.registry, target(base, request.ref)
-        scope = f"repository:{request.ref.repository}:pull"
-        known = self._known(name, base, scope, "")
+        key = _Key(name, base, f"repository:{request.ref.repository}:pull", "")
+        known = self._known(key, "")
         response = await transport.fetch(name, request.method, url, (*request.headers, *known))
         bearer = next((c for c in parse_challenges(response.headers) if c.scheme == "bearer" and "realm" in c.params), None)
         if response.status != 401 or bearer is None:
             return response
         try:
-            token = await self._token(transport, name, RegistrySettings(), base, scope, bearer)
-        except UpstreamBroken:
+            token = await self._token(transport, RegistrySettings(), key, bearer, known)
+        except (UpstreamBroken, RequestError):
             return response
         response.close()
         return await transport.fetch(name, request.method, url, (*request.headers, ("Authorization", f"Bearer {token}")))
@@ -142,49 +153,47 @@ class Authorizer:
             log.error("%s", error)
             raise UpstreamBroken("the stored login cannot be read", refused=True) from None
 
-    def _known(self, name: str, base: str, scope: str, login: str) -> HeaderList:
-        token = self._tokens.get((name, base, scope))
+    def _known(self, key: _Key, login: str) -> HeaderList:
+        token = self._tokens.get(key)
         if token and self._clock() < token.expires:
             return (("Authorization", f"Bearer {token.value}"),)
-        return (("Authorization", _basic(login)),) if login and base in self._basic else ()
+        return (("Authorization", _basic(login)),) if login and key.base in self._basic else ()
 
     async def _answer(
-        self, transport: Transport, request: UpstreamRequest, registry: RegistrySettings, base: str, scope: str,
-        challenges: list[Challenge],
-    ) -> str:  # fmt: skip
-        """The Authorization that answers a challenge."""
-        name = request.ref.registry
+        self, transport: Transport, registry: RegistrySettings, key: _Key, challenges: list[Challenge], sent: HeaderList
+    ) -> str:
+        """The Authorization that answers a challenge to a request that was made with `sent`."""
         bearer = next((c for c in challenges if c.scheme == "bearer" and "realm" in c.params), None)
         if bearer is not None:
-            return f"Bearer {await self._token(transport, name, registry, base, scope, bearer)}"
+            return f"Bearer {await self._token(transport, registry, key, bearer, sent)}"
         login = self._login(registry)
         if login and any(c.scheme == "basic" for c in challenges):
-            self._basic.add(base)
+            self._basic.add(key.base)
             return _basic(login)
-        raise UpstreamBroken(f"{name} asks for a login that cacheyd cannot give", refused=True)
+        raise UpstreamBroken(f"{key.registry} asks for a login that cacheyd cannot give", refused=True)
 
     async def _token(
-        self, transport: Transport, name: str, registry: RegistrySettings, base: str, scope: str, challenge: Challenge
+        self, transport: Transport, registry: RegistrySettings, key: _Key, challenge: Challenge, sent: HeaderList
     ) -> str:
-        """A token for the scope, asked for once however many requests need it."""
-        key = (name, base, scope)
+        """A token other than the one that was sent, asked for once however many requests need it."""
+        known = self._known(key, "")
+        if known and known != sent:
+            return self._tokens[key].value
         task = self._asking.get(key)
         if task is None:
-            task = asyncio.create_task(self._ask(transport, key, registry, base, challenge))
+            task = asyncio.create_task(self._ask(transport, key, registry, challenge))
             if not task.done():
                 self._asking[key] = task
                 task.add_done_callback(partial(self._asked, key))
         return await asyncio.shield(task)
 
-    def _asked(self, key: tuple[str, str, str], task: asyncio.Task[str]) -> None:
+    def _asked(self, key: _Key, task: asyncio.Task[str]) -> None:
         self._asking.pop(key, None)
         if not task.cancelled():
             task.exception()  # Seen, also where nobody waits any more.
 
-    async def _ask(
-        self, transport: Transport, key: tuple[str, str, str], registry: RegistrySettings, base: str, challenge: Challenge
-    ) -> str:
-        name, _, scope = key
+    async def _ask(self, transport: Transport, key: _Key, registry: RegistrySettings, challenge: Challenge) -> str:
+        name, base, scope, _ = key
         realm = challenge.params["realm"]
         login = self._login(registry)
         if login and not realm_belongs(realm, base, registry.token_realms):
@@ -234,6 +243,10 @@ def realm_belongs(realm: str, base: str, allowed: tuple[str, ...]) -> bool:
     if url.scheme != "https" or not url.hostname or not own.hostname or url.port not in (None, 443):
         return False
     return url.hostname == own.hostname or url.hostname in _KNOWN_REALMS.get(own.hostname, ())
+
+
+def _who(login: str) -> str:
+    return hashlib.blake2b(login.encode(), digest_size=16).hexdigest() if login else ""
 
 
 def _basic(login: str) -> str:

@@ -60,6 +60,7 @@ class Cache:
         clock: Callable[[], float] = time.time,
         on_ignored: Callable[[], None] = lambda: None,
         below_floor: Callable[[str], bool] = lambda registry: False,
+        check_allowed: Callable[[str], None] = lambda registry: None,
     ) -> None:
         self.store = store
         self.access = Access(store, fetcher)
@@ -68,16 +69,20 @@ class Cache:
         self._clock = clock
         self._on_ignored = on_ignored
         self._below_floor = below_floor
+        self._check_allowed = check_allowed
         self._waiting = 0
         self._resolving: dict[tuple[str, ...], tuple[Asker, asyncio.Task[Relay]]] = {}
 
     # Hits
 
-    def hit(self, request: Request) -> Answer | None:
-        """The answer from disk, or None if upstream has to be asked. Never awaits, never raises for what is in the store."""
+    def hit(self, request: Request, *, permitted: bool = False) -> Answer | None:
+        """The answer from disk, or None if upstream has to be asked. Never awaits, never raises for what is in the store.
+
+        `permitted` says that upstream allowed this very request just now.
+        """
         ref = request.ref
         now = self._clock()
-        if not self.access.granted(ref, request.headers):
+        if not permitted and not (self._is_allowed(ref.registry) and self.access.granted(ref, request.headers)):
             return None
         if ref.kind is Kind.BLOB and ref.digest:
             stored = self.store.find(ref.digest)
@@ -170,10 +175,18 @@ class Cache:
             raise cache_error("too many clients are waiting for upstreams", 503)
         self._waiting += 1
         try:
+            self._check_allowed(request.ref.registry)
             await self.access.check(request.ref, request.headers)
-            return self.hit(request) or await self._miss(request)
+            return self.hit(request, permitted=True) or await self._miss(request)
         finally:
             self._waiting -= 1
+
+    def _is_allowed(self, registry: str) -> bool:
+        try:
+            self._check_allowed(registry)
+        except RequestError:
+            return False
+        return True
 
     @property
     def waiting(self) -> int:
@@ -198,7 +211,10 @@ class Cache:
         ranged = request.ref.kind is Kind.BLOB and not request.head  # RFC 9110 section 14.2: Range is for GET.
         extra = [("Range", request.range), ("If-Range", request.if_range)] if ranged else []
         headers = (*request.headers, *((name, value) for name, value in extra if value is not None))
-        response = await self.fetcher.open(request.ref, request.method, headers)
+        # What a stored login may list is not for clients that have to show their own.
+        lists = request.ref.kind in (Kind.TAGS, Kind.REFERRERS)
+        as_client = lists and self.settings.registry(request.ref.registry).access == "verify"
+        response = await self.fetcher.open(request.ref, request.method, headers, as_client=as_client)
         if request.head:
             return relay_answer(request.ref, await self.fetcher.relay(response), result, head=True)
         return stream_answer(request.ref, response, result, content_length(response.headers))
@@ -329,7 +345,7 @@ class Cache:
     async def _head(self, ref: Reference, headers: HeaderList) -> Relay:
         response = await self.fetcher.open(ref, "HEAD", headers)
         response.close()
-        return Relay(response.status, end_to_end(response.headers), b"")
+        return Relay(response.status, end_to_end(response.headers), b"", from_head=True)
 
     # Blobs
 

@@ -448,7 +448,8 @@ class Fetcher:
 
         Raises Relayed for an answer that is not the manifest, RequestError if upstream cannot be had.
         """
-        key = (ref.digest,) if ref.digest else (ref.registry, ref.repository, ref.reference, *sorted(asked))
+        # By repository, also a digest: who may read it in one may not in another.
+        key = (ref.registry, ref.repository, ref.reference, *(() if ref.digest else sorted(asked)))
         mine = asker(ref, headers)
         while True:
             running = self._manifests.get(key)

@@ -31,11 +31,15 @@ class BodyBroken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """An upstream's answer to be passed on as it is: never kept. Small, so it is held in memory."""
+    """An upstream's answer to be passed on as it is: never kept. Small, so it is held in memory.
+
+    `from_head` says that it answered a HEAD, so that it has no body although a GET's would have one.
+    """
 
     status: int
     headers: HeaderList
     body: bytes
+    from_head: bool = False
 
 
 class Relayed(Exception):

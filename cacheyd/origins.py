@@ -4,6 +4,7 @@ Implements `Upstream` over a `Transport`, which knows HTTP and nothing of regist
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ PAUSE, PAUSE_MAX = 5.0, 60.0
 # A timeout costs every client its length, so one is enough; other failures are quick and may be chance.
 FAILURES = 3
 MAX_TRACKED = 10_000
+# How long the number of pulls left is believed where the registry does not say (seconds).
+WINDOW = 60.0
+_REMAINING = re.compile(r"(\d{1,9})(?:;w=(\d{1,9}))?")
 
 
 class Events(Protocol):
@@ -166,7 +170,7 @@ class Origins:
     def __init__(self, transport: Transport, authorizer: Authorizer, settings: Settings, events: Events) -> None:
         self.settings = settings
         self.breaker = Breaker()
-        self.remaining: dict[str, int] = {}
+        self._remaining: dict[str, tuple[int, float]] = {}
         self._transport = transport
         self._authorizer = authorizer
         self._events = events
@@ -192,9 +196,11 @@ class Origins:
     async def _first(self, request: UpstreamRequest) -> UpstreamResponse:
         last = UpstreamBroken("no upstream")
         bases = self.settings.upstreams(request.ref.registry)
+        # All of them together get no longer than one alone: clients do not wait longer for two.
+        share = (self.settings.head_timeout + self.settings.connect_timeout / 2) / len(bases)
         for position, base in enumerate(bases):
             try:
-                response = await self._ask(request, base)
+                response = await self._ask(request, base, share)
             except UpstreamBroken as error:
                 last = error
                 continue
@@ -213,14 +219,14 @@ class Origins:
         if reason:
             raise RequestError(Failure(403, Code.DENIED, reason, Blame.CLIENT, {"registry": registry}))
 
-    async def _ask(self, request: UpstreamRequest, base: str) -> UpstreamResponse:
+    async def _ask(self, request: UpstreamRequest, base: str, share: float) -> UpstreamResponse:
         registry, started = request.ref.registry, time.monotonic()
         if not self.breaker.admit(base):
             self._events.upstream(registry, "dead", 0.0)
             raise UpstreamBroken(f"{base} did not answer just now; it is asked again in a moment", refused=True)
         code = "error"
         try:
-            response = await self._authorizer.fetch(self._transport, request, base)
+            response = await self._within(share, request, base)
         except UpstreamBroken as error:
             code = "timeout" if error.timeout else "error"
             if error.elsewhere or error.refused:
@@ -239,15 +245,25 @@ class Origins:
         finally:
             self._events.upstream(registry, code, time.monotonic() - started)
 
+    async def _within(self, seconds: float, request: UpstreamRequest, base: str) -> UpstreamResponse:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._authorizer.fetch(self._transport, request, base)
+        except TimeoutError:
+            raise UpstreamBroken(f"{base}: no answer within {seconds:g} s", timeout=True) from None
+
     def _note_ratelimit(self, registry: str, headers: HeaderList) -> None:
-        """Docker Hub's `ratelimit-remaining: 93;w=21600`."""
-        value = (header(headers, "ratelimit-remaining") or "").partition(";")[0].strip()
-        if value.isdecimal() and len(value) < 10:
-            if len(self.remaining) < MAX_TRACKED:
-                self.remaining[registry] = int(value)
-            self._events.ratelimit(registry, int(value))
+        """Docker Hub's `ratelimit-remaining: 93;w=21600`: so many pulls, in a window of so many seconds."""
+        match = _REMAINING.fullmatch((header(headers, "ratelimit-remaining") or "").strip())
+        if match is None:
+            return
+        remaining = int(match[1])
+        if registry in self._remaining or len(self._remaining) < MAX_TRACKED:
+            self._remaining[registry] = (remaining, time.monotonic() + float(match[2] or WINDOW))
+        self._events.ratelimit(registry, remaining)
 
     def below_floor(self, registry: str) -> bool:
         """Whether so few pulls are left that they are to be saved."""
         floor = self.settings.registry(registry).ratelimit_floor
-        return floor > 0 and self.remaining.get(registry, floor) < floor
+        remaining, until = self._remaining.get(registry, (floor, 0.0))
+        return remaining < floor and time.monotonic() < until

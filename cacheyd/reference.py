@@ -103,7 +103,8 @@ def canonical_registry(ns: str) -> str:
     if not match or ".." in name or len(name) > MAX_NAME or not 0 < int(match["port"] or 1) < 65536:
         raise client_error(400, Code.NAME_INVALID, "ns is not a registry: it must be host or host:port", ns=ns[:MAX_NAME])
     if match["port"]:
-        name = f"{match['host']}:{int(match['port'])}"
+        # https is what a registry speaks unless it is configured: its port may be left out, and means no other registry.
+        name = match["host"] if int(match["port"]) == 443 else f"{match['host']}:{int(match['port'])}"
     return DOCKER_HUB if name in _DOCKER_ALIASES else name
 
 

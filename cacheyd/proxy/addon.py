@@ -26,7 +26,7 @@ from cacheyd.origins import Origins
 from cacheyd.proxy.connection import FETCH
 from cacheyd.proxy.head import Head
 from cacheyd.proxy.listener import ListenerTls
-from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, Pump
+from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, PlainRefused, Pump
 from cacheyd.proxy.transport import MitmTransport
 from cacheyd.reference import Kind, Page, Reference, parse_target
 from cacheyd.store.store import Store, free_space
@@ -34,6 +34,8 @@ from cacheyd.store.store import Store, free_space
 log = logging.getLogger(__name__)
 
 STARTED = "cacheyd_started"
+# A connection on which nothing happens is closed after so long, one in a TLS handshake included (seconds).
+IDLE_TIMEOUT = 120
 # The first byte of a TLS connection (RFC 8446 section 5.1: handshake).
 TLS_RECORD = b"\x16"
 # Replies that are kept for `quick`, and the size of the largest one (bytes).
@@ -76,7 +78,9 @@ class RegistryCache:
         except ConfigError as error:
             raise exceptions.OptionsError(str(error)) from None
         # lazy: nothing is to be dialled when a client connects; the reverse mode's own target is never used.
-        ctx.options.update(connection_strategy="lazy", keep_host_header=True, showhost=True, http2=False)
+        ctx.options.update(
+            connection_strategy="lazy", keep_host_header=True, showhost=True, http2=False, tcp_timeout=IDLE_TIMEOUT
+        )
 
     async def running(self) -> None:
         """Builds what needs the event loop, and opens the store."""
@@ -88,7 +92,12 @@ class RegistryCache:
         self.origins = Origins(self.transport, self.authorizer, settings, self.metrics)
         self.fetcher = Fetcher(self.store, self.origins, settings, on_verify_failure=self.metrics.verify_failure)
         self.cache = Cache(
-            self.store, self.fetcher, settings, on_ignored=self.metrics.ignored, below_floor=self.origins.below_floor
+            self.store,
+            self.fetcher,
+            settings,
+            on_ignored=self.metrics.ignored,
+            below_floor=self.origins.below_floor,
+            check_allowed=self.origins.check_allowed,
         )
         self.store.busy, self.store.incoming = self.fetcher.is_busy, self.fetcher.incoming
         self._watch()
@@ -189,6 +198,8 @@ class RegistryCache:
             nextlayer.layer = CacheHttpLayer(context, self)
         elif not isinstance(top, modes.ReverseProxy) or not data:
             return
+        elif self._tls is not None and data[:1] != TLS_RECORD:
+            nextlayer.layer = PlainRefused(context)
         elif self._tls is not None:
             outer = nextlayer.layer = ClientTLSLayer(context)
             outer.child_layer = CacheHttpLayer(context, self)
@@ -200,6 +211,11 @@ class RegistryCache:
         """The listener's certificate."""
         if self._tls is not None:
             data.ssl_conn = self._tls.connection()
+
+    def tls_failed_client(self, data: tls.TlsData) -> None:
+        """Said here in one line; mitmproxy's own speak of its options."""
+        peer = data.conn.peername
+        log.info("TLS with %s failed: %s", peer[0] if peer else "a client", data.conn.error)
 
     async def cacheyd_pump(self, pump: Pump) -> None:
         """Each piece of each body that cacheyd produces."""

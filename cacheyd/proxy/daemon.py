@@ -44,6 +44,8 @@ class Daemon:
         self._master._legacy_log_events.uninstall()
         # It repeats what `_Listener` says, with advice on mitmproxy's flags.
         logging.getLogger("mitmproxy.addons.proxyserver").setLevel(logging.CRITICAL)
+        # What it says of handshakes that fail has bytes of the client in it; the addon says it without.
+        logging.getLogger("mitmproxy.proxy.server").setLevel(logging.ERROR)
         self._listener = _Listener()
         self._addon = RegistryCache(load, access_log, daemon=True)
         self._master.addons.add(self._listener, self._addon, next_layer.NextLayer())

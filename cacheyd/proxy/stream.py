@@ -25,8 +25,10 @@ from mitmproxy.proxy.layers.http import (
     SendHttp,
 )
 
-from cacheyd.answer import Answer
+from cacheyd.answer import Answer, error_answer
+from cacheyd.errors import Code, client_error
 from cacheyd.flight import BodyBroken, Source
+from cacheyd.proxy.head import render_head
 from cacheyd.proxy.server import CacheHttp1Server, Hits, piece_limit
 
 ANSWER = "cacheyd_answer"
@@ -135,3 +137,14 @@ class CacheHttpLayer(HttpLayer):
         """As in the base class, with our stream."""
         self.streams[stream_id] = CacheHttpStream(self.context.fork(), stream_id)
         yield from self.event_to_child(self.streams[stream_id], events.Start())
+
+
+class PlainRefused(layer.Layer):
+    """Plain HTTP on a TLS port: an answer that says so, and the end."""
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.DataReceived):
+            answer = error_answer(client_error(400, Code.UNSUPPORTED, "this port speaks https"))
+            yield commands.SendData(self.context.client, render_head(answer, keep_alive=False) + answer.body)
+        if isinstance(event, events.DataReceived | events.ConnectionClosed):
+            yield commands.CloseConnection(self.context.client)

@@ -98,6 +98,9 @@ class MitmTransport:
     async def _follow(self, registry: str, method: str, url: str, headers: HeaderList, way: list[Origin]) -> FetchResponse:
         for _ in range(MAX_HOPS + 1):
             response = await self._exchange(way[-1], method, url, headers)
+            if response.status == 407 and way[-1].proxy:
+                response.close()
+                raise UpstreamBroken("the proxy wants a login")
             location = next((value for key, value in response.headers if key.lower() == "location"), None)
             if response.status not in REDIRECTS or location is None:
                 return response

@@ -57,8 +57,6 @@ def lab(shared: Starter, ca: TestCA) -> Lab:
         upstream = "{origin.url}"
         [registries."docker.io"]
         upstream = "{origin.url}"
-        [registries."denied.test:443"]
-        upstream = "{origin.url}"
         [registries."configured.test"]
         upstream = "{configured.url}"
     """

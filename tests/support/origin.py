@@ -157,6 +157,7 @@ class Origin:
     def _bind(self) -> socket.socket:
         listener = socket.create_server((self.host, self.port), backlog=1024)
         listener.setblocking(False)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = listener.getsockname()[1]
         return listener
 
