@@ -187,6 +187,8 @@ class Scene:
         """A client gets the whole blob; and the next one from disk."""
         assert_whole(self.get(blob), blob)
         self.wait_kept(blob)
+        # The file is there a moment before its row.
+        eventually(lambda: self.get(blob, method="HEAD").cache, "HIT")
         asked = len(self.asked(blob))
         again = self.get(blob)
         assert_whole(again, blob)

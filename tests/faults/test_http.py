@@ -78,13 +78,14 @@ def test_a_pipeline_of_heads_and_gets(scene: Scene, kept: Blob) -> None:
             assert (reply.status, reply.length, reply.body) == (200, SMALL, kept.data if method == "GET" else b"")
 
 
-def test_a_pipeline_that_ends_with_a_half_close_is_answered(scene: Scene, kept: Blob) -> None:
-    cold = scene.blob(STREAMED)
+@pytest.mark.parametrize("order", ["hit", "miss", "hit hit", "hit miss", "miss hit", "miss miss"])
+def test_what_ends_with_a_half_close_is_answered(scene: Scene, kept: Blob, order: str) -> None:
+    blobs = [kept if what == "hit" else scene.blob(STREAMED) for what in order.split()]
     with scene.cache.connect() as client:
-        client.send(request(scene.target(kept)) + request(scene.target(cold)))
+        client.send(b"".join(request(scene.target(blob)) for blob in blobs))
         client.finish_sending()
-        assert_whole(client.read_reply(), kept)
-        assert_whole(client.read_reply(), cold)
+        for blob in blobs:
+            assert_whole(client.read_reply(), blob)
         assert client.rest() == (b"", End.FIN)
 
 
@@ -101,11 +102,9 @@ def test_heads_that_dribble_in(scene: Scene, kept: Blob, step: int) -> None:
 
 
 def test_a_body_that_nobody_wants_does_not_disturb_the_next_request(scene: Scene, kept: Blob) -> None:
-    get = request(scene.target(kept), {"Content-Length": "5"})
-    chunked = request(scene.target(kept), {"Transfer-Encoding": "chunked"})
     with scene.cache.connect() as client:
-        client.send(get + b"hello" + chunked + b"3\r\nGET\r\n0\r\n\r\n" + request(scene.target(kept)))
-        for _ in range(3):
+        client.send(request(scene.target(kept), {"Content-Length": "5"}) + b"GET /" + request(scene.target(kept)))
+        for _ in range(2):
             assert_whole(client.read_reply(), kept)
 
 
@@ -272,7 +271,7 @@ def test_a_thousand_ranges_are_no_more_than_the_whole(scene: Scene, kept: Blob) 
 # What is not served
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
 @pytest.mark.parametrize("path", ["/", "/v2/", "/v2/app/blobs/uploads/", "/nothing", "/metrics", "tag"])
 def test_uploads_are_405_everywhere(scene: Scene, method: str, path: str) -> None:
     target = scene.tag_target("1.0") if path == "tag" else path
