@@ -144,13 +144,20 @@ class Scene:
         return fault
 
     def hold(
-        self, what: Blob | str, at: int = 0, *, registry: str = "reg", times: int | None = 1, **spec: Unpack[FaultSpec]
+        self,
+        what: Blob | str,
+        at: int = 0,
+        *,
+        registry: str = "reg",
+        method: str = "GET",
+        times: int | None = 1,
+        **spec: Unpack[FaultSpec],
     ) -> threading.Event:
         """Upstream's answer stops after `at` body bytes (-1: before its head) until the event is set."""
         event = threading.Event()
         self._events.append(event)
         spec["hold"], spec["hold_at"] = event, at
-        self.fault(what, registry=registry, times=times, **spec)
+        self.fault(what, registry=registry, method=method, times=times, **spec)
         return event
 
     def clean(self) -> None:
@@ -223,7 +230,7 @@ def manifest_target(repo: str, reference: str, ns: str) -> str:
     return f"/v2/{repo}/manifests/{reference}?ns={quote(ns, safe='')}"
 
 
-def eventually[T](read: Callable[[], T], expected: T, seconds: float = 10.0) -> None:
+def eventually(read: Callable[[], object], expected: object, seconds: float = 10.0) -> None:
     """Waits until `read` gives `expected`; AssertionError that shows what it gives instead."""
     deadline = time.monotonic() + seconds
     while (value := read()) != expected and time.monotonic() < deadline:
