@@ -284,7 +284,9 @@ def test_uploads_are_405_everywhere(scene: Scene, method: str, path: str) -> Non
     assert scene.asked() == []
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1/", "/v2/app", "/v2/app/what/1.0", "/v2/_catalog", "/v2/app/tags/", "//", "/%00"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/v1/", "/v2/app", "/v2/app/what/1.0", "/v2/_catalog", "/v2/app/tags/", "//", "/%00"]
+)
 def test_an_unknown_path_is_404(scene: Scene, path: str) -> None:
     reply = scene.get(path)
     assert reply.status == 404
@@ -319,7 +321,9 @@ def test_what_no_registry_can_have_asks_nobody(scene: Scene, what: str, statuses
     assert scene.asked() == []
 
 
-@pytest.mark.parametrize("name", ["UPPER", "a//b", "../../etc", "a/../b", "-a", "a" * 256, "a b", "%2e%2e/x", "a\\b", "caf%C3%A9"])
+@pytest.mark.parametrize(
+    "name", ["UPPER", "a//b", "../../etc", "a/../b", "-a", "a" * 256, "a b", "%2e%2e/x", "a\\b", "caf%C3%A9"]
+)
 def test_a_name_that_is_none_asks_nobody(scene: Scene, name: str) -> None:
     before = len(scene.origin().requests)
     with scene.cache.connect() as client:

@@ -166,7 +166,9 @@ def talkative(make_daemon: MakeDaemon, origin: Origin, tmp_path: Path) -> Daemon
     """A daemon that logs all that it ever logs, with a stored login for one registry."""
     (tmp_path / "password").write_text(SECRET)
     stored = f'auth = "credentials"\nusername = "bob"\npassword_file = "{tmp_path / "password"}"\n'
-    tables = f'[registries."up.test"]\nupstream = "{origin.url}"\n[registries."stored.test"]\nupstream = "{origin.url}"\n{stored}'
+    tables = (
+        f'[registries."up.test"]\nupstream = "{origin.url}"\n[registries."stored.test"]\nupstream = "{origin.url}"\n{stored}'
+    )
     return make_daemon(tables, env={"DEBUG": "1"})
 
 

@@ -196,9 +196,7 @@ def test_a_second_signal_ends_the_patience(
 # Not alone
 
 
-def test_two_processes_on_one_directory(
-    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
-) -> None:
+def test_two_processes_on_one_directory(make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event) -> None:
     image = make_image()
     origin.push("app", "1.0", image)
     one, two = start(make_daemon, origin), start(make_daemon, origin)
