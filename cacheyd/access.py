@@ -52,7 +52,7 @@ class Access:
         stored = self._store.find(ref.digest)
         if stored is not None:
             return repository_of(ref) in stored.within
-        return self._fetcher.flights.get(ref.digest) is None
+        return self._fetcher.flights.get(ref.registry, ref.digest) is None
 
     async def check(self, ref: Reference, headers: HeaderList) -> None:
         """Asks upstream where it is not known; raises Relayed with upstream's refusal, RequestError if it cannot be had."""

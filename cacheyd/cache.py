@@ -352,9 +352,9 @@ class Cache:
     async def _blob(self, request: Request) -> Answer:
         ref = request.ref
         assert ref.digest
-        if error := self.fetcher.recent_failure(ref.digest):
+        if error := self.fetcher.recent_failure(ref.registry, ref.digest):
             raise error
-        running = self.fetcher.flights.get(ref.digest)
+        running = self.fetcher.flights.get(ref.registry, ref.digest)
         if request.head and (running is None or running.size is None):
             return await self._bypass(request, MISS)
         wanted = parse_range(request.range) if if_range_holds(request.if_range, f'"{ref.digest}"') else None

@@ -8,7 +8,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial as bind
 from typing import Protocol
 
@@ -171,7 +171,7 @@ class Fetcher:
         self._clock = clock
         self._on_verify_failure = on_verify_failure
         self._manifests: dict[tuple[str, ...], tuple[Asker, asyncio.Task[ManifestContent]]] = {}
-        self._failed: dict[str, tuple[float, RequestError]] = {}
+        self._failed: dict[tuple[str, str], tuple[float, RequestError]] = {}
         self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.max_flights)
@@ -194,7 +194,7 @@ class Fetcher:
             response.close()
             raise upstream_error(502, f"upstream answered {response.status}")
         if response.status == 429:
-            relay = await self.relay(response)
+            relay = replace(await self.relay(response), from_head=method == "HEAD")
             _bound(self._limited)
             self._limited[limited] = (self._clock() + retry_after(response.headers), relay)
             raise Relayed(relay)
@@ -211,17 +211,17 @@ class Fetcher:
             response.close()
         return Relay(response.status, end_to_end(response.headers), body or b"")
 
-    def recent_failure(self, digest: str) -> RequestError | None:
+    def recent_failure(self, registry: str, digest: str) -> RequestError | None:
         """Why an object could not be fetched just now, while it makes no sense to try again."""
-        known = self._failed.get(digest)
+        known = self._failed.get((registry, digest))
         if known and self._clock() < known[0]:
             return known[1]
-        self._failed.pop(digest, None)
+        self._failed.pop((registry, digest), None)
         return None
 
     def is_busy(self, digest: str) -> bool:
         """Whether an object is on its way in."""
-        return self.flights.get(digest) is not None
+        return any(flight.digest == digest for flight in self.flights)
 
     def incoming(self) -> int:
         """How many bytes are still to be written by the flights under way."""
@@ -232,7 +232,7 @@ class Fetcher:
     def flight(self, ref: Reference, headers: HeaderList) -> Flight:
         """The flight of a blob: the one that is under way, or a new one started with these headers."""
         assert ref.digest
-        flight = self.flights.get(ref.digest)
+        flight = self.flights.get(ref.registry, ref.digest)
         if flight is None:
             flight = Flight(ref.digest, asker(ref, headers))
             self.flights.add(flight)
@@ -260,7 +260,7 @@ class Fetcher:
             if flight.streaming and isinstance(error, RequestError):
                 pause = MISMATCH_PAUSE if error.failure.code is Code.DIGEST_INVALID else FAILURE_PAUSE
                 _bound(self._failed)
-                self._failed[flight.digest] = (self._clock() + pause, error)
+                self._failed[flight.key] = (self._clock() + pause, error)
             self._end(flight, error)
         except asyncio.CancelledError:
             # The descriptor stays open: a thread may still be writing to it.
@@ -284,6 +284,8 @@ class Fetcher:
         if flight.verified:
             return
         if flight.partial is not None:
+            if not flight.partial.size:
+                self.store.blobs.discard(flight.partial)
             flight.partial.close()
         if flight.streaming and not isinstance(error, NotKept):
             log.warning("fetch of %s ended at byte %d: %s", flight.digest, flight.received, error)
@@ -293,7 +295,7 @@ class Fetcher:
         if not self.store.writable:
             raise NotKept
         try:
-            flight.partial = await self.store.open_partial(flight.digest)
+            flight.partial = await self.store.open_partial(flight.digest, ref.registry)
         except OSError as error:
             self.store.report_write_error(error)
             raise NotKept from error
@@ -333,25 +335,25 @@ class Fetcher:
                 raise UpstreamBroken(str(error)) from error
             raise
         try:
-            skip = await self._begin(flight, partial, response)
+            skip = await self._begin(flight, partial, ref, response)
             await self._receive(flight, partial, ref, response, skip)
         finally:
             response.close()
         await self._finish(flight, partial, ref)
 
-    async def _begin(self, flight: Flight, partial: Partial, response: UpstreamResponse) -> int:
+    async def _begin(self, flight: Flight, partial: Partial, ref: Reference, response: UpstreamResponse) -> int:
         """Checks the head of a response and tells the clients; how many bytes of the body are there already."""
         length = content_length(response.headers)
         skip, size = 0, length
         if response.status == 206 and partial.size:
             part = parse_content_range(header(response.headers, "content-range"))
             if part is None or part[0] != partial.size:
-                raise await self._restart(flight, partial, "upstream answered another range than was asked for")
+                raise await self._restart(flight, partial, ref, "upstream answered another range than was asked for")
             size = part[2] if part[2] is not None else (None if length is None else partial.size + length)
         elif response.status == 200:
             skip = partial.size
         elif response.status == 416 and partial.size:
-            raise await self._restart(flight, partial, "upstream has less of it than this cache")
+            raise await self._restart(flight, partial, ref, "upstream has less of it than this cache")
         else:
             relay = await self.relay(response)
             if flight.streaming:
@@ -360,7 +362,7 @@ class Fetcher:
                 raise upstream_error(502, f"upstream answered {relay.status} to a GET of a blob")
             raise Relayed(relay)
         if flight.size is not None and size is not None and size != flight.size:
-            raise await self._restart(flight, partial, "upstream changed the size of a blob")
+            raise await self._restart(flight, partial, ref, "upstream changed the size of a blob")
         if size is not None and flight.size is None:
             if not await self.store.make_room(size - partial.size):
                 raise NotKept
@@ -370,13 +372,13 @@ class Fetcher:
             flight.notify()
         return skip
 
-    async def _restart(self, flight: Flight, partial: Partial, why: str) -> Exception:
+    async def _restart(self, flight: Flight, partial: Partial, ref: Reference, why: str) -> Exception:
         """What is in the partial file does not continue: starts over if no client has any of it, else gives up."""
         await self._discard(partial)
         if flight.streaming:
             return upstream_error(502, why, digest=flight.digest)
         try:
-            flight.partial = await self.store.open_partial(flight.digest)
+            flight.partial = await self.store.open_partial(flight.digest, ref.registry)
         except OSError as error:
             self.store.report_write_error(error)
             return NotKept()

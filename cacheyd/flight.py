@@ -99,6 +99,11 @@ class Flight:
         self._waiting: set[asyncio.Future[None]] = set()
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Registry and digest."""
+        return self.asker.registry, self.digest
+
+    @property
     def over(self) -> bool:
         """Whether nothing more will come."""
         return self.verified or self.error is not None
@@ -246,10 +251,13 @@ class MultipartReader:
 
 
 class FlightTable:
-    """At most one flight per digest. No await stands between a look at the table and a change of it."""
+    """At most one flight per registry and digest. No await stands between a look at the table and a change of it.
+
+    By registry, too: anybody may name a registry that sends wrong bytes, or none for ever, and must harm nobody else.
+    """
 
     def __init__(self) -> None:
-        self._flights: dict[str, Flight] = {}
+        self._flights: dict[tuple[str, str], Flight] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -257,16 +265,16 @@ class FlightTable:
     def __iter__(self) -> Iterator[Flight]:
         return iter(list(self._flights.values()))
 
-    def get(self, digest: str) -> Flight | None:
+    def get(self, registry: str, digest: str) -> Flight | None:
         """The flight that is under way, if there is one."""
-        return self._flights.get(digest)
+        return self._flights.get((registry, digest))
 
     def add(self, flight: Flight) -> None:
-        """Registers a new flight; the digest must be free."""
-        assert flight.digest not in self._flights
-        self._flights[flight.digest] = flight
+        """Registers a new flight; its place must be free."""
+        assert flight.key not in self._flights
+        self._flights[flight.key] = flight
 
     def remove(self, flight: Flight) -> None:
-        """Frees the digest."""
-        if self._flights.get(flight.digest) is flight:
-            del self._flights[flight.digest]
+        """Frees its place."""
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]

@@ -75,24 +75,20 @@ class CacheHttp1Server(Http1Server):
         self._hits = hits
         self._make_pump = make_pump
         self._head: Head | None = None
-        self._heads = 0
-        self._watched = -1
+        self._deadline: commands.RequestWakeup | None = None
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Wakeup):
-            yield from self._wake()
+            if event.command is self._deadline:
+                yield commands.CloseConnection(self.conn)
+                self.state = self.done
         else:
             yield from super()._handle_event(event)
 
-    def _wake(self) -> layer.CommandGenerator[None]:
-        """The time is up for a head that is still incomplete, or for a refused body."""
-        late = self._watched == self._heads and (
-            self.state == self.read_body or (self.state == self.read_headers and self.buf)
-        )
-        if late or self.state == self.discard:
-            yield commands.CloseConnection(self.conn)
-            self.state = self.done
-        self._watched = -1
+    def _watch(self, seconds: float) -> layer.CommandGenerator[None]:
+        """Closes the connection if it is not called off within `seconds`."""
+        self._deadline = commands.RequestWakeup(seconds)
+        yield self._deadline
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         """Answers hits until a request needs a flow or the next head is incomplete."""
@@ -103,11 +99,10 @@ class CacheHttp1Server(Http1Server):
             try:
                 raw = self._next_head()
                 if raw is None:
-                    if self.buf and self._watched != self._heads:
-                        self._watched = self._heads
-                        yield commands.RequestWakeup(HEAD_DEADLINE)
+                    if self.buf and self._deadline is None:
+                        yield from self._watch(HEAD_DEADLINE)
                     return
-                self._heads += 1
+                self._deadline = None
                 if (reply := self._hits.quick(raw, self.context.client)) is not None:
                     yield commands.SendData(self.conn, reply)
                     continue
@@ -197,8 +192,7 @@ class CacheHttp1Server(Http1Server):
             self.body_reader = make_body_reader(head.body)
             self.state = self.read_body
             if head.body:
-                self._watched = self._heads
-                yield commands.RequestWakeup(HEAD_DEADLINE)
+                yield from self._watch(HEAD_DEADLINE)
             yield from self.state(events.DataReceived(self.conn, b""))
 
     def _refuse(self, status: int, message: str) -> layer.CommandGenerator[None]:
@@ -210,7 +204,7 @@ class CacheHttp1Server(Http1Server):
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self.state = self.discard
         self.buf.maybe_extract_at_most(len(self.buf))
-        yield commands.RequestWakeup(LINGER)
+        yield from self._watch(LINGER)
 
     def discard(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Reads and forgets what a refused client still sends."""
@@ -218,6 +212,12 @@ class CacheHttp1Server(Http1Server):
         if isinstance(event, events.ConnectionClosed):
             yield commands.CloseConnection(self.conn)
             self.state = self.done
+
+    def mark_done(self, *, request: bool = False, response: bool = False) -> layer.CommandGenerator[None]:
+        """As in the base class; a body that was read in time needs no watching."""
+        if request:
+            self._deadline = None
+        yield from super().mark_done(request=request, response=response)
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """As in the base class, but errors before a response are OCI JSON."""

@@ -114,4 +114,6 @@ class Wire(asyncio.BufferedProtocol):
             self._block = bytearray(max(next_block, len(rest)))
             self._block[: len(rest)] = rest
             self._filled = len(rest)
+            if self._filled == len(self._block):
+                self._pause(True)
         return taken

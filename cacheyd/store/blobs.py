@@ -12,12 +12,13 @@ import os
 import re
 import time
 import weakref
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _READ = 4 << 20
 _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
-_PARTIAL = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})")
+_PARTIAL = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})(-[0-9a-f]{8})?")
 _LENGTH = {"sha256": 64, "sha512": 128}
 
 
@@ -175,9 +176,13 @@ class BlobDir:
             return None
         return mapped
 
-    def open_partial(self, digest: str) -> Partial:
-        """The object's partial file, continued where an earlier fetch stopped. Blocks; raises OSError."""
-        path = self.root / "partial" / digest.replace(":", "-")
+    def open_partial(self, digest: str, origin: str = "") -> Partial:
+        """The object's partial file, continued where an earlier fetch from `origin` stopped. Blocks; raises OSError.
+
+        What came from one registry is never continued with another's: anybody may ask for a registry that sends wrong bytes.
+        """
+        suffix = f"-{zlib.crc32(origin.encode()):08x}" if origin else ""
+        path = self.root / "partial" / f"{digest.replace(':', '-')}{suffix}"
         _drop_from_before_boot(path)
         try:
             return Partial.open(path, digest)

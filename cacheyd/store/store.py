@@ -311,9 +311,9 @@ class Store:
             log.error("%s cannot be written (%s: %s); serving without keeping", self.root, name, error.strerror)
         self._broken_until = self._clock() + BROKEN_PAUSE
 
-    async def open_partial(self, digest: str) -> Partial:
-        """The object's partial file with what is there already; raises OSError."""
-        return await self._in_thread(self.blobs.open_partial, digest)
+    async def open_partial(self, digest: str, origin: str = "") -> Partial:
+        """The object's partial file with what came of it from this registry already; raises OSError."""
+        return await self._in_thread(self.blobs.open_partial, digest, origin)
 
     async def append(self, partial: Partial, chunks: Sequence[bytes | memoryview]) -> int:
         """Hashes and writes side by side in threads; the new size. Raises OSError.

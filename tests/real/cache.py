@@ -78,7 +78,7 @@ class Cacheyd(Service):
 
     def partial(self, digest: str) -> int:
         """Bytes of this blob that are on disk, but not yet complete."""
-        path = self.cache_dir / "partial" / digest.replace(":", "-")
+        path = next(iter((self.cache_dir / "partial").glob(f"{digest.replace(':', '-')}*")), self.cache_dir / "none")
         return path.stat().st_size if path.is_file() else 0
 
     def stored(self) -> set[str]:

@@ -143,7 +143,7 @@ class Scene:
 
     def leave_partial(self, data: bytes, content: bytes) -> None:
         """What an earlier process left of `data`."""
-        (self.store.root / "partial" / digest_of(data).replace(":", "-")).write_bytes(content)
+        self.store.blobs.open_partial(digest_of(data), BY_DIGEST.registry).path.write_bytes(content)
 
 
 @pytest.fixture
@@ -349,15 +349,15 @@ async def test_while_it_makes_no_sense_a_resuming_client_is_answered_at_once(sce
     fetcher = scene.fetcher(Script(whole(BLOB, BLOB[:100_000], BREAK), BREAK, BREAK, BREAK))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
     await flight.opened()
-    assert fetcher.recent_failure(flight.digest) is None
+    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None
     with pytest.raises(BodyBroken):
         await read(flight)
 
-    failure = fetcher.recent_failure(flight.digest)
+    failure = fetcher.recent_failure(BY_DIGEST.registry, flight.digest)
     assert failure is not None
     assert failure.failure.status == 502
     scene.clock.now += FAILURE_PAUSE
-    assert fetcher.recent_failure(flight.digest) is None
+    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None
 
 
 async def test_the_next_flight_goes_on_where_a_failed_one_stopped(scene: Scene) -> None:
@@ -440,7 +440,7 @@ async def test_what_does_not_continue_what_clients_have_is_given_up(scene: Scene
 
     with pytest.raises(BodyBroken):
         await read(flight)
-    assert fetcher.recent_failure(flight.digest) is not None
+    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is not None
     assert list((scene.store.root / "partial").iterdir()) == []
 
 
@@ -501,9 +501,9 @@ async def test_after_wrong_bytes_upstream_is_left_alone_for_a_while(scene: Scene
         await flight.settled(5)
 
     scene.clock.now += MISMATCH_PAUSE - 1
-    assert fetcher.recent_failure(flight.digest) is not None
+    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is not None
     scene.clock.now += 1
-    assert fetcher.recent_failure(flight.digest) is None
+    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None
     assert await read(fetcher.flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
 
@@ -531,7 +531,7 @@ async def test_an_error_of_upstream_is_relayed_as_it_is(scene: Scene, status: in
     assert challenge in relay.headers
     assert header(relay.headers, "connection") is None
     assert header(relay.headers, "x-hop") is None
-    assert fetcher.recent_failure(digest_of(BLOB)) is None
+    assert fetcher.recent_failure(BY_DIGEST.registry, digest_of(BLOB)) is None
     assert len(fetcher.flights) == 0
 
 
@@ -556,7 +556,7 @@ async def test_an_upstream_that_cannot_be_had(scene: Scene, error: UpstreamBroke
         await fetcher.flight(blob_ref(BLOB), ACCEPT).opened()
 
     assert caught.value.failure.status == status
-    assert fetcher.recent_failure(digest_of(BLOB)) is None, "nobody has any of it: the next request may try at once"
+    assert fetcher.recent_failure(BY_DIGEST.registry, digest_of(BLOB)) is None, "nobody has any of it: the next request may try at once"
 
 
 async def test_an_error_body_that_is_too_large_or_breaks_is_left_out(scene: Scene) -> None:
@@ -711,7 +711,7 @@ async def test_a_disk_that_refuses_in_the_middle_breaks_the_clients_off(scene: S
 
     assert isinstance(flight.error, NotKept)
     assert not scene.store.writable
-    assert fetcher.recent_failure(flight.digest) is None, "the client's resume bypasses the store"
+    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None, "the client's resume bypasses the store"
     assert scene.on_disk(BLOB) is None
 
 

@@ -430,17 +430,17 @@ def test_a_failure_is_shared_only_where_it_would_be_the_same(
 def test_the_table_keeps_flights_single() -> None:
     table = FlightTable()
     flight = Flight(DIGEST, ASKER)
-    assert table.get(DIGEST) is None
+    assert table.get(ASKER.registry, DIGEST) is None
 
     table.add(flight)
-    assert table.get(DIGEST) is flight
+    assert table.get(ASKER.registry, DIGEST) is flight
     assert len(table) == 1
     with pytest.raises(AssertionError):
         table.add(Flight(DIGEST, ASKER))
 
     table.remove(flight)
     table.remove(flight)
-    assert (table.get(DIGEST), len(table)) == (None, 0)
+    assert (table.get(ASKER.registry, DIGEST), len(table)) == (None, 0)
 
 
 def test_removing_an_old_flight_leaves_its_successor_alone() -> None:
@@ -451,4 +451,4 @@ def test_removing_an_old_flight_leaves_its_successor_alone() -> None:
     table.add(new)
 
     table.remove(old)
-    assert table.get(DIGEST) is new
+    assert table.get(ASKER.registry, DIGEST) is new
