@@ -270,6 +270,7 @@ class Fetcher:
             log.exception("fetching %s failed", flight.digest)
             self._end(flight, upstream_error(502, f"fetching failed: {type(error).__name__}"))
         finally:
+            flight.forget()
             self.flights.remove(flight)
 
     async def _take_slot(self) -> None:
@@ -403,10 +404,11 @@ class Fetcher:
             if chunks:
                 await self._check_length(flight, partial, ref, sum(map(len, chunks)))
                 try:
-                    flight.received = await self.store.append(partial, chunks)
+                    start, flight.received = flight.received, await self.store.append(partial, chunks)
                 except OSError as error:
                     self.store.report_write_error(error)
                     raise NotKept from error
+                flight.remember(start, chunks)
                 flight.notify()
 
     async def _check_length(self, flight: Flight, partial: Partial, ref: Reference, more: int) -> None:

@@ -5,6 +5,7 @@ A flight belongs to the cache and to no client: clients come and go, each reads 
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -21,6 +22,9 @@ WINDOW = 4 << 20
 # Answers that may be different for other credentials, or in another repository.
 PERSONAL = frozenset({401, 403, 404, 429})
 
+# What was written last stays in memory for clients that keep up, unless they are many: each may hold on to a chunk that
+# the others are done with (bytes).
+RECENT, MAX_RECENT_READERS = 4 << 20, 8
 # Up to so much is copied where a window is not complete yet (bytes).
 COPY = 1 << 20
 
@@ -96,7 +100,31 @@ class Flight:
         self.verified = False
         self.error: FlightError | None = None
         self.stored: Stored | None = None
+        self.readers = 0
+        self._recent: deque[tuple[int, bytes | memoryview]] = deque()
         self._waiting: set[asyncio.Future[None]] = set()
+
+    def remember(self, start: int, chunks: Sequence[bytes | memoryview]) -> None:
+        """Keeps what was just written for the clients that are at the end of it: they need not read it from the file."""
+        if self.readers > MAX_RECENT_READERS:
+            self._recent.clear()
+            return
+        for chunk in chunks:
+            self._recent.append((start, chunk))
+            start += len(chunk)
+        while self._recent and start - self._recent[0][0] > RECENT:
+            self._recent.popleft()
+
+    def recent(self, at: int, limit: int) -> bytes | memoryview:
+        """The bytes from `at` on up to `limit` that are still in memory, as far as one chunk has them; else none."""
+        for start, chunk in self._recent:
+            if start <= at < start + len(chunk):
+                return memoryview(chunk)[at - start : limit - start]
+        return b""
+
+    def forget(self) -> None:
+        """Lets go of what is in memory."""
+        self._recent.clear()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -161,6 +189,7 @@ class FlightReader:
     def __init__(self, flight: Flight, start: int, end: int | None) -> None:
         self._flight = flight
         self._partial = flight.partial
+        flight.readers += 1
         self._at = start
         self._end = end
 
@@ -182,8 +211,10 @@ class FlightReader:
     def _take(self, partial: Partial, limit: int) -> bytes | memoryview:
         index, offset = divmod(self._at, WINDOW)
         window_end = (index + 1) * WINDOW
-        piece: bytes | memoryview
-        if window_end <= self._flight.received:
+        piece = self._flight.recent(self._at, limit)
+        if piece:
+            pass
+        elif window_end <= self._flight.received:
             piece = partial.window(index, WINDOW)[offset : offset + limit - self._at]
         else:
             piece = partial.read(self._at, min(limit, self._at + COPY, window_end))
@@ -194,6 +225,8 @@ class FlightReader:
 
     def close(self) -> None:
         """Lets go of the file."""
+        if self._partial is not None:
+            self._flight.readers -= 1
         self._partial = None
 
 

@@ -38,6 +38,8 @@ STARTED = "cacheyd_started"
 IDLE_TIMEOUT = 120
 # The first byte of a TLS connection (RFC 8446 section 5.1: handshake).
 TLS_RECORD = b"\x16"
+# How often the file behind a reply is looked for (seconds): the directory may be wiped.
+LOOK_EVERY = 0.05
 # Replies that are kept for `quick`, and the size of the largest one (bytes).
 QUICK_REPLIES = 2048
 QUICK_BYTES = 16 << 10
@@ -232,11 +234,17 @@ class RegistryCache:
         known = self._quick.get(raw)
         if known is None:
             return None
-        if known.second != int(time.time()) or self._stopping or self.store.blobs.size(known.digest) != known.size:
+        now = time.time()
+        if now >= known.until or self._stopping:
             del self._quick[raw]
             return None
-        self.store.touch(known.digest)
-        self._account(known.method, known.answer, len(known.answer.body), time.monotonic(), client)
+        if now >= known.look_again:
+            if self.store.blobs.size(known.digest) != known.size:
+                del self._quick[raw]
+                return None
+            self.store.touch(known.digest)
+            known.look_again = now + LOOK_EVERY
+        self._account(known.method, known.answer, len(known.answer.body), now, client)
         return known.reply
 
     def hit(self, head: Head) -> Answer | None:
@@ -271,7 +279,9 @@ class RegistryCache:
         self._quick.pop(raw, None)
         if len(self._quick) >= QUICK_REPLIES:
             del self._quick[next(iter(self._quick))]
-        self._quick[raw] = _Quick(int(time.time()), reply, answer.stored.digest, answer.stored.size, head.method, answer)
+        now = time.time()
+        digest, size = answer.stored.digest, answer.stored.size
+        self._quick[raw] = _Quick(int(now) + 1.0, now + LOOK_EVERY, reply, digest, size, head.method, answer)
 
     # Flows
 
@@ -279,7 +289,7 @@ class RegistryCache:
         """Answers a client's flow. The answer's body, if it has one to come, is pumped by the stream."""
         if flow.metadata.get(FETCH):
             return
-        flow.metadata[STARTED] = time.monotonic()
+        flow.metadata[STARTED] = time.time()
         # For the inspector: where the request really came to, and not the reverse mode's target.
         flow.request.data.port = flow.client_conn.sockname[1]
         flow.request.data.scheme = b"https" if flow.client_conn.tls else b"http"
@@ -386,10 +396,11 @@ class RegistryCache:
         kind, registry = (ref.kind, ref.registry) if ref is not None else ("", "")
         self.metrics.request(registry, kind, answer.result, sent)
         assert self._access_log is not None
+        now = time.time()
         peer = client.peername
         self._access_log.write(
             AccessLine(
-                time.time(),
+                now,
                 method,
                 registry,
                 ref.repository if ref else "",
@@ -397,18 +408,19 @@ class RegistryCache:
                 answer.status,
                 sent,
                 answer.result,
-                (time.monotonic() - started) * 1000,
+                (now - started) * 1000,
                 f"{peer[0]}:{peer[1]}" if peer else "",
                 note,
             )
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Quick:
-    """A whole response that holds within one second of the clock, while the object's file is there."""
+    """A whole response that holds to the end of a second of the clock, while the object's file is there."""
 
-    second: int
+    until: float
+    look_again: float
     reply: bytes
     digest: str
     size: int

@@ -134,7 +134,7 @@ class CacheHttp1Server(Http1Server):
         return data[start:end]
 
     def _serve(self, head: Head, raw: bytes) -> layer.CommandGenerator[None]:
-        started = time.monotonic()
+        started = time.time()
         if head.body is None or head.body > MAX_BODY:
             status = 413 if head.method in ("GET", "HEAD") else 405
             yield from self._refuse(status, "cacheyd takes no uploads: push to the registry itself")

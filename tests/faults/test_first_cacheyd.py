@@ -197,6 +197,21 @@ def test_fifty_clients_of_a_whole_image_are_one_fetch_of_each_part(scene: Scene)
     assert len(asked) == len(set(asked)) == 1 + len(image.blobs)
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_clients_that_come_while_a_tag_arrives_do_not_ask_again(scene: Scene, method: str) -> None:
+    """Not even in the moment between the end of the fetch and what is known of the tag from then on."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(scene.cache.connect()) for _ in range(50)]
+        for number in range(20):
+            image = scene.image(f"v{number}")
+            for client in clients:
+                client.ask(scene.tag_target(f"v{number}"), method=method)
+            for client in clients:
+                assert client.read_reply(method=method).header("Docker-Content-Digest") == image.digest
+    asked = [request.path for request in scene.asked()]
+    assert len(asked) == len(set(asked)) == 20
+
+
 # Eviction (12)
 
 

@@ -556,7 +556,9 @@ async def test_an_upstream_that_cannot_be_had(scene: Scene, error: UpstreamBroke
         await fetcher.flight(blob_ref(BLOB), ACCEPT).opened()
 
     assert caught.value.failure.status == status
-    assert fetcher.recent_failure(BY_DIGEST.registry, digest_of(BLOB)) is None, "nobody has any of it: the next request may try at once"
+    assert fetcher.recent_failure(BY_DIGEST.registry, digest_of(BLOB)) is None, (
+        "nobody has any of it: the next request may try at once"
+    )
 
 
 async def test_an_error_body_that_is_too_large_or_breaks_is_left_out(scene: Scene) -> None:

@@ -5,7 +5,6 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -78,14 +77,14 @@ def test_a_request_as_text() -> None:
 
 
 def test_a_note_is_there_only_if_there_is_one() -> None:
-    broken = replace(LINE, note="the client has left")
+    broken = LINE._replace(note="the client has left")
 
     assert json.loads(written(broken, as_json=True))["note"] == "the client has left"
     assert written(broken, as_json=False).endswith("(the client has left)\n")
 
 
 def test_lines_keep_their_order_and_none_is_lost() -> None:
-    many = [replace(LINE, reference=str(i)) for i in range(2000)]
+    many = [LINE._replace(reference=str(i)) for i in range(2000)]
 
     found = [json.loads(line)["reference"] for line in written(*many, as_json=True).splitlines()]
     assert found == [str(i) for i in range(2000)]
@@ -96,7 +95,7 @@ ODD = ["\x00", "\r\nforged", "\x1b[2J", "\udcff", '"}', "🐳", "a" * 100_000, "
 
 @pytest.mark.parametrize("text", ODD)
 def test_odd_text_is_one_json_line(text: str) -> None:
-    (line,) = written(replace(LINE, reference=text, note=text), as_json=True).split("\n")[:-1]
+    (line,) = written(LINE._replace(reference=text, note=text), as_json=True).split("\n")[:-1]
     assert json.loads(line)["reference"] == text
 
 
@@ -106,7 +105,7 @@ def test_a_line_that_a_stream_cannot_write_takes_no_other_with_it(text: str, enc
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding)
     log = AccessLog(stream, as_json=False)
-    for line in (replace(LINE, reference="before"), replace(LINE, note=text), replace(LINE, reference="after")):
+    for line in (LINE._replace(reference="before"), LINE._replace(note=text), LINE._replace(reference="after")):
         log.write(line)
     log.close()
     stream.flush()
@@ -117,7 +116,7 @@ def test_a_line_that_a_stream_cannot_write_takes_no_other_with_it(text: str, enc
 
 @pytest.mark.parametrize("text", ["\r\n2026-01-01T00:00:00.000Z GET forged", "\x1b[2J\x1b]0;title\x07", "\x9b2J"])
 def test_a_line_at_a_terminal_is_one_line_without_control_characters(text: str) -> None:
-    line = written(replace(LINE, note=text), as_json=False)
+    line = written(LINE._replace(note=text), as_json=False)
     assert line.endswith("\n")
     assert line[:-1].isprintable()
 
