@@ -96,20 +96,26 @@ def test_a_directory_that_is_missing_is_made(make_daemon: MakeDaemon, origin: Or
     assert (daemon.cache_dir / "oci-layout").is_file()
 
 
-def test_stale_partial_files_are_swept(
-    make_daemon: MakeDaemon, origin: Origin, release: threading.Event, tmp_path: Path
-) -> None:
-    """Old ones, and those that no fetch can go on with; not a fresh one, and not one that is being written."""
+def test_stale_partial_files_are_swept(make_daemon: MakeDaemon, origin: Origin, release: threading.Event) -> None:
+    """Old ones, and those that no fetch can go on with; not a fresh one."""
     fresh, old = make_blobs(origin, STREAMED, STREAMED + 1)
-    partial = tmp_path / "daemon" / "cache" / "partial"
-    partial.mkdir(parents=True)
-    names = [blob.digest.replace(":", "-") for blob in (fresh, old)]
-    for name in (*names, f"{names[0]}.123-456", "rubbish.tmp", "sha256-short"):
-        (partial / name).write_bytes(fresh.data[:CUT])
+    daemon = make_daemon(registry_table(NS, origin.url), {"progress_timeout": "20s", "grace": "0s"})
+    partial = daemon.cache_dir / "partial"
+    origin.fault("blobs", times=2, hold=release, hold_at=CUT)
+    with daemon.connect() as one, daemon.connect() as two:
+        for client, blob in ((one, fresh), (two, old)):
+            client.ask(blob_target("app", blob.digest, NS))
+            wait_until(lambda blob=blob: daemon.partial(blob.digest) == CUT, "the first part is on disk")  # type: ignore[misc]
+        assert daemon.stop() == 0
+    names = {path.name: path for path in partial.iterdir()}
+    (stale,) = (path for name, path in names.items() if old.digest.replace(":", "-") in name)
     two_days_ago = time.time() - 48 * 3600
-    os.utime(partial / names[1], (two_days_ago, two_days_ago))
-    daemon = make_daemon(registry_table(NS, origin.url))
-    eventually(lambda: {path.name for path in partial.iterdir()}, {names[0]})
+    os.utime(stale, (two_days_ago, two_days_ago))
+    for name in (*(f"{name}.123-456" for name in names), "rubbish.tmp", "sha256-short"):
+        (partial / name).write_bytes(fresh.data[:CUT])
+    daemon.start()
+    eventually(lambda: {path.name for path in partial.iterdir()}, names.keys() - {stale.name})
+    origin.clear()
     serves(daemon, fresh, old)
     assert [request.header("Range") for request in origin.requests] == [f"bytes={CUT}-", None]
 

@@ -65,17 +65,23 @@ def test_a_killed_fetch_is_resumed_by_the_next_process(
     daemon.keeps({blob.digest})
 
 
-def test_a_partial_file_that_is_wrong_is_never_served_as_a_whole(
-    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
-) -> None:
-    daemon = start(make_daemon, origin)
-    origin.fault("blobs", times=1, hold=release, hold_at=CUT)
+def leave_partial(daemon: Daemon, origin: Origin, blob: Blob, release: threading.Event) -> Path:
+    """Kills the daemon in the middle of a fetch; where its partial file is."""
+    fault = origin.fault("blobs", times=1, hold=release, hold_at=CUT)
     with daemon.connect() as client:
         client.ask(target(blob))
         wait_until(lambda: daemon.partial(blob.digest) == CUT, "the first part is on disk")
         daemon.kill()
-    path = daemon.cache_dir / "partial" / blob.digest.replace(":", "-")
-    path.write_bytes(bytes(CUT))
+    fault.remove()
+    (path,) = (daemon.cache_dir / "partial").glob(blob.digest.replace(":", "-") + "*")
+    return path
+
+
+def test_a_partial_file_that_is_wrong_is_never_served_as_a_whole(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
+) -> None:
+    daemon = start(make_daemon, origin)
+    leave_partial(daemon, origin, blob, release).write_bytes(bytes(CUT))
     daemon.start()
     assert_broken_off(daemon.get(target(blob)), blob)
     eventually(lambda: daemon.partial(blob.digest), 0)
@@ -85,20 +91,25 @@ def test_a_partial_file_that_is_wrong_is_never_served_as_a_whole(
 
 
 def test_a_partial_file_that_is_whole_already_asks_nobody(
-    make_daemon: MakeDaemon, origin: Origin, blob: Blob, tmp_path: Path
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
 ) -> None:
-    """Killed between the last byte and the rename; longer than the blob, it is of no use, and no harm."""
-    long = Blob(random_bytes(1 << 20, 2))
-    origin.add_blob("app", long.data)
-    partial = tmp_path / "daemon" / "cache" / "partial"
-    partial.mkdir(parents=True)
-    (partial / blob.digest.replace(":", "-")).write_bytes(blob.data)
-    (partial / long.digest.replace(":", "-")).write_bytes(long.data + b"more")
+    """Killed between the last byte and the rename."""
     daemon = start(make_daemon, origin)
+    leave_partial(daemon, origin, blob, release).write_bytes(blob.data)
+    daemon.start()
     assert_whole(daemon.get(target(blob)), blob)
-    assert origin.requests == []
-    assert_whole(daemon.get(target(long)), long)
-    daemon.keeps({blob.digest, long.digest})
+    assert ranges(origin) == [None]
+    daemon.keeps({blob.digest})
+
+
+def test_a_partial_file_that_is_too_long_does_no_harm(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event
+) -> None:
+    daemon = start(make_daemon, origin)
+    leave_partial(daemon, origin, blob, release).write_bytes(blob.data + b"more")
+    daemon.start()
+    assert_whole(daemon.get(target(blob)), blob)
+    daemon.keeps({blob.digest})
 
 
 def test_what_is_kept_is_there_after_a_kill(make_daemon: MakeDaemon, origin: Origin, blob: Blob) -> None:
