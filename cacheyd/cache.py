@@ -268,7 +268,7 @@ class Cache:
             if relay.status in ASK_WITH_GET:
                 return None
             raise Relayed(relay)
-        variant = self._learn(request, relay)
+        variant = _variant_of(relay, policy.asked_types(accepted_types(request.accept)), self._clock())
         unchanged = known is not None and known.digest == variant.digest
         result = REVALIDATED if unchanged else MISS
         if request.head:
@@ -276,24 +276,9 @@ class Cache:
             return answer or relay_answer(ref, relay, MISS, head=True)
         return self._from_variant(request, variant, result)
 
-    def _learn(self, request: Request, relay: Relay) -> TagVariant:
-        """Records what upstream's HEAD said of a tag."""
-        variant = TagVariant(
-            asked=policy.asked_types(accepted_types(request.accept)),
-            digest=header(relay.headers, "docker-content-digest") or "",
-            media_type=(header(relay.headers, "content-type") or "").partition(";")[0].strip(),
-            size=content_length(relay.headers) or 0,
-            checked=self._clock(),
-        )
-        self.store.set_tag(request.ref.registry, request.ref.repository, request.ref.reference, variant)
-        return variant
-
     async def _tag_content(self, request: Request, types: frozenset[str]) -> Answer:
         ref = request.ref
-        asked = policy.asked_types(types)
-        content = await self.fetcher.manifest(ref, request.headers, asked)
-        variant = TagVariant(asked, content.digest, content.media_type, len(content.data), self._clock())
-        self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+        content = await self.fetcher.manifest(ref, request.headers, policy.asked_types(types))
         return self._from_content(request, content, MISS)
 
     def _stale(self, request: Request, known: TagVariant | None, error: Relayed | RequestError) -> Answer | None:
@@ -323,7 +308,7 @@ class Cache:
         while True:
             running = self._resolving.get(key)
             if running is None:
-                task = asyncio.create_task(self._head(ref, request.headers))
+                task = asyncio.create_task(self._head(ref, request.headers, asked))
                 running = (mine, task)
                 if not task.done():
                     self._resolving[key] = running
@@ -342,10 +327,15 @@ class Cache:
         if not task.cancelled():
             task.exception()  # Seen, also where every client has left.
 
-    async def _head(self, ref: Reference, headers: HeaderList) -> Relay:
+    async def _head(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> Relay:
         response = await self.fetcher.open(ref, "HEAD", headers)
         response.close()
-        return Relay(response.status, end_to_end(response.headers), b"", from_head=True)
+        relay = Relay(response.status, end_to_end(response.headers), b"", from_head=True)
+        if ref.digest is None and _complete_head(relay):
+            # Here and not where it is waited for: who comes in between must find it.
+            variant = _variant_of(relay, asked, self._clock())
+            self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+        return relay
 
     # Blobs
 
@@ -440,6 +430,17 @@ def _not_modified(if_none_match: str | None, digest: str) -> bool:
         return False
     tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     return "*" in tags or f'"{digest}"' in tags
+
+
+def _variant_of(relay: Relay, asked: frozenset[str], now: float) -> TagVariant:
+    """What upstream's HEAD said of a tag."""
+    return TagVariant(
+        asked=asked,
+        digest=header(relay.headers, "docker-content-digest") or "",
+        media_type=(header(relay.headers, "content-type") or "").partition(";")[0].strip(),
+        size=content_length(relay.headers) or 0,
+        checked=now,
+    )
 
 
 def _complete_head(relay: Relay) -> bool:

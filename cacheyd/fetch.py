@@ -18,6 +18,7 @@ from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Rel
 from cacheyd.ranges import parse_content_range
 from cacheyd.reference import OCTET_STREAM, Reference
 from cacheyd.store.blobs import Partial, digest_of
+from cacheyd.store.rows import TagVariant
 from cacheyd.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -458,7 +459,7 @@ class Fetcher:
         while True:
             running = self._manifests.get(key)
             if running is None:
-                task = asyncio.create_task(self._manifest(ref, headers))
+                task = asyncio.create_task(self._manifest(ref, headers, asked))
                 running = (mine, task)
                 if not task.done():
                     self._manifests[key] = running
@@ -476,7 +477,7 @@ class Fetcher:
         if not task.cancelled():
             task.exception()  # Seen, also where every client has left.
 
-    async def _manifest(self, ref: Reference, headers: HeaderList) -> ManifestContent:
+    async def _manifest(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> ManifestContent:
         response = await self.open(ref, "GET", headers)
         if response.status != 200:
             relay = await self.relay(response)
@@ -496,7 +497,12 @@ class Fetcher:
             raise upstream_error(502, "upstream's manifest ended early")
         if data is None:
             raise upstream_error(502, f"upstream's manifest has more than {MANIFEST_MAX} bytes")
-        return await self._keep_manifest(ref, response.headers, data)
+        content = await self._keep_manifest(ref, response.headers, data)
+        if ref.digest is None:
+            # Here and not where it is waited for: who comes in between must find it.
+            variant = TagVariant(asked, content.digest, content.media_type, len(content.data), self._clock())
+            self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+        return content
 
     async def _keep_manifest(self, ref: Reference, headers: HeaderList, data: bytes) -> ManifestContent:
         stated = header(headers, "docker-content-digest")

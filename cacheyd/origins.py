@@ -196,8 +196,9 @@ class Origins:
     async def _first(self, request: UpstreamRequest) -> UpstreamResponse:
         last = UpstreamBroken("no upstream")
         bases = self.settings.upstreams(request.ref.registry)
-        # All of them together get no longer than one alone: clients do not wait longer for two.
-        share = (self.settings.head_timeout + self.settings.connect_timeout / 2) / len(bases)
+        # All of them together get no longer than one alone, which has its own deadline: clients do not wait longer for two.
+        total = self.settings.head_timeout + self.settings.connect_timeout / 2
+        share = total / len(bases) if len(bases) > 1 else None
         for position, base in enumerate(bases):
             try:
                 response = await self._ask(request, base, share)
@@ -219,14 +220,14 @@ class Origins:
         if reason:
             raise RequestError(Failure(403, Code.DENIED, reason, Blame.CLIENT, {"registry": registry}))
 
-    async def _ask(self, request: UpstreamRequest, base: str, share: float) -> UpstreamResponse:
+    async def _ask(self, request: UpstreamRequest, base: str, share: float | None) -> UpstreamResponse:
         registry, started = request.ref.registry, time.monotonic()
         if not self.breaker.admit(base):
             self._events.upstream(registry, "dead", 0.0)
             raise UpstreamBroken(f"{base} did not answer just now; it is asked again in a moment", refused=True)
         code = "error"
         try:
-            response = await self._within(share, request, base)
+            response = await self._answer(request, base, share)
         except UpstreamBroken as error:
             code = "timeout" if error.timeout else "error"
             if error.elsewhere or error.refused:
@@ -245,7 +246,7 @@ class Origins:
         finally:
             self._events.upstream(registry, code, time.monotonic() - started)
 
-    async def _within(self, seconds: float, request: UpstreamRequest, base: str) -> UpstreamResponse:
+    async def _answer(self, request: UpstreamRequest, base: str, seconds: float | None) -> UpstreamResponse:
         try:
             async with asyncio.timeout(seconds):
                 return await self._authorizer.fetch(self._transport, request, base)

@@ -244,7 +244,7 @@ class RegistryCache:
                 return None
             self.store.touch(known.digest)
             known.look_again = now + LOOK_EVERY
-        self._account(known.method, known.answer, len(known.answer.body), now, client)
+        self._account(known.method, known.answer, len(known.answer.body), time.monotonic(), client)
         return known.reply
 
     def hit(self, head: Head) -> Answer | None:
@@ -289,7 +289,7 @@ class RegistryCache:
         """Answers a client's flow. The answer's body, if it has one to come, is pumped by the stream."""
         if flow.metadata.get(FETCH):
             return
-        flow.metadata[STARTED] = time.time()
+        flow.metadata[STARTED] = time.monotonic()
         # For the inspector: where the request really came to, and not the reverse mode's target.
         flow.request.data.port = flow.client_conn.sockname[1]
         flow.request.data.scheme = b"https" if flow.client_conn.tls else b"http"
@@ -349,11 +349,12 @@ class RegistryCache:
             fields.append((b"Content-Length", b"%d" % answer.length))
         elif answer.source is not None and request.http_version == "HTTP/1.1":
             fields.append((b"Transfer-Encoding", b"chunked"))
-        elif answer.source is not None:
+        tokens = {token.strip().lower() for token in request.headers.get("connection", "").split(",")}
+        http10 = request.http_version == "HTTP/1.0"
+        unframed = answer.source is not None and answer.length is None and http10
+        if self._stopping or unframed or "close" in tokens or (http10 and "keep-alive" not in tokens):
             fields.append((b"Connection", b"close"))
-        if self._stopping:
-            fields.append((b"Connection", b"close"))
-        elif request.http_version == "HTTP/1.0" and "keep-alive" in request.headers.get("connection", "").lower():
+        elif http10:
             fields.append((b"Connection", b"keep-alive"))
         head_only = request.method == "HEAD" or answer.source is not None
         return http.Response(
@@ -396,11 +397,10 @@ class RegistryCache:
         kind, registry = (ref.kind, ref.registry) if ref is not None else ("", "")
         self.metrics.request(registry, kind, answer.result, sent)
         assert self._access_log is not None
-        now = time.time()
         peer = client.peername
         self._access_log.write(
             AccessLine(
-                now,
+                time.time(),
                 method,
                 registry,
                 ref.repository if ref else "",
@@ -408,7 +408,7 @@ class RegistryCache:
                 answer.status,
                 sent,
                 answer.result,
-                (now - started) * 1000,
+                (time.monotonic() - started) * 1000,
                 f"{peer[0]}:{peer[1]}" if peer else "",
                 note,
             )

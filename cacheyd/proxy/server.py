@@ -1,5 +1,6 @@
 """The HTTP/1 server side of a client's connection: answers hits before a flow exists, refuses what is malformed."""
 
+import re
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -29,6 +30,8 @@ MAX_BODY = 64 << 10
 HEAD_DEADLINE = 30.0
 LINGER = 5.0
 TLS_WINDOW = 1 << 20
+# The end of a head in which lines do not end with CR LF.
+_BARE_LF = re.compile(rb"(?<!\r)\n\r?\n")
 
 
 def piece_limit(client: connection.Client) -> int:
@@ -125,7 +128,7 @@ class CacheHttp1Server(Http1Server):
                 raise BadHead("this is not HTTP")
             if len(data) - start > MAX_HEAD:
                 raise BadHead("the request head is too large", 431)
-            if b"\n\n" in data or b"\n\r\n" in data.replace(b"\r\n", b""):
+            if _BARE_LF.search(data):
                 raise BadHead("lines end with CR LF")
             return None
         if end - start > MAX_HEAD:
@@ -134,8 +137,8 @@ class CacheHttp1Server(Http1Server):
         return data[start:end]
 
     def _serve(self, head: Head, raw: bytes) -> layer.CommandGenerator[None]:
-        started = time.time()
-        if head.body is None or head.body > MAX_BODY:
+        started = time.monotonic()
+        if head.body is None or head.body > MAX_BODY or head.method == "CONNECT":
             status = 413 if head.method in ("GET", "HEAD") else 405
             yield from self._refuse(status, "cacheyd takes no uploads: push to the registry itself")
             return
@@ -185,6 +188,9 @@ class CacheHttp1Server(Http1Server):
         except ValueError:
             yield from self._refuse(400, "bad request line")
             return
+        if connection_header := self.request.headers.get("connection"):
+            # mitmproxy compares its tokens as they are written.
+            self.request.headers["connection"] = connection_header.lower()
         self.request.data.path = head.target.encode("latin-1")
         self.request.data.authority = b""
         yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, head.body == 0))

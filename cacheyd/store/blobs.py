@@ -12,13 +12,12 @@ import os
 import re
 import time
 import weakref
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _READ = 4 << 20
 _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
-_PARTIAL = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})(-[0-9a-f]{8})?")
+_PARTIAL = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})(-[0-9a-f]{16})?")
 _LENGTH = {"sha256": 64, "sha512": 128}
 
 
@@ -30,8 +29,9 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
 class Mapped:
     """A read-only mapping of a whole file, shared by all its readers: each mapping would count in RSS."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        self.size = size
+    def __init__(self, fd: int, status: os.stat_result) -> None:
+        self.size = size = status.st_size
+        self.file = (status.st_dev, status.st_ino)
         self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None
 
     def view(self, start: int, end: int) -> memoryview:
@@ -166,10 +166,10 @@ class BlobDir:
         try:
             status = os.stat(path)
             mapped = self._mapped.get(digest)
-            if mapped is None or mapped.size != status.st_size:
+            if mapped is None or (mapped.size, *mapped.file) != (status.st_size, status.st_dev, status.st_ino):
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    mapped = self._mapped[digest] = Mapped(fd, os.fstat(fd).st_size)
+                    mapped = self._mapped[digest] = Mapped(fd, os.fstat(fd))
                 finally:
                     os.close(fd)
         except (OSError, ValueError):
@@ -181,7 +181,7 @@ class BlobDir:
 
         What came from one registry is never continued with another's: anybody may ask for a registry that sends wrong bytes.
         """
-        suffix = f"-{zlib.crc32(origin.encode()):08x}" if origin else ""
+        suffix = f"-{hashlib.sha256(origin.encode()).hexdigest()[:16]}" if origin else ""
         path = self.root / "partial" / f"{digest.replace(':', '-')}{suffix}"
         _drop_from_before_boot(path)
         try:

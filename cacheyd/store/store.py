@@ -255,8 +255,11 @@ class Store:
         stored = self._row(digest)
         if stored is None:
             return None
-        if self.blobs.size(digest) != stored.size:
+        if (size := self.blobs.size(digest)) != stored.size:
             self.forget(stored)
+            if size is not None:
+                log.warning("%s has %d bytes and not %d; removed", self.blobs.path(digest), size, stored.size)
+                self.blobs.remove(digest)
             return None
         self._used[digest] = self._clock()
         return stored
