@@ -30,8 +30,7 @@ MAX_BODY = 64 << 10
 HEAD_DEADLINE = 30.0
 LINGER = 5.0
 TLS_WINDOW = 1 << 20
-# The end of a head in which lines do not end with CR LF.
-_BARE_LF = re.compile(rb"(?<!\r)\n\r?\n")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 def piece_limit(client: connection.Client) -> int:
