@@ -2,7 +2,7 @@
 
 Two things are needed for a hit: these credentials may read this repository (asked upstream by HEAD, the answer kept for
 `access_ttl`, keyed by a hash), and upstream serves this digest in this repository (kept with the object), so that nobody
-gets at a digest of one repository by naming another one.
+gets at a digest of one repository by naming another one, or another registry.
 """
 
 import time
@@ -10,10 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
+from cacheyd.config import Settings
 from cacheyd.errors import HeaderList
 from cacheyd.fetch import Fetcher, asker
 from cacheyd.flight import Asker, Relayed
 from cacheyd.reference import Kind, Reference
+from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store
 
 MAX_GRANTS = 50_000
@@ -33,6 +35,8 @@ class Access:
         self._fetcher = fetcher
         self._clock = clock
         self._grants: OrderedDict[Asker, float] = OrderedDict()
+        self._looked_at: Settings | None = None
+        self._careful = False
 
     def _verifies(self, ref: Reference) -> bool:
         return ref.kind in (Kind.MANIFEST, Kind.BLOB) and self._fetcher.settings.registry(ref.registry).access == "verify"
@@ -40,11 +44,34 @@ class Access:
     def granted(self, ref: Reference, headers: HeaderList) -> bool:
         """Whether the request may be answered from what is here, without asking upstream. Never awaits."""
         if not self._verifies(ref):
-            return True
+            return ref.digest is None or (stored := self._find(ref)) is None or self.may_serve(ref, stored)
         until = self._grants.get(asker(ref, headers))
         if until is None or self._clock() >= until:
             return False
         return ref.digest is None or self._belongs(ref)
+
+    def _find(self, ref: Reference) -> Stored | None:
+        # Without a registry that verifies there is nothing to be careful with, and nothing to look for.
+        return self._store.find(ref.digest) if ref.digest and self._is_careful() else None
+
+    def _is_careful(self) -> bool:
+        """Whether any registry verifies; looked up once for each set of settings."""
+        settings = self._fetcher.settings
+        if self._looked_at is not settings:
+            rows = [settings.defaults, *settings.registries.values()]
+            self._looked_at, self._careful = settings, any(row.access == "verify" for row in rows)
+        return self._careful
+
+    def may_serve(self, ref: Reference, stored: Stored) -> bool:
+        """Whether an object may be served under this registry at all: not where only registries that verify have it.
+
+        Else anybody could get at it by naming a registry that does not.
+        """
+        if not self._is_careful() or not stored.within:
+            return True
+        settings = self._fetcher.settings
+        registries = {name.partition("/")[0] for name in stored.within}
+        return ref.registry in registries or any(settings.registry(name).access == "open" for name in registries)
 
     def _belongs(self, ref: Reference) -> bool:
         """Whether the digest is known to be in this repository, or is nothing that could be given away."""

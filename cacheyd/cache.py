@@ -106,7 +106,7 @@ class Cache:
 
     def _from_variant(self, request: Request, variant: TagVariant, result: str) -> Answer | None:
         stored = self.store.find(variant.digest)
-        if stored is not None:
+        if stored is not None and self.access.may_serve(request.ref, stored):
             return self._from_store(request, stored, variant.media_type, result, variant.checked)
         if not request.head:
             return None

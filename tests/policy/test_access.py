@@ -411,3 +411,35 @@ def test_the_token_of_a_stored_login_is_no_anonymous_token(lab: Lab, kind: str) 
     assert lab.get(in_path).status == 401
     assert lab.get(in_path, login(BOB)).status == 401
     assert lab.get(in_path, login(ALICE)).cache == "HIT"
+
+
+# Other registries
+
+
+@METHODS
+@pytest.mark.parametrize("kind", ["digest", "blob"])
+def test_what_only_a_verifying_registry_has_is_not_served_under_an_open_one(lab: Lab, kind: str, method: str) -> None:
+    repo, elsewhere = guard(lab, ALICE), guard(lab, None)
+    image = lab.image("guarded", repo)
+    lab.pull(target_of(kind, repo, image, "verify.test"), login(ALICE))
+    assert lab.get(target_of(kind, elsewhere, image, "open.test"), method=method).status == 404
+    # Where the open registry has it, too, it is everybody's.
+    lab.origins["guarded"].push(elsewhere, "1.0", image)
+    assert lab.get(target_of(kind, elsewhere, image, "open.test"), method=method).status == 200
+    assert lab.get(target_of(kind, elsewhere, image, "open.test"), method=method).cache == "HIT"
+
+
+def test_a_tag_of_an_open_registry_is_no_way_to_a_verifying_one(lab: Lab) -> None:
+    """A registry can say of a tag whatever it likes."""
+    repo, elsewhere = guard(lab, ALICE), guard(lab, None)
+    image = lab.image("guarded", repo)
+    lab.pull(target_of("digest", repo, image, "verify.test"), login(ALICE))
+    own = lab.image("guarded", elsewhere)
+    lab.origins["guarded"].fault(
+        f"HEAD /v2/{elsewhere}/manifests/1.0",
+        remove_headers=["Docker-Content-Digest"],
+        headers=[("Docker-Content-Digest", image.digest)],
+    )
+    target = manifest_target(elsewhere, "1.0", "open.test")
+    lab.get(target, method="HEAD")
+    assert_ok(lab.get(target), own.manifest)
