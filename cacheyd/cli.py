@@ -47,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load = partial(config.load, file=args.config, flags=vars(args))
     try:
         settings = load()
+        if args.command == "config":
+            from cacheyd.proxy.trust import check_files  # noqa: PLC0415
+
+            check_files(settings)
     except ConfigError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
         return 2
@@ -68,7 +72,7 @@ async def _serve(settings: Settings, load: Callable[[], Settings]) -> int:
     try:
         daemon = Daemon(settings, load, access_log)
     except ConfigError as error:
-        log.error("%s", error)
+        print(f"cacheyd: {error}", file=sys.stderr)
         return 2
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -28,6 +28,7 @@ from cacheyd.proxy.head import Head
 from cacheyd.proxy.listener import ListenerTls
 from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, PlainRefused, Pump
 from cacheyd.proxy.transport import MitmTransport
+from cacheyd.proxy.trust import check_files
 from cacheyd.reference import Kind, Page, Reference, parse_target
 from cacheyd.store.store import Store, free_space
 
@@ -74,15 +75,24 @@ class RegistryCache:
         """Registers the addon's own option and sets those of mitmproxy that it depends on."""
         loader.add_option("cacheyd_inspect", bool, False, "Run hits as flows, too, so that other addons see them (slower).")
         try:
-            self.settings = self._load_settings()
+            self.settings = self._read_settings()
             if self.settings.tls_cert is not None:
                 self._tls = ListenerTls(self.settings)
         except ConfigError as error:
+            if self._daemon:
+                raise
+            # mitmproxy passes over what a script raises here, but ends its start after an error in the log.
+            log.error("%s", error)
             raise exceptions.OptionsError(str(error)) from None
         # lazy: nothing is to be dialled when a client connects; the reverse mode's own target is never used.
         ctx.options.update(
             connection_strategy="lazy", keep_host_header=True, showhost=True, http2=False, tcp_timeout=IDLE_TIMEOUT
         )
+
+    def _read_settings(self) -> Settings:
+        settings = self._load_settings()
+        check_files(settings)
+        return settings
 
     async def running(self) -> None:
         """Builds what needs the event loop, and opens the store."""
@@ -123,7 +133,7 @@ class RegistryCache:
     def reload(self) -> None:
         """SIGHUP: takes new settings over where that can be done while running; a wrong file changes nothing."""
         try:
-            settings = self._load_settings()
+            settings = self._read_settings()
         except ConfigError as error:
             log.error("settings not reloaded: %s", error)
             return

@@ -10,6 +10,9 @@ import certifi
 from mitmproxy.proxy.mode_specs import UpstreamMode
 from OpenSSL import SSL
 
+from cacheyd.config import ConfigError, Settings
+from cacheyd.proxy.listener import make_server_context
+
 
 @dataclass(frozen=True, slots=True)
 class Trust:
@@ -66,6 +69,21 @@ def make_ssl_context(trust: Trust) -> SSL.Context:
         context.use_certificate_chain_file(str(trust.client_cert))
         context.use_privatekey_file(str(trust.client_key or trust.client_cert))
     return context
+
+
+def check_files(settings: Settings) -> None:
+    """Reads every certificate of the settings; raises ConfigError for one that cannot be used."""
+    for name, row in (("", settings.defaults), *settings.registries.items()):
+        if row.ca_file is None and row.client_cert is None:
+            continue
+        try:
+            make_ssl_context(Trust(row.ca_file, row.client_cert, row.client_key))
+        except SSL.Error:
+            where = f'registries."{name}"' if name else "defaults"
+            files = ", ".join(str(path) for path in (row.ca_file, row.client_cert, row.client_key) if path)
+            raise ConfigError(f"{where}: {files}: expected PEM files with certificates, and the key of client_cert") from None
+    if settings.tls_cert is not None:
+        make_server_context(settings)
 
 
 def make_connection(context: SSL.Context, host: str, *, verify: bool) -> SSL.Connection:

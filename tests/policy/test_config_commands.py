@@ -316,3 +316,36 @@ def test_a_reload_leaves_running_transfers_alone(lab: Lab) -> None:
         reload(lab, table='tag_ttl = "1s"')
         assert_ok(client.read_body(head), blob.data)
     assert len(lab.asked("a", repo)) == 1
+
+
+# Files that can be read, and are not what they should be
+
+
+@pytest.mark.parametrize(
+    "setting", ["tls_cert", 'registries."a.b".ca_file', 'registries."a.b".client_cert', "defaults.ca_file"]
+)
+def test_a_file_that_holds_no_certificate_stops_the_start(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, setting: str
+) -> None:
+    wrong, file = tmp_path / "wrong.pem", tmp_path / "c.toml"
+    wrong.write_text("no certificate")
+    file.write_text(f'{setting} = "{wrong}"\n')
+    code, out, err = run(capsys, "config", "check", "--config", str(file))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert str(wrong) in err
+    serve = [sys.executable, "-m", "cacheyd", "serve", "--config", str(file), "--port", str(free_port())]
+    started = subprocess.run(serve, cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=False)
+    assert (started.returncode, started.stderr) == (2, err)
+
+
+def test_wrong_settings_stop_mitmdump_too(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("prot = 3000\n")
+    command = [str(Path(sys.executable).parent / "mitmdump"), "-s", "addons/registry_cache.py"]
+    where = ["--mode", "reverse:http://127.0.0.1:9", "--listen-host", "127.0.0.1", "-p", str(free_port())]
+    environment = {**os.environ, "CACHEYD_CONFIG": str(file), "HOME": str(tmp_path)}
+    started = subprocess.run(
+        [*command, *where], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert started.returncode == 1
+    assert f"{file}: prot: there is no such setting" in started.stdout + started.stderr
