@@ -153,7 +153,7 @@ def test_garbage_instead_of_an_answer_is_a_quick_5xx(scene: Scene, kind: str, wh
     if what in ("blob", "digest"):
         assert 500 <= reply.status <= 504, reply.body
     else:
-        # What is no object is passed on as it is, where it is HTTP at all; a 304 or 1xx never is (CLIENTS.md).
+        # What is no object is passed on as it is, where it is HTTP at all; a 304 or 1xx never is.
         assert reply.status in (200, 204, 206, 502, 503, 504), reply.body
     assert not scene.cache.has(image.layers[0].digest)
     assert not scene.cache.has(image.digest)

@@ -230,7 +230,7 @@ def test_a_redirect_without_location_is_5xx(scene: Scene) -> None:
 @pytest.mark.parametrize("status", [300, 304, 305])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_another_3xx_is_5xx(scene: Scene, status: int, method: str) -> None:
-    """It is fatal to containerd (CLIENTS.md), and nobody sent a condition."""
+    """It is fatal to containerd, and nobody sent a condition."""
     blob, image = scene.blob(SMALL), scene.image()
     scene.fault(scene.repo, method=method, status=status)
     for target in (scene.target(blob), scene.tag_target("1.0"), scene.tag_target(image.digest)):

@@ -14,7 +14,7 @@ from tests.real.procs import wait_until
 from tests.support.images import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Blob, Image, make_image, random_bytes
 from tests.support.origin import Origin, Request
 
-# What clients send (CLIENTS.md); each item is a header line.
+# What clients send; each item is a header line.
 CONTAINERD = (f"{DOCKER_MANIFEST}, {DOCKER_LIST}, {OCI_MANIFEST}, {OCI_INDEX}, */*",)
 SMALL = 2000
 # Larger than what cacheyd waits for before the head, and than the 64 KiB that it holds back.

@@ -29,7 +29,7 @@ METHODS = pytest.mark.parametrize("method", ["GET", "HEAD"])
 SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
 SIGNED_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
-# Accept lines as clients send them (CLIENTS.md).
+# Accept lines as clients send them.
 ACCEPT: dict[str, tuple[str, ...]] = {
     "containerd": (f"{DOCKER_MANIFEST}, {DOCKER_LIST}, {OCI_MANIFEST}, {OCI_INDEX}, */*",),
     "docker": (

@@ -1,4 +1,4 @@
-"""The rules of imports: they point down only, and each foreign library stays behind one door (DESIGN, section 3)."""
+"""The rules of imports: they point down only, and each foreign library stays behind one door."""
 
 import ast
 import functools
