@@ -65,9 +65,10 @@ class Access:
     def may_serve(self, ref: Reference, stored: Stored) -> bool:
         """Whether an object may be served under this registry at all: not where only registries that verify have it.
 
-        Else anybody could get at it by naming a registry that does not.
+        Else anybody could get at it by naming a registry that does not. Of what was found without a row (an index that was
+        lost) nobody knows where it is from, so it is asked for.
         """
-        if not self._is_careful() or not stored.within:
+        if not self._is_careful():
             return True
         settings = self._fetcher.settings
         registries = {name.partition("/")[0] for name in stored.within}

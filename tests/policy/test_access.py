@@ -1,12 +1,13 @@
 """`access = "verify"`: a hit needs that upstream lets this client's own credentials read this in this repository."""
 
+import shutil
 import threading
 import time
 from contextlib import ExitStack
 
 import pytest
 
-from tests.faults.scene import blob_target, manifest_target
+from tests.faults.scene import blob_target, eventually, manifest_target
 from tests.policy.conftest import Starter
 from tests.policy.lab import STREAMED, Lab, assert_ok, basic, early_in_a_second, error_code, login, target_of
 from tests.policy.origins import CHALLENGE, GuardedOrigin, LoginOrigin
@@ -443,3 +444,24 @@ def test_a_tag_of_an_open_registry_is_no_way_to_a_verifying_one(lab: Lab) -> Non
     target = manifest_target(elsewhere, "1.0", "open.test")
     lab.get(target, method="HEAD")
     assert_ok(lab.get(target), own.manifest)
+
+
+def test_what_is_found_without_a_row_is_nobodys(shared: Starter) -> None:
+    """After the index was lost nothing says which registry an object is from."""
+    guarded = shared.origin(GuardedOrigin())
+    lab = shared.lab(
+        f'[registries."verify.test"]\nupstream = "{guarded.url}"\naccess = "verify"\n'
+        f'[registries."open.test"]\nupstream = "{guarded.url}"\n',
+        {"guarded": guarded},
+    )
+    repo, elsewhere = guard(lab, ALICE), guard(lab, None)
+    image = lab.image("guarded", repo)
+    blob = image.blobs[0]
+    lab.pull(blob_target(repo, blob.digest, "verify.test"), login(ALICE))
+    assert lab.cache.stop() == 0
+    shutil.rmtree(lab.cache.cache_dir / "index")
+    lab.cache.start()
+    eventually(lambda: lab.cache.metric("cacheyd_store_objects"), 1)
+    assert lab.get(blob_target(elsewhere, blob.digest, "open.test")).status == 404
+    assert lab.get(blob_target(repo, blob.digest, "verify.test")).status == 401
+    assert_ok(lab.get(blob_target(repo, blob.digest, "verify.test"), login(ALICE)), blob.data, "HIT")
