@@ -86,12 +86,13 @@ class Access:
         """Asks upstream where it is not known; raises Relayed with upstream's refusal, RequestError if it cannot be had."""
         if self.granted(ref, headers):
             return
-        method = "HEAD"
-        response = await self._fetcher.open(ref, method, headers, as_client=True)
+        # Under an open registry the question is only whether it has this object, too.
+        method, as_client = "HEAD", self._verifies(ref)
+        response = await self._fetcher.open(ref, method, headers, as_client=as_client)
         if response.status in NO_HEAD:
             response.close()
             method = "GET"
-            response = await self._fetcher.open(ref, method, headers, as_client=True)
+            response = await self._fetcher.open(ref, method, headers, as_client=as_client)
         if response.status != 200:
             raise Relayed(replace(await self._fetcher.relay(response), from_head=method == "HEAD"))
         response.close()

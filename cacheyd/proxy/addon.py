@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -68,6 +70,7 @@ class RegistryCache:
         self._started = time.time()
         self._quick: dict[bytes, _Quick] = {}
         self._inspect = False
+        self._descriptors = connections_for(_raise_descriptor_limit())
 
     # Lifecycle
 
@@ -120,6 +123,8 @@ class RegistryCache:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         await self.store.start()
         self._ready = True
+        if self._descriptors < settings.max_connections:
+            log.warning("no more than %d connections: this process may not open more files", self._descriptors)
         scheme = "https" if self._tls is not None else "http"
         log.info(
             "cacheyd %s is listening on %s (%s); cache in %s (%s free)",
@@ -196,7 +201,8 @@ class RegistryCache:
 
     def client_connected(self, client: connection.Client) -> None:
         """Closes a connection that is one too many: its client goes on elsewhere at once."""
-        if len(ctx.master.addons.get("proxyserver").connections) > self.settings.max_connections:
+        allowed = min(self.settings.max_connections, self._descriptors)
+        if len(ctx.master.addons.get("proxyserver").connections) > allowed:
             client.error = "too many connections"
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
@@ -436,6 +442,25 @@ class _Quick:
     size: int
     method: str
     answer: Answer
+
+
+def _raise_descriptor_limit() -> int:
+    """Takes the descriptors that this process may have; how many those are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return soft
+    return hard
+
+
+def connections_for(descriptors: int) -> int:
+    """How many clients that many descriptors are enough for.
+
+    The other half is for files and upstreams, and for bursts: asyncio accepts its whole backlog before the first of them
+    can be closed again. Without a descriptor a client cannot even be refused, and a mirror that hangs is worse than none.
+    """
+    return sys.maxsize if descriptors == resource.RLIM_INFINITY else max(4, descriptors // 2 - 32)
 
 
 def _writer(client: connection.Client) -> asyncio.StreamWriter | None:

@@ -6,6 +6,7 @@ addons (and so mitmweb) see.
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -226,6 +227,12 @@ class FetchConnection(server.ConnectionHandler):
     def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
         """Failures of a fetch are told by whoever asked for it; here only what mitmproxy itself gets wrong."""
         if level >= logging.ERROR and self._exchange is not None:
+            if isinstance(sys.exc_info()[1], NotImplementedError):
+                # Trailers behind a chunked body, which mitmproxy gives up on: all of the body is there, and nobody here
+                # wants them. The layers are of no use after that.
+                self._closed = True
+                self._exchange.end()
+                return
             self._exchange.fail("the response could not be processed")
         log.log(
             level if level >= logging.ERROR else logging.DEBUG, "%s: %s", self.origin.authority, message, exc_info=exc_info

@@ -63,6 +63,28 @@ def test_a_range_of_a_body_without_a_length(scene: Scene) -> None:
     assert reply.header("Content-Range") == f"bytes 100-199/{STREAMED}"
 
 
+def with_trailers(data: bytes, media_type: str) -> bytes:
+    """A whole response, chunked, with a trailer behind its body (RFC 9112 section 7.1.2)."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
+    return head.encode() + b"%x\r\n" % len(data) + data + b"\r\n0\r\nX-Sum: 1\r\n\r\n"
+
+
+@SIZES
+def test_trailers_of_a_blob_are_left_out(scene: Scene, size: int) -> None:
+    blob = scene.blob(size)
+    scene.fault(blob, garbage=with_trailers(blob.data, "application/octet-stream"))
+    assert_whole(scene.get(blob), blob)
+    scene.assert_served(blob)
+
+
+def test_trailers_of_a_manifest_are_left_out(scene: Scene) -> None:
+    image = scene.image()
+    target = scene.tag_target(image.digest)
+    scene.origin().fault(f"GET .*/manifests/{image.digest}", garbage=with_trailers(image.manifest, image.media_type))
+    reply = scene.get(target)
+    assert (reply.status, reply.end, reply.body) == (200, "complete", image.manifest)
+
+
 @SIZES
 def test_a_chunked_body_that_is_cut_is_resumed(scene: Scene, size: int) -> None:
     blob = scene.blob(size)
