@@ -22,11 +22,6 @@ MAX_GRANTS = 50_000
 NO_HEAD = frozenset({404, 405, 501})
 
 
-def repository_of(ref: Reference) -> str:
-    """The repository as objects remember it."""
-    return f"{ref.registry}/{ref.repository}"
-
-
 class Access:
     """Remembers what upstreams allowed."""
 
@@ -79,13 +74,16 @@ class Access:
         assert ref.digest
         stored = self._store.find(ref.digest)
         if stored is not None:
-            return repository_of(ref) in stored.within
+            return ref.name in stored.within
         return self._fetcher.flights.get(ref.registry, ref.digest) is None
 
-    async def check(self, ref: Reference, headers: HeaderList) -> None:
-        """Asks upstream where it is not known; raises Relayed with upstream's refusal, RequestError if it cannot be had."""
+    async def check(self, ref: Reference, headers: HeaderList) -> bool:
+        """Asks upstream where it is not known; whether it was asked.
+
+        Raises Relayed with upstream's refusal, RequestError if it cannot be had.
+        """
         if self.granted(ref, headers):
-            return
+            return False
         # Under an open registry the question is only whether it has this object, too.
         method, as_client = "HEAD", self._verifies(ref)
         response = await self._fetcher.open(ref, method, headers, as_client=as_client)
@@ -101,4 +99,5 @@ class Access:
         while len(self._grants) > MAX_GRANTS:
             self._grants.popitem(last=False)
         if ref.digest and (stored := self._store.find(ref.digest)) is not None:
-            self._store.add_repository(stored, repository_of(ref))
+            self._store.add_repository(stored, ref.name)
+        return True

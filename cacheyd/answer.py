@@ -8,7 +8,7 @@ from functools import lru_cache
 from urllib.parse import quote
 
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
-from cacheyd.fetch import UpstreamBroken, UpstreamResponse, end_to_end
+from cacheyd.fetch import UpstreamBroken, UpstreamResponse, content_length, end_to_end, header, without
 from cacheyd.flight import BodyBroken, Relay, Source
 from cacheyd.reference import DIGEST, Kind, Reference
 from cacheyd.store.rows import Stored
@@ -90,26 +90,20 @@ def hit_headers(now: float, since: float) -> HeaderList:
 
 def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> Answer:
     """An upstream's answer, unaltered but for what says that it came through here, and what an object's answer owes."""
-    own = {"content-length", "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace"}
-    headers = tuple(item for item in relay.headers if item[0].lower() not in own)
+    headers = without(relay.headers, "content-length", "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace")
     body = relay.body
     length: int | None = len(body)
     if head:
-        stated = next((value for key, value in relay.headers if key.lower() == "content-length"), "")
-        length = int(stated) if stated.isdecimal() else None
+        length = content_length(relay.headers)
     elif relay.from_head and relay.status >= 400:
         body = _stand_in(relay.status)
         length = len(body)
-        headers = (*_without(headers, "content-type"), ("Content-Type", "application/json"))
+        headers = (*without(headers, "content-type"), ("Content-Type", "application/json"))
     if ref.kind in (Kind.TAGS, Kind.REFERRERS):
         headers = tuple((name, _next_page(value, ref) if name.lower() == "link" else value) for name, value in headers)
     elif 200 <= relay.status < 300:
         headers = _as_object(ref, headers)
     return Answer(relay.status, (*headers, ("X-Cache", result), *scope_headers(ref)), body, None, length, result, ref)
-
-
-def _without(headers: HeaderList, *names: str) -> HeaderList:
-    return tuple(item for item in headers if item[0].lower() not in names)
 
 
 def _stand_in(status: int) -> bytes:
@@ -120,11 +114,11 @@ def _stand_in(status: int) -> bytes:
 
 def _as_object(ref: Reference, headers: HeaderList) -> HeaderList:
     """Docker-Content-Digest, which a CDN does not know that it owes, and the ETag that goes with it."""
-    stated = next((value for key, value in headers if key.lower() == "docker-content-digest"), "")
+    stated = header(headers, "docker-content-digest") or ""
     digest = ref.digest or (stated if DIGEST.fullmatch(stated) else "")
     if not digest:
         return headers
-    kept = _without(headers, "docker-content-digest", "etag", "last-modified")
+    kept = without(headers, "docker-content-digest", "etag", "last-modified")
     return (*kept, ("Docker-Content-Digest", digest), ("ETag", f'"{digest}"'))
 
 
@@ -134,7 +128,7 @@ def _next_page(link: str, ref: Reference) -> str:
     if match is None:
         return link
     scoped = f"ns={quote(ref.ns, safe='')}" if ref.scoped else ""
-    name = ref.repository if ref.scoped else f"{ref.registry}/{ref.repository}"
+    name = ref.repository if ref.scoped else ref.name
     tail = "tags/list" if ref.kind is Kind.TAGS else f"referrers/{ref.reference}"
     return f"</v2/{name}/{tail}?{'&'.join(part for part in (match[1], scoped) if part)}>{match[2]}"
 

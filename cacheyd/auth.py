@@ -5,7 +5,6 @@ section 11. Stored credentials go to the registry's own host and to token servic
 configuration, and never elsewhere.
 """
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -14,14 +13,14 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from cacheyd import config
 from cacheyd.config import ConfigError, RegistrySettings, Settings
 from cacheyd.errors import HeaderList, RequestError
-from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all
+from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all, without
+from cacheyd.once import Once
 from cacheyd.reference import Reference
 
 log = logging.getLogger(__name__)
@@ -77,6 +76,10 @@ def parse_challenges(headers: HeaderList) -> list[Challenge]:
     return found
 
 
+def _bearer(challenges: list[Challenge]) -> Challenge | None:
+    return next((c for c in challenges if c.scheme == "bearer" and "realm" in c.params), None)
+
+
 def _blank_quoted(value: str) -> str:
     """The same length, with quoted strings blanked, so that what is in them is not taken for a challenge."""
     return re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: '"' + "x" * (len(m[0]) - 2) + '"', value)
@@ -90,7 +93,7 @@ class Authorizer:
         self._clock = clock
         self._tokens: dict[_Key, _Token] = {}
         self._basic: set[str] = set()
-        self._asking: dict[_Key, asyncio.Task[str]] = {}
+        self._asking: Once[_Key, None, str] = Once()
 
     def forget(self) -> None:
         """After a change of settings: no token of before is used."""
@@ -105,7 +108,7 @@ class Authorizer:
             if request.ref.scoped or header(request.headers, "authorization") is not None:
                 return await transport.fetch(name, request.method, url, request.headers)
             return await self._anonymous(transport, request, base)
-        headers = tuple(item for item in request.headers if item[0].lower() != "authorization")
+        headers = without(request.headers, "authorization")
         login = self._login(registry)
         key = _Key(name, base, f"repository:{request.ref.repository}:pull", _who(login))
         known = self._known(key, login)
@@ -133,7 +136,7 @@ class Authorizer:
         key = _Key(name, base, f"repository:{request.ref.repository}:pull", "")
         known = self._known(key, "")
         response = await transport.fetch(name, request.method, url, (*request.headers, *known))
-        bearer = next((c for c in parse_challenges(response.headers) if c.scheme == "bearer" and "realm" in c.params), None)
+        bearer = _bearer(parse_challenges(response.headers))
         if response.status != 401 or bearer is None:
             return response
         try:
@@ -157,19 +160,19 @@ class Authorizer:
         token = self._tokens.get(key)
         if token and self._clock() < token.expires:
             return (("Authorization", f"Bearer {token.value}"),)
-        return (("Authorization", _basic(login)),) if login and key.base in self._basic else ()
+        return (("Authorization", basic(login)),) if login and key.base in self._basic else ()
 
     async def _answer(
         self, transport: Transport, registry: RegistrySettings, key: _Key, challenges: list[Challenge], sent: HeaderList
     ) -> str:
         """The Authorization that answers a challenge to a request that was made with `sent`."""
-        bearer = next((c for c in challenges if c.scheme == "bearer" and "realm" in c.params), None)
+        bearer = _bearer(challenges)
         if bearer is not None:
             return f"Bearer {await self._token(transport, registry, key, bearer, sent)}"
         login = self._login(registry)
         if login and any(c.scheme == "basic" for c in challenges):
             self._basic.add(key.base)
-            return _basic(login)
+            return basic(login)
         raise UpstreamBroken(f"{key.registry} asks for a login that cacheyd cannot give", refused=True)
 
     async def _token(
@@ -179,18 +182,8 @@ class Authorizer:
         known = self._known(key, "")
         if known and known != sent:
             return self._tokens[key].value
-        task = self._asking.get(key)
-        if task is None:
-            task = asyncio.create_task(self._ask(transport, key, registry, challenge))
-            if not task.done():
-                self._asking[key] = task
-                task.add_done_callback(partial(self._asked, key))
-        return await asyncio.shield(task)
-
-    def _asked(self, key: _Key, task: asyncio.Task[str]) -> None:
-        self._asking.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # Seen, also where nobody waits any more.
+        _, token = self._asking.join(key, None, lambda: self._ask(transport, key, registry, challenge))
+        return await token
 
     async def _ask(self, transport: Transport, key: _Key, registry: RegistrySettings, challenge: Challenge) -> str:
         name, base, scope, _ = key
@@ -203,7 +196,7 @@ class Authorizer:
             raise UpstreamBroken("its token service is not one that may see the stored login", refused=True)
         query = {"service": challenge.params["service"]} if "service" in challenge.params else {}
         url = f"{realm}{'&' if '?' in realm else '?'}{urlencode({**query, 'scope': challenge.params.get('scope') or scope})}"
-        headers = (("Authorization", _basic(login)),) if login else ()
+        headers = (("Authorization", basic(login)),) if login else ()
         response = await transport.fetch(name, "GET", url, headers)
         try:
             body = await read_all(response, TOKEN_MAX)
@@ -249,7 +242,8 @@ def _who(login: str) -> str:
     return hashlib.blake2b(login.encode(), digest_size=16).hexdigest() if login else ""
 
 
-def _basic(login: str) -> str:
+def basic(login: str) -> str:
+    """The Authorization of `user:password` (RFC 7617)."""
     return "Basic " + base64.b64encode(login.encode()).decode()
 
 

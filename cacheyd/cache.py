@@ -4,15 +4,15 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial as bind
 
 from cacheyd import policy
 from cacheyd.access import Access
 from cacheyd.answer import Answer, error_answer, hit_headers, object_headers, relay_answer, stream_answer
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList, RequestError, cache_error
-from cacheyd.fetch import Fetcher, ManifestContent, asker, content_length, end_to_end, header
+from cacheyd.fetch import Fetcher, asker, content_length, end_to_end, header, without
 from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
+from cacheyd.once import Once
 from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_range
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
 from cacheyd.store.blobs import Mapped
@@ -71,7 +71,7 @@ class Cache:
         self._below_floor = below_floor
         self._check_allowed = check_allowed
         self._waiting = 0
-        self._resolving: dict[tuple[str, ...], tuple[Asker, asyncio.Task[Relay]]] = {}
+        self._resolving: Once[tuple[str, ...], Asker, Relay] = Once()
 
     # Hits
 
@@ -154,8 +154,8 @@ class Cache:
             return None
         view = body.view if isinstance(body, Mapped) else _slicer(body)
         source = MultipartReader(view, parts, stored.size, OCTET_STREAM)
-        kept = tuple(item for item in headers if item[0] != "Content-Type")
         content_type = ("Content-Type", f"multipart/byteranges; boundary={source.boundary}")
+        kept = without(headers, "content-type")
         return Answer(206, (*kept, content_type), b"", source, source.length, result, request.ref, stored)
 
     # Everything else
@@ -176,8 +176,10 @@ class Cache:
         self._waiting += 1
         try:
             self._check_allowed(request.ref.registry)
-            await self.access.check(request.ref, request.headers)
-            return self.hit(request, permitted=True) or await self._miss(request)
+            asked = await self.access.check(request.ref, request.headers)
+            # Where nobody had to be asked, `hit` has just said that there is none.
+            answer = self.hit(request, permitted=True) if asked else None
+            return answer or await self._miss(request)
         finally:
             self._waiting -= 1
 
@@ -229,16 +231,18 @@ class Cache:
                 return relay_answer(ref, relay, MISS, head=True)
             if relay.status not in ASK_WITH_GET:
                 raise Relayed(relay)
+        return await self._content(request)
+
+    async def _content(self, request: Request) -> Answer:
+        """The manifest itself, from upstream."""
+        ref = request.ref
         asked = policy.asked_types(accepted_types(request.accept))
         content = await self.fetcher.manifest(ref, request.headers, asked)
-        return self._from_content(request, content, MISS)
-
-    def _from_content(self, request: Request, content: ManifestContent, result: str) -> Answer:
-        headers = object_headers(request.ref, content.digest, content.media_type, result)
+        headers = object_headers(ref, content.digest, content.media_type, MISS)
         if _not_modified(request.if_none_match, content.digest):
-            return Answer(304, headers, length=None, result=result, ref=request.ref)
+            return Answer(304, headers, length=None, result=MISS, ref=ref)
         body = b"" if request.head else content.data
-        return Answer(200, headers, body, None, len(content.data), result, request.ref)
+        return Answer(200, headers, body, None, len(content.data), MISS, ref)
 
     async def _tag(self, request: Request) -> Answer:
         ref = request.ref
@@ -253,7 +257,7 @@ class Cache:
                 relay = await self._resolve(request)
                 if answer := self._confirmed(request, relay, known):
                     return answer
-            return await self._tag_content(request, types)
+            return await self._content(request)
         except (Relayed, RequestError) as error:
             if answer := self._stale(request, known, error):
                 return answer
@@ -275,11 +279,6 @@ class Cache:
             answer = self._from_variant(request, variant, REVALIDATED) if unchanged else None
             return answer or relay_answer(ref, relay, MISS, head=True)
         return self._from_variant(request, variant, result)
-
-    async def _tag_content(self, request: Request, types: frozenset[str]) -> Answer:
-        ref = request.ref
-        content = await self.fetcher.manifest(ref, request.headers, policy.asked_types(types))
-        return self._from_content(request, content, MISS)
 
     def _stale(self, request: Request, known: TagVariant | None, error: Relayed | RequestError) -> Answer | None:
         """The last known tag where upstream is failing, not where it says that there is none or that this client may not."""
@@ -306,26 +305,14 @@ class Cache:
         key = (ref.registry, ref.repository, ref.reference, *sorted(asked))
         mine = asker(ref, request.headers)
         while True:
-            running = self._resolving.get(key)
-            if running is None:
-                task = asyncio.create_task(self._head(ref, request.headers, asked))
-                running = (mine, task)
-                if not task.done():
-                    self._resolving[key] = running
-                    task.add_done_callback(bind(self._resolved, key))
-            theirs, task = running
+            theirs, answer = self._resolving.join(key, mine, lambda: self._head(ref, request.headers, asked))
             try:
-                relay = await asyncio.shield(task)
+                relay = await answer
             except Relayed as error:
                 relay = error.relay
             if mine.shares(theirs, Relayed(relay)):
                 return relay
             await asyncio.sleep(0)
-
-    def _resolved(self, key: tuple[str, ...], task: asyncio.Task[Relay]) -> None:
-        self._resolving.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # Seen, also where every client has left.
 
     async def _head(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> Relay:
         response = await self.fetcher.open(ref, "HEAD", headers)
@@ -420,7 +407,7 @@ def _elsewhere(wanted: RangeRequest, flight: Flight) -> bool:
 
 
 def _unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:
-    kept = tuple(item for item in headers if item[0] != "Content-Type")
+    kept = without(headers, "content-type")
     return Answer(416, (*kept, ("Content-Range", f"bytes */{size}")), length=0, result=result, ref=ref)
 
 

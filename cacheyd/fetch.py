@@ -9,12 +9,12 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial as bind
 from typing import Protocol
 
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstream_error
 from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
+from cacheyd.once import Once
 from cacheyd.ranges import parse_content_range
 from cacheyd.reference import OCTET_STREAM, Reference
 from cacheyd.store.blobs import Partial, digest_of
@@ -114,10 +114,15 @@ def header(headers: HeaderList, name: str) -> str | None:
     return next((value for key, value in headers if key.lower() == name), None)
 
 
+def without(headers: HeaderList, *names: str) -> HeaderList:
+    """All but the headers of these names (in lower case)."""
+    return tuple(item for item in headers if item[0].lower() not in names)
+
+
 def end_to_end(headers: HeaderList) -> HeaderList:
     """Without hop-by-hop headers and those that Connection names (RFC 9110 section 7.6.1)."""
     named = {token.strip().lower() for key, value in headers if key.lower() == "connection" for token in value.split(",")}
-    return tuple((key, value) for key, value in headers if key.lower() not in _HOP_BY_HOP | named)
+    return without(headers, *_HOP_BY_HOP, *named)
 
 
 def credentials_of(headers: HeaderList) -> bytes:
@@ -171,7 +176,7 @@ class Fetcher:
         self._upstream = upstream
         self._clock = clock
         self._on_verify_failure = on_verify_failure
-        self._manifests: dict[tuple[str, ...], tuple[Asker, asyncio.Task[ManifestContent]]] = {}
+        self._manifests: Once[tuple[str, ...], Asker, ManifestContent] = Once()
         self._failed: dict[tuple[str, str], tuple[float, RequestError]] = {}
         self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -245,7 +250,7 @@ class Fetcher:
 
     async def stop(self) -> None:
         """Ends running flights; what they have stays in partial files for the next process."""
-        tasks = [*self._tasks, *(task for _, task in self._manifests.values())]
+        tasks = [*self._tasks, *self._manifests.tasks()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -440,7 +445,7 @@ class Fetcher:
         flight.streaming = flight.verified = True
         flight.notify()
         try:
-            flight.stored = await self.store.commit(partial, within=_within(ref))
+            flight.stored = await self.store.commit(partial, within=ref.name)
         except OSError as error:
             self.store.report_write_error(error)
         if flight.stored is None:
@@ -457,25 +462,13 @@ class Fetcher:
         key = (ref.registry, ref.repository, ref.reference, *(() if ref.digest else sorted(asked)))
         mine = asker(ref, headers)
         while True:
-            running = self._manifests.get(key)
-            if running is None:
-                task = asyncio.create_task(self._manifest(ref, headers, asked))
-                running = (mine, task)
-                if not task.done():
-                    self._manifests[key] = running
-                    task.add_done_callback(bind(self._manifest_done, key))
-            theirs, task = running
+            theirs, content = self._manifests.join(key, mine, lambda: self._manifest(ref, headers, asked))
             try:
-                return await asyncio.shield(task)
+                return await content
             except (Relayed, RequestError) as error:
                 if mine.shares(theirs, error):
                     raise
                 await asyncio.sleep(0)
-
-    def _manifest_done(self, key: tuple[str, ...], task: asyncio.Task[ManifestContent]) -> None:
-        self._manifests.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # Seen, also where every client has left.
 
     async def _manifest(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> ManifestContent:
         response = await self.open(ref, "GET", headers)
@@ -521,16 +514,12 @@ class Fetcher:
             raise upstream_error(502, f"upstream answered {media_type} where a manifest was asked for")
         stored = None
         if self.store.writable and self.store.has_room(len(data)):
-            stored = await self.store.put(expected, data, media_type, within=_within(ref))
+            stored = await self.store.put(expected, data, media_type, within=ref.name)
         return ManifestContent(expected, media_type, data, stored is not None)
 
 
 class _StartOver(Exception):
     """The fetch begins anew, from the first byte."""
-
-
-def _within(ref: Reference) -> str:
-    return f"{ref.registry}/{ref.repository}"
 
 
 def _as_request_error(error: UpstreamBroken) -> RequestError:

@@ -57,6 +57,15 @@ def size(value: object) -> Size:
     raise ValueError('a size such as "50GiB", "500GB" or "5%"')
 
 
+def shown_size(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
 def integer(low: int, high: int) -> Callable[[object], int]:
     """Makes a parser of whole numbers in a range."""
 

@@ -55,6 +55,11 @@ class Reference:
     query: str = ""
 
     @property
+    def name(self) -> str:
+        """Registry and repository, as objects and tags remember them."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
     def path(self) -> str:
         """The path at the upstream, with its query."""
         match self.kind:

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 from cacheyd import __version__
+from cacheyd.parse import shown_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +24,6 @@ class Status:
     registries: tuple[str, ...]
 
 
-def _size(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
 def _duration(seconds: float) -> str:
     minutes, _ = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -42,12 +35,12 @@ def render(status: Status) -> bytes:
     """The page: no scripts, nothing from elsewhere."""
     total = status.hits + status.misses
     ratio = f"{100 * status.hits / total:.1f} %" if total else "no requests yet"
-    free = "unknown" if status.free is None else _size(status.free)
+    free = "unknown" if status.free is None else shown_size(status.free)
     rows = [
         ("Version", __version__),
         ("Running for", _duration(time.time() - status.started)),
         ("Hits", f"{status.hits} of {total} requests ({ratio})"),
-        ("Stored", f"{status.manifests} manifests and {status.blobs} blobs, {_size(status.stored)}"),
+        ("Stored", f"{status.manifests} manifests and {status.blobs} blobs, {shown_size(status.stored)}"),
         ("Being fetched", str(status.flights)),
         ("Cache directory", f"{status.cache_dir} ({free} free)"),
         ("Configured registries", ", ".join(status.registries) or "none: any registry is served"),

@@ -76,7 +76,6 @@ class CacheHttp1Server(Http1Server):
         super().__init__(context)
         self._hits = hits
         self._make_pump = make_pump
-        self._head: Head | None = None
         self._deadline: commands.RequestWakeup | None = None
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -181,7 +180,6 @@ class CacheHttp1Server(Http1Server):
             yield commands.SendData(self.conn, pump.piece)  # type: ignore[arg-type]
 
     def _become_flow(self, head: Head, raw: bytes) -> layer.CommandGenerator[None]:
-        self._head = head
         try:
             self.request = http1.read_request_head(raw.split(b"\r\n"))
         except ValueError:

@@ -1,7 +1,6 @@
 """HTTP to upstreams: pooled connections, redirects, deadlines, the address guard. Implements `Transport`."""
 
 import asyncio
-import logging
 import socket
 import time
 from urllib.parse import urljoin, urlsplit
@@ -13,7 +12,7 @@ from OpenSSL import SSL
 
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
-from cacheyd.fetch import Chunk, UpstreamBroken
+from cacheyd.fetch import Chunk, UpstreamBroken, content_length, header, without
 from cacheyd.proxy.connection import FetchConnection, Streams
 from cacheyd.proxy.exchange import Exchange
 from cacheyd.proxy.trust import (
@@ -26,8 +25,6 @@ from cacheyd.proxy.trust import (
     proxy_login,
 )
 from cacheyd.proxy.wire import READ, Wire
-
-log = logging.getLogger(__name__)
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_HOPS = 5
@@ -101,7 +98,7 @@ class MitmTransport:
             if response.status == 407 and way[-1].proxy:
                 response.close()
                 raise UpstreamBroken("the proxy wants a login")
-            location = next((value for key, value in response.headers if key.lower() == "location"), None)
+            location = header(response.headers, "location")
             if response.status not in REDIRECTS or location is None:
                 return response
             await self._finish(response)
@@ -109,7 +106,7 @@ class MitmTransport:
             if target.scheme == "http" and way[0].scheme == "https":
                 raise _misdirected("redirected from https to http")
             if not target.same_site(way[-1]):
-                headers = tuple(item for item in headers if item[0].lower() != "authorization")
+                headers = without(headers, "authorization")
             way.append(target)
         raise _misdirected(f"more than {MAX_HOPS} redirects")
 
@@ -123,9 +120,9 @@ class MitmTransport:
 
     async def _finish(self, response: FetchResponse) -> None:
         """Reads the short body of a redirect, so that its connection can be kept."""
-        size = next((value for key, value in response.headers if key.lower() == "content-length"), "")
+        size = content_length(response.headers)
         try:
-            while size.isdecimal() and int(size) <= READ and await response.read():
+            while size is not None and size <= READ and await response.read():
                 pass
         finally:
             response.close()

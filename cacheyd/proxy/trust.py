@@ -1,6 +1,5 @@
 """Which hosts are trusted with what: TLS contexts, addresses, proxies."""
 
-import base64
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import certifi
 from mitmproxy.proxy.mode_specs import UpstreamMode
 from OpenSSL import SSL
 
+from cacheyd.auth import basic
 from cacheyd.config import ConfigError, Settings
 from cacheyd.proxy.listener import make_server_context
 
@@ -151,5 +151,4 @@ def proxy_login(proxy: str) -> str:
     url = urlsplit(proxy)
     if url.username is None:
         return ""
-    login = f"{unquote(url.username)}:{unquote(url.password or '')}"
-    return "Basic " + base64.b64encode(login.encode()).decode()
+    return basic(f"{unquote(url.username)}:{unquote(url.password or '')}")

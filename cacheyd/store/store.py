@@ -412,9 +412,4 @@ def free_space(path: Path) -> str:
         status = os.statvfs(path)
     except OSError:
         return "unknown"
-    size = float(status.f_bavail * status.f_frsize)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+    return parse.shown_size(status.f_bavail * status.f_frsize)

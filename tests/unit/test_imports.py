@@ -16,11 +16,12 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "cacheyd",
     "cacheyd.errors",
+    "cacheyd.once",
     "cacheyd.logs",
     "cacheyd.metrics",
-    "cacheyd.status",
     "cacheyd.reference",
     "cacheyd.parse",
+    "cacheyd.status",
     "cacheyd.ranges",
     "cacheyd.config",
     "cacheyd.store",
