@@ -10,7 +10,7 @@ from cacheyd.proxy.exchange import Exchange
 
 # The largest piece that mitmproxy gets, and the size of the blocks of a body (bytes).
 READ = 256 << 10
-BLOCK = 2 << 20
+BLOCK = 1 << 20
 
 
 class Wire(asyncio.BufferedProtocol):
