@@ -122,6 +122,7 @@ class Cache:
     def _from_store(self, request: Request, stored: Stored, media_type: str, result: str, since: float) -> Answer | None:
         ref = request.ref
         headers = (*object_headers(ref, stored.digest, media_type, result), *hit_headers(self._clock(), since))
+        self.store.touch(stored.digest)
         if _not_modified(request.if_none_match, stored.digest):
             return Answer(304, headers, length=None, result=result, ref=ref)
         parts: tuple[Part, ...] = ()
@@ -177,8 +178,10 @@ class Cache:
         try:
             self._check_allowed(request.ref.registry)
             asked = await self.access.check(request.ref, request.headers)
+            digest = request.ref.digest
+            recovered = digest is not None and await self.store.recover(digest) is not None
             # Where nobody had to be asked, `hit` has just said that there is none.
-            answer = self.hit(request, permitted=True) if asked else None
+            answer = self.hit(request, permitted=asked) if asked or recovered else None
             return answer or await self._miss(request)
         finally:
             self._waiting -= 1

@@ -69,7 +69,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("debug", parse.switch, False, "log more; never credentials", env=("DEBUG",)),
     Setting("max_size", parse.size, "", "most that is stored; least recently used objects make room; empty means no limit"),
     Setting("min_free", parse.size, "5%", "what is left free on the disk, in the same way"),
+    Setting("low_watermark", parse.share, "90%", "when objects make room, how far down: share of max_size; of min_free as much more"),
+    Setting("max_age", parse.duration, "0s", "images that nobody used for so long are removed; 0s means never"),
     Setting("pin", parse.patterns, "", "images that are never evicted, as patterns of registry/repository:tag"),
+    Setting("durability", parse.choice("fast", "fsync"), "fast", "fsync: an object is on the disk itself before it counts as stored; slower", live=False),
+    Setting("scrub_every", parse.duration, "7d", "how often everything stored is read and checked in the background; 0s means never"),
+    Setting("scrub_rate", parse.byte_count, "16MiB", "how many bytes a second that reads"),
     Setting("default_registry", parse.registry_name, "", "registry for clients that send no ns and no host in the path"),
     Setting("allow", parse.patterns, "", "registries that may be asked for, as patterns; empty means any"),
     Setting("deny", parse.patterns, "", "registries that may not, as patterns"),
@@ -149,7 +154,12 @@ class Settings:
     debug: bool = False
     max_size: Size = field(default_factory=Size)
     min_free: Size = field(default_factory=lambda: Size(share=0.05))
+    low_watermark: Size = field(default_factory=lambda: Size(share=0.9))
+    max_age: float = 0.0
     pin: tuple[str, ...] = ()
+    durability: str = "fast"
+    scrub_every: float = 7 * 86400.0
+    scrub_rate: int = 16 << 20
     default_registry: str = ""
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()

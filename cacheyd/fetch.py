@@ -168,6 +168,7 @@ class Fetcher:
         settings: Settings,
         *,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         on_verify_failure: Callable[[str], None] = lambda registry: None,
     ) -> None:
         self.store = store
@@ -175,6 +176,7 @@ class Fetcher:
         self.flights = FlightTable()
         self._upstream = upstream
         self._clock = clock
+        self._monotonic = monotonic
         self._on_verify_failure = on_verify_failure
         self._manifests: Once[tuple[str, ...], Asker, ManifestContent] = Once()
         self._failed: dict[tuple[str, str], tuple[float, RequestError]] = {}
@@ -188,7 +190,7 @@ class Fetcher:
         """Asks upstream; raises Relayed for a rate limit that is still in force, RequestError 502, 503 or 504 if it fails."""
         limited = (ref.registry, credentials_of(headers))
         if known := self._limited.get(limited):
-            if self._clock() < known[0]:
+            if self._monotonic() < known[0]:
                 raise Relayed(known[1])
             del self._limited[limited]
         try:
@@ -202,7 +204,7 @@ class Fetcher:
         if response.status == 429:
             relay = replace(await self.relay(response), from_head=method == "HEAD")
             _bound(self._limited)
-            self._limited[limited] = (self._clock() + retry_after(response.headers), relay)
+            self._limited[limited] = (self._monotonic() + retry_after(response.headers), relay)
             raise Relayed(relay)
         return response
 
@@ -220,14 +222,14 @@ class Fetcher:
     def recent_failure(self, registry: str, digest: str) -> RequestError | None:
         """Why an object could not be fetched just now, while it makes no sense to try again."""
         known = self._failed.get((registry, digest))
-        if known and self._clock() < known[0]:
+        if known and self._monotonic() < known[0]:
             return known[1]
         self._failed.pop((registry, digest), None)
         return None
 
-    def is_busy(self, digest: str) -> bool:
-        """Whether an object is on its way in."""
-        return any(flight.digest == digest for flight in self.flights)
+    def in_flight(self) -> set[str]:
+        """The digests of the objects that are on their way in."""
+        return {flight.digest for flight in self.flights}
 
     def incoming(self) -> int:
         """How many bytes are still to be written by the flights under way."""
@@ -266,7 +268,7 @@ class Fetcher:
             if flight.streaming and isinstance(error, RequestError):
                 pause = MISMATCH_PAUSE if error.failure.code is Code.DIGEST_INVALID else FAILURE_PAUSE
                 _bound(self._failed)
-                self._failed[flight.key] = (self._clock() + pause, error)
+                self._failed[flight.key] = (self._monotonic() + pause, error)
             self._end(flight, error)
         except asyncio.CancelledError:
             # The descriptor stays open: a thread may still be writing to it.
@@ -291,9 +293,7 @@ class Fetcher:
         if flight.verified:
             return
         if flight.partial is not None:
-            if not flight.partial.size:
-                self.store.blobs.discard(flight.partial)
-            flight.partial.close()
+            self.store.release(flight.partial)
         if flight.streaming and not isinstance(error, NotKept):
             log.warning("fetch of %s ended at byte %d: %s", flight.digest, flight.received, error)
         flight.fail(error)
@@ -381,7 +381,7 @@ class Fetcher:
 
     async def _restart(self, flight: Flight, partial: Partial, ref: Reference, why: str) -> Exception:
         """What is in the partial file does not continue: starts over if no client has any of it, else gives up."""
-        await self._discard(partial)
+        await self.store.discard(partial)
         if flight.streaming:
             return upstream_error(502, why, digest=flight.digest)
         try:
@@ -391,10 +391,6 @@ class Fetcher:
             return NotKept()
         flight.received = 0
         return _StartOver()
-
-    async def _discard(self, partial: Partial) -> None:
-        await asyncio.to_thread(self.store.blobs.discard, partial)
-        partial.close()
 
     async def _receive(self, flight: Flight, partial: Partial, ref: Reference, response: UpstreamResponse, skip: int) -> None:
         while True:
@@ -436,7 +432,7 @@ class Fetcher:
     async def _mismatch(self, partial: Partial, ref: Reference, message: str) -> RequestError:
         """Wrong bytes: nothing of them is kept."""
         self._on_verify_failure(ref.registry)
-        await self._discard(partial)
+        await self.store.discard(partial)
         return RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": partial.digest}))
 
     async def _land(self, flight: Flight, partial: Partial, ref: Reference) -> None:
@@ -449,6 +445,7 @@ class Fetcher:
         except OSError as error:
             self.store.report_write_error(error)
         if flight.stored is None:
+            self.store.release(partial, close=False)
             log.info("%s of %s was served but not kept", flight.digest, ref.registry)
 
     # Manifests
@@ -513,7 +510,7 @@ class Fetcher:
         if media_type.startswith("text/"):
             raise upstream_error(502, f"upstream answered {media_type} where a manifest was asked for")
         stored = None
-        if self.store.writable and self.store.has_room(len(data)):
+        if self.store.writable and await self.store.make_room(len(data)):
             stored = await self.store.put(expected, data, media_type, within=ref.name)
         return ManifestContent(expected, media_type, data, stored is not None)
 

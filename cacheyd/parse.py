@@ -57,6 +57,22 @@ def size(value: object) -> Size:
     raise ValueError('a size such as "50GiB", "500GB" or "5%"')
 
 
+def share(value: object) -> Size:
+    """A share from `"1%"` to `"100%"`."""
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", value.strip()) if isinstance(value, str) else None
+    if match and 1 <= float(match[1]) <= 100:
+        return Size(share=float(match[1]) / 100)
+    raise ValueError('a share such as "90%"')
+
+
+def byte_count(value: object) -> int:
+    """Bytes from `"16MiB"` or a number; 0 from `""`. No share: there is nothing that it could be of."""
+    found = size(value)
+    if found.share:
+        raise ValueError('a size such as "16MiB"')
+    return found.bytes
+
+
 def shown_size(size: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -1,12 +1,12 @@
 """Pure decisions, with `now` as an argument."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from cacheyd.config import Settings
 from cacheyd.reference import Reference, accepts
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.rows import TagVariant
 
 # Types of the first manifest schema: nobody serves it any more, some clients still name it.
 _SCHEMA_1 = frozenset(
@@ -41,7 +41,7 @@ def same_answer(variant: TagVariant, asked: frozenset[str], types: frozenset[str
     return asked == variant.asked or (variant.media_type.lower() in asked and asked <= variant.asked)
 
 
-def find_variant(variants: list[TagVariant], asked: frozenset[str], types: frozenset[str]) -> TagVariant | None:
+def find_variant(variants: Iterable[TagVariant], asked: frozenset[str], types: frozenset[str]) -> TagVariant | None:
     """The newest of a tag's variants that is right for this client."""
     found = [variant for variant in variants if same_answer(variant, asked, types)]
     return max(found, key=lambda variant: variant.checked, default=None)
@@ -57,20 +57,15 @@ def may_be_stale(variant: TagVariant, stale_if_error: float, now: float) -> bool
     return now - variant.checked < stale_if_error
 
 
-def evict_order(objects: Iterable[Stored], used: Mapping[str, float], pinned: Collection[str]) -> list[Stored]:
-    """What may be evicted, in the order in which it goes: least recently used first, manifests after all blobs.
+def to_free(stored: int, max_size: int, free: int | None, min_free: int, *, low: float = 0.9, size: int = 0) -> int:
+    """How many bytes have to go for `size` more: none below the limits, beyond one of them so many that the low one holds.
 
-    Manifests are small, and a client that has one and not its blobs is better off than one that has neither.
+    `low` is the low watermark as a share of `max_size`; of `min_free` as much more stays free.
     """
-    loose = [stored for stored in objects if stored.digest not in pinned]
-    return sorted(loose, key=lambda stored: (bool(stored.media_type), used.get(stored.digest, stored.used)))
-
-
-def to_free(stored: int, max_size: int, free: int | None, min_free: int) -> int:
-    """How many bytes have to go: none below the limits; beyond one of them, down to its low watermark (a tenth below)."""
     over = 0
-    if max_size and stored > max_size:
-        over = stored - max_size * 9 // 10
-    if free is not None and free < min_free:
-        over = max(over, min_free * 11 // 10 - free)
+    if max_size and stored + size > max_size:
+        low_size = int(max_size * low)
+        over = stored + size - (low_size if size <= low_size else max_size)
+    if free is not None and free - size < min_free:
+        over = max(over, int(min_free * (2 - low)) - (free - size))
     return over

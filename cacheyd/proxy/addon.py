@@ -32,6 +32,7 @@ from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, PlainRefused, Pum
 from cacheyd.proxy.transport import MitmTransport
 from cacheyd.proxy.trust import check_files
 from cacheyd.reference import Kind, Page, Reference, parse_target
+from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.store import Store, free_space
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ STARTED = "cacheyd_started"
 IDLE_TIMEOUT = 120
 # The first byte of a TLS connection (RFC 8446 section 5.1: handshake).
 TLS_RECORD = b"\x16"
+# A process that is ending has `grace` and so much more to let go of the directory (seconds).
+LOCK_PATIENCE = 10.0
 # How often the file behind a reply is looked for (seconds): the directory may be wiped.
 LOOK_EVERY = 0.05
 # Replies that are kept for `quick`, and the size of the largest one (bytes).
@@ -64,6 +67,8 @@ class RegistryCache:
         self.settings = Settings()
         self._tls: ListenerTls | None = None
         self._ready = False
+        # The start ended with an error.
+        self.failed = False
         self._stopping = False
         self._hurry = False
         self._active = 0
@@ -114,14 +119,21 @@ class RegistryCache:
             below_floor=self.origins.below_floor,
             check_allowed=self.origins.check_allowed,
         )
-        self.store.busy, self.store.incoming = self.fetcher.is_busy, self.fetcher.incoming
+        self.store.in_flight, self.store.incoming = self.fetcher.in_flight, self.fetcher.incoming
         self._watch()
         self._inspect = ctx.options.cacheyd_inspect or ctx.master.addons.get("view") is not None
         if self._access_log is None:
             self._access_log = AccessLog(None, as_json=False)
         with contextlib.suppress(NotImplementedError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
-        await self.store.start()
+        try:
+            await self.store.start(wait=settings.grace + LOCK_PATIENCE, give_up=ctx.master.should_exit.is_set)
+        except DirectoryInUse as error:
+            if not ctx.master.should_exit.is_set():
+                log.error("%s", error)
+                self.failed = True
+            ctx.master.shutdown()
+            return
         self._ready = True
         if self._descriptors < settings.max_connections:
             log.warning("no more than %d connections: this process may not open more files", self._descriptors)
@@ -168,11 +180,17 @@ class RegistryCache:
         metrics.watch(
             "cacheyd_upstreams_dead", "Origins that are left alone now", lambda: float(len(self.origins.breaker.dead()))
         )
-        metrics.watch("cacheyd_store_bytes", "Bytes stored", lambda: float(store.bytes))
+        metrics.watch("cacheyd_store_bytes", "Bytes stored", lambda: float(store.size))
         metrics.watch("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda: float(store.blobs.free() or 0))
         metrics.watch("cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(store.writable))
+        metrics.watch("cacheyd_store_full", "1 while there is no room and nothing may go", lambda: float(store.room.full))
+        metrics.watch("cacheyd_store_partial_bytes", "Bytes in files being fetched", lambda: float(store.partial_bytes))
+        metrics.watch_total("cacheyd_scrub_bytes", "Bytes checked in the background", lambda: store.upkeep.scrubbed)
+        metrics.watch_total(
+            "cacheyd_scrub_dropped", "Stored objects that did not have their digest any more", lambda: store.upkeep.dropped
+        )
         metrics.watch_total("cacheyd_store_write_errors", "Writes that the disk refused", lambda: store.write_errors)
-        metrics.watch_kinds("cacheyd_store_objects", "Objects stored", lambda: {str(k): n for k, n in store.objects.items()})
+        metrics.watch_kinds("cacheyd_store_objects", "Objects stored", lambda: {str(k): n for k, n in store.counts.items()})
 
     async def done(self) -> None:
         """Stops gracefully: no new connections, running transfers get `grace` seconds, partials stay for resume."""
@@ -254,12 +272,13 @@ class RegistryCache:
         if now >= known.until or self._stopping:
             del self._quick[raw]
             return None
+        known.uses += 1
         if now >= known.look_again:
-            if self.store.blobs.size(known.digest) != known.size:
+            if self.store.find(known.digest) is None:
                 del self._quick[raw]
                 return None
-            self.store.touch(known.digest)
-            known.look_again = now + LOOK_EVERY
+            self.store.touch(known.digest, known.uses)
+            known.look_again, known.uses = now + LOOK_EVERY, 0
         self._account(known.method, known.answer, len(known.answer.body), time.monotonic(), client)
         return known.reply
 
@@ -354,7 +373,7 @@ class RegistryCache:
         store = self.store
         hits, misses = self.metrics.totals()
         return status.Status(
-            self._started, hits, misses, store.objects[Kind.MANIFEST], store.objects[Kind.BLOB], store.bytes,
+            self._started, hits, misses, store.counts[Kind.MANIFEST], store.counts[Kind.BLOB], store.size,
             len(self.fetcher.flights), str(self.settings.cache_dir), store.blobs.free(),
             tuple(sorted(self.settings.registries)),
         )  # fmt: skip
@@ -442,6 +461,7 @@ class _Quick:
     size: int
     method: str
     answer: Answer
+    uses: int = 0
 
 
 def _raise_descriptor_limit() -> int:

@@ -58,4 +58,4 @@ class Daemon:
     async def run(self) -> int:
         """Serves until `stop`; returns the exit code."""
         await self._master.run()
-        return 0 if self._listener.listening else 1
+        return 0 if self._listener.listening and not self._addon.failed else 1

@@ -12,7 +12,7 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 _READ = 4 << 20
@@ -152,6 +152,14 @@ class BlobDir:
         except OSError:
             return None
 
+    def stat(self, digest: str) -> tuple[int, int] | None:
+        """Size in bytes and time of change in nanoseconds of the stored file, None if there is none."""
+        try:
+            status = os.stat(self.path(digest))
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
+
     def read(self, digest: str) -> bytes | None:
         """The whole file; for small ones."""
         try:
@@ -192,19 +200,46 @@ class BlobDir:
         except BlockingIOError:
             return Partial.open(path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}"), digest)
 
-    def commit(self, partial: Partial) -> bool:
-        """Moves a verified partial to its digest; False if the directory was wiped meanwhile. Blocks; raises OSError."""
+    def commit(self, partial: Partial, *, sync: bool = False) -> int | None:
+        """Moves a verified partial to its digest; the file's time of change, None if the directory was wiped meanwhile.
+
+        With `sync` both the bytes and the name are on the disk itself afterwards. Blocks; raises OSError.
+        """
         if not partial.is_linked():
-            return False
+            return None
         target = self.path(partial.digest)
+        if sync:
+            partial.sync()
         try:
             partial.path.rename(target)
         except FileNotFoundError:
             self.prepare()
             if not partial.is_linked():
-                return False
+                return None
             partial.path.rename(target)
-        return True
+        if sync:
+            _sync_directory(os.path.dirname(target))
+        return os.fstat(partial.fd).st_mtime_ns
+
+    def sync(self, digests: Iterable[str]) -> list[str]:
+        """The bytes of stored objects to the disk itself; returned are those that did not get there. Blocks."""
+        failed = []
+        for digest in digests:
+            try:
+                fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                failed.append(digest)
+        return failed
+
+    def is_mapped(self, digest: str) -> bool:
+        """Whether somebody is reading the object now."""
+        return digest in self._mapped
 
     def discard(self, partial: Partial) -> None:
         """Removes a partial that is of no use."""
@@ -215,8 +250,8 @@ class BlobDir:
         """Removes a stored object; running readers are not disturbed."""
         Path(self.path(digest)).unlink(missing_ok=True)
 
-    def scan(self) -> Iterator[tuple[str, int]]:
-        """Each stored object's digest and size, from the file system alone."""
+    def scan(self) -> Iterator[tuple[str, int, int]]:
+        """Each stored object's digest, size and time of change, from the file system alone."""
         for algorithm, length in _LENGTH.items():
             try:
                 entries = os.scandir(self.root / "blobs" / algorithm)
@@ -225,24 +260,35 @@ class BlobDir:
             with entries:
                 for entry in entries:
                     if len(entry.name) == length and _HEX.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                        yield f"{algorithm}:{entry.name}", entry.stat().st_size
+                        try:
+                            status = entry.stat()
+                        except OSError:
+                            continue
+                        yield f"{algorithm}:{entry.name}", status.st_size, status.st_mtime_ns
 
-    def sweep_partials(self, older_than: float) -> int:
-        """Removes partials not written to for `older_than` seconds and those no fetch can continue; returns how many."""
-        removed = 0
+    def sweep_partials(self, older_than: float) -> tuple[int, dict[str, int]]:
+        """Removes partials not written to for `older_than` seconds and those no fetch can continue, but none under way.
+
+        How many went, and path and size of those that stay and wait for a fetch. Blocks.
+        """
+        removed, idle = 0, {}
         try:
             entries = list(os.scandir(self.root / "partial"))
         except OSError:
-            return 0
+            return 0, {}
         for entry in entries:
             try:
-                stale = time.time() - entry.stat().st_mtime > older_than
-                if stale or (not _PARTIAL.fullmatch(entry.name) and not _is_locked(entry.path)):
+                status = entry.stat(follow_symlinks=False)
+                if _is_locked(entry.path):
+                    continue
+                if time.time() - status.st_mtime > older_than or not _PARTIAL.fullmatch(entry.name):
                     os.unlink(entry.path)
                     removed += 1
+                else:
+                    idle[entry.path] = status.st_size
             except OSError:
                 continue
-        return removed
+        return removed, idle
 
     def total(self) -> int:
         """The size of the disk in bytes, 0 if unknown."""
@@ -268,6 +314,14 @@ def _drop_from_before_boot(path: Path) -> None:
             path.unlink()
     except OSError:
         pass
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_locked(path: str) -> bool:

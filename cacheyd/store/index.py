@@ -1,15 +1,14 @@
-"""Rows in diskcache, with a bounded mirror in memory and write-behind in batches.
+"""Rows in diskcache: what is stored, written in batches and read at the start.
 
-Reads on the event loop come from the mirror, and once in a while from SQLite (about 30 µs); writes never happen there.
+Only the store knows what is right now; this is what the next process knows. Losing it costs time and no object: files
+without a row are hashed and taken up again.
 """
 
 import json
 import logging
 import shutil
 import sqlite3
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,14 @@ log = logging.getLogger(__name__)
 
 type Row = dict[str, Any]
 
-MIRROR_ROWS = 50_000
-# Rows that wait for a disk that cannot be written.
-PENDING_ROWS = 100_000
+# The meaning of the rows. An index with another number, or none, is made anew from the files: every change counts it up.
+SCHEMA = 2
+_SCHEMA_KEY = "m:schema"
+# How long a write waits for others, and a read on the event loop (seconds).
+WRITE_WAIT, READ_WAIT = 5.0, 0.05
 _ERRORS = (sqlite3.Error, OSError, diskcache.Timeout, ValueError)
+# diskcache keeps short texts as they are under this mode; everything else in the table is not ours.
+_MODE_RAW = 1
 
 
 class JsonDisk(diskcache.Disk):  # type: ignore[misc]
@@ -44,166 +47,181 @@ class JsonDisk(diskcache.Disk):  # type: ignore[misc]
 
 
 class Index:
-    """A persistent map from text keys to JSON rows. Losing it costs misses, so no error leaves this class."""
+    """A persistent map from text keys to JSON rows. No error leaves this class."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, sync: bool = False) -> None:
         self._directory = directory
-        self._mirror: OrderedDict[str, Row] = OrderedDict()
-        self._pending: dict[str, Row | None] = {}
-        self._writing: dict[str, Row | None] = {}
-        self._failing = False
-        self._lock = threading.Lock()
-        self._complete = False
+        self._sync = sync
         self._cache: Any = None
+        self._reader: Any = None
+        self._failing = False
+        self._damaged = False
 
-    def open(self) -> None:
-        """Opens the index, anew if it is broken; in memory only if even that fails. Blocks."""
-        for attempt in range(2):
-            try:
-                # 32 MiB: rows are texts below it, so diskcache never makes a file of its own.
-                self._cache = diskcache.Cache(
-                    str(self._directory), timeout=5, disk=JsonDisk, disk_min_file_size=32 << 20, eviction_policy="none",
-                    cull_limit=0, size_limit=2**40, statistics=0, tag_index=0,
-                )  # fmt: skip
-                return
-            except _ERRORS as error:
-                log.warning("the index cannot be opened (%s): %s", error, "made anew" if attempt == 0 else "kept in memory")
-                self._cache = None
+    def open(self) -> bool:
+        """Opens the index, anew if it is damaged or of another version; whether that worked. Blocks.
+
+        One that is locked by somebody, or in a place that cannot be written, is left alone: `write` tries again.
+        """
+        self.close()
+        for _ in range(2):
+            if self._damaged:
                 shutil.rmtree(self._directory, ignore_errors=True)
+                self._damaged = False
+            try:
+                self._cache = self._connect(WRITE_WAIT)
+                self._reader = self._connect(READ_WAIT)
+                if self._is_current():
+                    return True
+                log.warning("the index is of another version; making it anew from what is stored")
+                self._damaged = True
+            except _ERRORS as error:
+                self._fail("opened", error)
+            self.close()
+            if not self._damaged:
+                return False
+        return False
 
-    def load(self) -> None:
-        """Fills the mirror. Blocks; safe beside reads and writes on the event loop."""
-        for rows, (key, row) in enumerate(self._stored()):
-            if rows >= MIRROR_ROWS:
-                return
-            with self._lock:
-                if not self._is_changing(key) and key not in self._mirror:
-                    self._mirror[key] = row
-        with self._lock:
-            self._complete = len(self._mirror) < MIRROR_ROWS
+    def _connect(self, wait: float) -> Any:
+        # 32 MiB: rows are texts below it, so diskcache never makes a file of its own.
+        return diskcache.Cache(
+            str(self._directory), timeout=wait, disk=JsonDisk, disk_min_file_size=32 << 20, eviction_policy="none",
+            cull_limit=0, size_limit=2**40, statistics=0, tag_index=0, sqlite_synchronous=2 if self._sync else 1,
+        )  # fmt: skip
 
-    def _stored(self) -> Iterator[tuple[str, Row]]:
-        if self._cache is None:
-            return
+    def _is_current(self) -> bool:
+        found = self._cache.get(_SCHEMA_KEY)
+        if found == {"schema": SCHEMA}:
+            return True
+        if found is None and not len(self._cache):
+            return bool(self._cache.set(_SCHEMA_KEY, {"schema": SCHEMA}))
+        return False
+
+    def _fail(self, what: str, error: Exception) -> None:
+        """Says so once, and remembers whether it is the database itself that is at fault."""
+        if _is_damage(error):
+            log.warning("the index is damaged (%s); making it anew from what is stored", error)
+            self._damaged = True
+        elif not self._failing:
+            log.warning("the index cannot be %s: %s", what, error)
+            self._failing = True
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is an index on disk that can be written, as far as is known."""
+        return self._cache is not None and not self._damaged
+
+    def get(self, key: str) -> Row | None:
+        """A row; None if there is none or it cannot be read. About 30 µs, for before everything is in memory."""
+        if self._reader is None:
+            return None
         try:
-            for key in iter(self._cache):
-                row = self._read(key) if key else None
-                if row is not None:
-                    yield key, row
-        except _ERRORS as error:
-            log.warning("the index cannot be read: %s", error)
-
-    def _read(self, key: str) -> Row | None:
-        try:
-            row = self._cache.get(key)
+            row = self._reader.get(key)
         except _ERRORS:
             return None
         return row if isinstance(row, dict) else None
 
-    def get(self, key: str) -> Row | None:
-        """The row, None if there is none. The caller must not change it."""
-        row = self._mirror.get(key)
-        if row is not None or self._complete or self._cache is None:
-            return row
-        with self._lock:
-            if self._is_changing(key):
-                return self._pending.get(key, self._writing.get(key))
-        row = self._read(key)
-        if row is not None:
-            self._remember(key, row)
-        return row
+    def pages(self, size: int) -> Iterator[list[tuple[str, Row]]]:
+        """All rows, `size` at a time. Blocks, in whatever thread it is continued.
 
-    def _is_changing(self, key: str) -> bool:
-        """Whether what is on disk for this key is out of date."""
-        return key in self._pending or key in self._writing
-
-    def put(self, key: str, row: Row) -> None:
-        """Sets the row; on disk with the next `flush`."""
-        with self._lock:
-            self._pending[key] = row
-        self._remember(key, row)
-
-    def _remember(self, key: str, row: Row) -> None:
-        with self._lock:
-            self._mirror[key] = row
-            self._mirror.move_to_end(key)
-            while len(self._mirror) > MIRROR_ROWS:
-                self._mirror.popitem(last=False)
-                self._complete = False
-
-    def delete(self, key: str) -> None:
-        """Forgets the row; on disk with the next `flush`."""
-        with self._lock:
-            self._mirror.pop(key, None)
-            self._pending[key] = None
-
-    def rows(self, prefix: str) -> list[tuple[str, Row]]:
-        """Each row whose key starts so, from disk and memory. Blocks."""
-        found = dict(self._stored())
-        with self._lock:
-            found |= self._mirror
-            for key, row in (self._writing | self._pending).items():
-                if row is None:
-                    found.pop(key, None)
-                else:
-                    found[key] = row
-        return [(key, row) for key, row in found.items() if key.startswith(prefix)]
-
-    def flush(self) -> None:
-        """Writes what is pending, in one transaction. Blocks; a wiped or broken index is opened anew."""
-        with self._lock:
-            self._writing, self._pending = self._pending, {}
-        if self._cache is not None and not (self._directory / "cache.db").exists():
-            log.warning("the index at %s is gone; starting a new one", self._directory)
-            self._reopen()
+        By a connection of its own over the table: diskcache's iteration and a `get` per key take ten times as long.
+        """
+        if self._cache is None:
+            return
         try:
-            if self._writing and self._cache is not None:
-                self._write(self._writing)
-            self._failing = False
-            self._writing = {}
+            connection = sqlite3.connect(f"file:{self._path()}?mode=ro", uri=True, timeout=WRITE_WAIT, check_same_thread=False)
         except _ERRORS as error:
-            self._put_back()
-            if not self._failing:
-                log.warning("the index cannot be written: %s", error)
-            self._failing = True
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-                self._reopen()
-
-    def _put_back(self) -> None:
-        """What could not be written is written later, unless there is so much of it that memory is dearer."""
-        with self._lock:
-            self._pending = {**self._writing, **self._pending}
-            self._writing = {}
-            while len(self._pending) > PENDING_ROWS:
-                del self._pending[next(iter(self._pending))]
-
-    def _write(self, pending: dict[str, Row | None]) -> None:
-        with self._cache.transact(retry=False):
-            for key, row in pending.items():
-                if row is None:
-                    self._cache.delete(key)
-                else:
-                    self._cache.set(key, row)
-
-    def _reopen(self) -> None:
-        with self._lock:
-            self._mirror.clear()
-            kept = self._writing | self._pending
-            self._mirror.update({key: row for key, row in kept.items() if row is not None})
-            self._complete = False
-        self._close_quietly()
-        shutil.rmtree(self._directory, ignore_errors=True)
-        self.open()
-
-    def _close_quietly(self) -> None:
+            self._fail("read", error)
+            return
         try:
-            if self._cache is not None:
-                self._cache.close()
-        except _ERRORS:
-            pass
-        self._cache = None
+            last = -1
+            while True:
+                query = "SELECT rowid, key, raw, mode, filename, value FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?"
+                found = connection.execute(query, (last, size)).fetchall()
+                if not found:
+                    return
+                last = found[-1][0]
+                yield [pair for pair in map(_pair, found) if pair is not None]
+        except _ERRORS as error:
+            self._fail("read", error)
+        finally:
+            connection.close()
+
+    def _path(self) -> str:
+        # The characters that mean something in a URI (RFC 3986).
+        path = str(self._directory / "cache.db")
+        return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+    def write(self, rows: Sequence[tuple[str, Row | None]]) -> bool:
+        """Sets rows, and deletes those that are None, in one transaction; whether they are on disk. Blocks."""
+        if self._cache is None:
+            return False
+        try:
+            with self._cache.transact(retry=False):
+                for key, row in rows:
+                    if row is None:
+                        self._cache.delete(key)
+                    else:
+                        self._cache.set(key, row)
+        except _ERRORS as error:
+            self._fail("written", error)
+            if self._damaged:
+                self.close()
+            return False
+        self._failing = False
+        return True
+
+    def is_there(self) -> bool:
+        """Whether its file is still in place: the cache directory may be wiped at any time."""
+        return (self._directory / "cache.db").exists()
+
+    def size(self) -> int:
+        """Its bytes on disk."""
+        total = 0
+        for name in ("cache.db", "cache.db-wal", "cache.db-shm"):
+            try:
+                total += (self._directory / name).stat().st_size
+            except OSError:
+                continue
+        return total
+
+    def compact(self) -> None:
+        """Gives back the space of deleted rows and of the log. Blocks."""
+        if self._cache is None:
+            return
+        try:
+            connection = sqlite3.connect(self._directory / "cache.db", timeout=WRITE_WAIT)
+            try:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()
+        except _ERRORS as error:
+            self._fail("compacted", error)
 
     def close(self) -> None:
-        """Flushes and closes. Blocks."""
-        self.flush()
-        self._close_quietly()
+        """Lets go of the file. Blocks."""
+        for cache in (self._cache, self._reader):
+            try:
+                if cache is not None:
+                    cache.close()
+            except _ERRORS:
+                pass
+        self._cache = self._reader = None
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the database itself is at fault, and not a lock or the disk."""
+    if isinstance(error, sqlite3.OperationalError):
+        return "no such" in str(error)
+    return isinstance(error, sqlite3.Error | ValueError)
+
+
+def _pair(found: tuple[Any, ...]) -> tuple[str, Row] | None:
+    _, key, raw, mode, filename, value = found
+    if not raw or mode != _MODE_RAW or filename is not None or not isinstance(key, str) or not isinstance(value, str):
+        return None
+    try:
+        row = json.loads(value)
+    except ValueError:
+        return None
+    return (key, row) if isinstance(row, dict) else None

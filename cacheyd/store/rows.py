@@ -1,20 +1,29 @@
 """What the index's rows mean, and what manifests refer to."""
 
 import json
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cacheyd.reference import DIGEST, OCI_INDEX, OCI_MANIFEST, Kind
+from cacheyd.reference import DIGEST, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Kind
 from cacheyd.store.index import Row
 
 MAX_VARIANTS = 8
+_INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
+MAX_ASKED = 1000
+# A manifest that refers to more than this is not looked into (real ones have tens): it would fill the memory.
+MAX_CHILDREN = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stored:
-    """A verified object on disk. `media_type` is empty for blobs; `created` and `used` are in seconds since the epoch.
+    """A verified object on disk, changed by the store alone. `media_type` is empty for blobs.
 
-    `within` names the repositories (`registry/repository`) that upstream served it in, the last ones.
+    `created` and `used` are in seconds since the epoch; `stamp` is the file's time of change in nanoseconds, by which a
+    file that somebody put in its place is told from it; `within` names the repositories (`registry/repository`) that
+    upstream served it in, the last ones; `needs` are the digests that an image is made of, and of an index those of its
+    manifests that are stored.
     """
 
     digest: str
@@ -23,6 +32,9 @@ class Stored:
     created: float
     within: tuple[str, ...] = ()
     used: float = 0.0
+    hits: int = 0
+    stamp: int = 0
+    needs: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -45,36 +57,62 @@ def read_stored(digest: str, row: Row) -> Stored | None:
     """An object's row; None if it is not one."""
     try:
         created = float(row["at"])
+        within, needs = row.get("in", ()), row.get("needs", ())
+        if not all(isinstance(text, str) for text in (*within, *needs)):
+            return None
         return Stored(
-            digest, int(row["size"]), str(row["type"]), created, tuple(row.get("in", ())), float(row.get("used", created))
+            digest,
+            int(row["size"]),
+            sys.intern(str(row["type"])),
+            created,
+            tuple(map(sys.intern, within)),
+            float(row.get("used", created)),
+            int(row.get("hits", 0)),
+            int(row["stamp"]),
+            tuple(needs),
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def write_stored(stored: Stored) -> Row:
-    """The row of an object."""
-    return {
+def write_stored(stored: Stored, listed: Sequence[str] = ()) -> Row:
+    """The row of an object; of an index, `listed` is all that it lists (what of it is stored is seen when it is read)."""
+    row: Row = {
         "size": stored.size,
         "type": stored.media_type,
         "at": stored.created,
         "in": list(stored.within),
         "used": stored.used or stored.created,
+        "hits": stored.hits,
+        "stamp": stored.stamp,
     }
+    needs = list(listed if is_index(stored.media_type) else stored.needs)
+    return row | {"needs": needs} if needs else row
 
 
 def read_variants(row: Row) -> list[TagVariant]:
     """A tag's row; empty if it is not one."""
     try:
         return [
-            TagVariant(frozenset(v["asked"]), str(v["digest"]), str(v["type"]), int(v["size"]), float(v["at"]))
+            TagVariant(_shared(v["asked"]), str(v["digest"]), sys.intern(str(v["type"])), int(v["size"]), float(v["at"]))
             for v in row["variants"]
         ]
     except (KeyError, TypeError, ValueError):
         return []
 
 
-def write_variants(variants: list[TagVariant]) -> Row:
+_ASKED: dict[frozenset[str], frozenset[str]] = {}
+
+
+def _shared(asked: Iterable[str]) -> frozenset[str]:
+    """One set for all who ask for the same types: there are few, and a set takes as much memory as all the rest."""
+    found = frozenset(asked)
+    if len(_ASKED) >= MAX_ASKED:
+        _ASKED.clear()
+    return _ASKED.setdefault(found, found)
+
+
+def write_variants(variants: Sequence[TagVariant]) -> Row:
     """The row of a tag, with its newest variants."""
     return {
         "variants": [
@@ -108,11 +146,17 @@ def guess_media_type(data: bytes | None) -> str:
 
 
 def children(data: bytes | None) -> list[str]:
-    """The digests that a manifest or index refers to (image-spec, "Descriptors")."""
+    """The digests that a manifest or index needs, each once (image-spec, "Descriptors"); none for absurdly many."""
     content = _content(data)
-    found = [content.get("config"), content.get("subject")]
+    found = [content.get("config")]
     for name in ("layers", "manifests", "blobs"):
         items = content.get(name)
         found += items if isinstance(items, list) else []
     digests = [item.get("digest") for item in found if isinstance(item, dict)]
-    return [digest for digest in digests if isinstance(digest, str) and DIGEST.fullmatch(digest)]
+    right = dict.fromkeys(digest for digest in digests if isinstance(digest, str) and DIGEST.fullmatch(digest))
+    return list(right) if len(right) <= MAX_CHILDREN else []
+
+
+def is_index(media_type: str) -> bool:
+    """Whether this is the type of a list of manifests (OCI index, Docker manifest list)."""
+    return media_type.lower() in _INDEXES

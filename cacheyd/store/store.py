@@ -1,36 +1,26 @@
 """Keeps index and files consistent; the only one that writes.
 
-Order of a commit: file flushed and verified → rename → row. Of a removal: row → unlink. A crash leaves a partial or an
-orphan file, never a row without its file that would be served, never a file under a digest that is not its own.
+Order of a commit: file verified → rename → bytes on the disk itself → row. A file without a row is hashed before it counts,
+so whatever a crash leaves, nothing wrong is served and nothing is lost for good. Of a removal: catalogue → file; a row whose
+file is not there, or not the one that it was written for, is none.
 """
 
 import asyncio
-import errno
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cacheyd import parse, policy
+from cacheyd import parse
 from cacheyd.config import Settings
-from cacheyd.reference import Kind
-from cacheyd.store.blobs import BlobDir, Mapped, Partial, hash_file
-from cacheyd.store.index import Index
-from cacheyd.store.rows import (
-    Stored,
-    TagVariant,
-    children,
-    guess_media_type,
-    read_stored,
-    read_variants,
-    write_stored,
-    write_variants,
-)
+from cacheyd.store.blobs import Partial
+from cacheyd.store.lock import DirectoryInUse
+from cacheyd.store.room import Room
+from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
+from cacheyd.store.shelf import Shelf
+from cacheyd.store.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +28,15 @@ SMALL = 64 << 10
 LARGE_CHUNK = 512 << 10
 SMALL_TOTAL = 32 << 20
 MAX_REPOSITORIES = 64
-PARTIAL_AGE = 24 * 3600.0
-FLUSH_EVERY, EVICT_EVERY, SAVE_USED_EVERY = 0.5, 2.0, 60.0
+# Files without a row are looked into up to this size, whether they are manifests (bytes).
 MANIFEST_MAX = 8 << 20
 # After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
 BROKEN_PAUSE = 10.0
-# Room that is never used up by a fetch (bytes): the index and the log want some, too.
-RESERVE = 16 << 20
+# How often the lock of another process is tried again (seconds).
+LOCK_EVERY = 0.2
 
 
-class Store:
+class Store(Shelf):
     """Objects by digest, tags by name. All methods but those marked "blocks" are for the event loop."""
 
     def __init__(
@@ -56,267 +45,88 @@ class Store:
         settings: Settings | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         on_evicted: Callable[[str, int], None] = lambda reason, count: None,
     ) -> None:
-        self.root = root
-        self.settings = settings or Settings()
-        # What is on its way in: set by who fetches.
-        self.busy: Callable[[str], bool] = lambda digest: False
-        self.incoming: Callable[[], int] = lambda: 0
-        self._on_evicted = on_evicted
-        self._used: dict[str, float] = {}
-        self._evicting = asyncio.Lock()
-        self.blobs = BlobDir(root)
-        self._index = Index(root / "index")
-        self._clock = clock
-        self._small: OrderedDict[str, bytes] = OrderedDict()
-        self._small_bytes = 0
-        self._broken_until = 0.0
+        super().__init__(root, settings or Settings(), clock=clock, monotonic=monotonic, on_evicted=on_evicted)
+        self.room = Room(self)
+        self.upkeep = Upkeep(self)
         self._tasks: list[asyncio.Task[None]] = []
-        self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cacheyd-disk")
-        self.objects: dict[Kind, int] = {Kind.MANIFEST: 0, Kind.BLOB: 0}
-        self.bytes = 0
-        # While the start still counts what is there: what was stored meanwhile, and what went.
-        self._counting = True
-        self._fresh: set[str] = set()
-        self._gone: set[str] = set()
-        self.write_errors = 0
 
     # Lifecycle
 
-    async def start(self) -> None:
-        """Makes the directory and opens the index; reconciles in the background. Never raises for a bad disk."""
+    async def start(self, *, background: bool = True, wait: float = 0.0, give_up: Callable[[], bool] = lambda: False) -> None:
+        """Takes the directory and opens the index; what is there is read in the background, or before this returns.
+
+        Raises DirectoryInUse if another process still has the directory after `wait` seconds (or `give_up`), and nothing
+        for a bad disk.
+        """
         try:
-            await self._in_thread(self._prepare)
+            await self.in_thread(self.blobs.prepare)
+            await self._take_lock(wait, give_up)
         except OSError as error:
             self.report_write_error(error)
-        background = (self._reconcile(), self._flush_forever(), self._evict_forever())
-        self._tasks = [asyncio.create_task(work) for work in background]
+        await self.in_thread(self.index.open)
+        self.catalog.pin(self.settings.pin)
+        if background:
+            self._tasks = [asyncio.create_task(work) for work in (*self.upkeep.work(), self.room.keep_bounds())]
+        else:
+            await self.upkeep.load()
+            await self.upkeep.reconcile()
 
-    def _prepare(self) -> None:
-        self.blobs.prepare()
-        self._index.open()
+    async def _take_lock(self, wait: float, give_up: Callable[[], bool]) -> None:
+        deadline, said = self.monotonic() + wait, False
+        while True:
+            try:
+                await self.in_thread(self.lock.acquire)
+                return
+            except DirectoryInUse as error:
+                if self.monotonic() >= deadline or give_up():
+                    raise
+                if not said:
+                    log.info("%s; waiting for it to end", error)
+                said = True
+                await asyncio.sleep(LOCK_EVERY)
 
     async def stop(self) -> None:
-        """Flushes the index and ends the background work."""
+        """Writes what is to be written and ends the background work."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._save_used()
-        await self._in_thread(self._index.close)
+        await self.upkeep.save()
+        await self.in_thread(self.index.close)
         self.threads.shutdown(wait=True)
-
-    async def _in_thread[T](self, function: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
-
-    async def _flush_forever(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_EVERY)
-            await self._in_thread(self._index.flush)
-
-    async def _reconcile(self) -> None:
-        try:
-            await self._in_thread(self._index.load)
-            counted = await self._in_thread(self._scan)
-            for stored in counted.values():
-                if stored.digest not in self._gone:
-                    self._count(stored, 1)
-            self._counting = False
-            await self._in_thread(self._drop_rows_without_file, set(counted))
-            await self._in_thread(self.blobs.sweep_partials, PARTIAL_AGE)
-        except Exception:
-            log.exception("reconciling %s failed; what is there is served all the same", self.root)
-
-    def _scan(self) -> dict[str, Stored]:
-        """What was there before this process, by digest; not what is stored meanwhile. Blocks.
-
-        Adopts files without a row (an index that was lost), after hashing them.
-        """
-        found = {}
-        for digest, size in self.blobs.scan():
-            stored = self._row(digest)
-            if stored is None or stored.size != size:
-                stored = self._adopt(digest, size)
-            if stored is not None and digest not in self._fresh:
-                found[digest] = stored
-        return found
-
-    def _drop_rows_without_file(self, present: set[str]) -> None:
-        """Blocks."""
-        for key, _ in self._index.rows("o:"):
-            digest = key[2:]
-            if digest not in present and self.blobs.size(digest) is None:
-                self._index.delete(key)
-
-    def _count(self, stored: Stored, sign: int) -> None:
-        self.objects[stored.kind] += sign
-        self.bytes += sign * stored.size
-
-    def _adopt(self, digest: str, size: int) -> Stored | None:
-        if hash_file(self.blobs.path(digest), digest.partition(":")[0]) != digest:
-            log.warning("%s does not hold what its name says; removed", self.blobs.path(digest))
-            self._index.delete(f"o:{digest}")
-            self.blobs.remove(digest)
-            return None
-        media_type = guess_media_type(self.blobs.read(digest)) if size <= 4 << 20 else ""
-        stored = Stored(digest, size, media_type, self._clock())
-        self._put_row(stored)
-        return stored
-
-    # Eviction
-
-    async def _evict_forever(self) -> None:
-        saved = self._clock()
-        while True:
-            await asyncio.sleep(EVICT_EVERY)
-            if self._clock() - saved >= SAVE_USED_EVERY:
-                saved = self._clock()
-                self._save_used()
-            if over := self._over():
-                try:
-                    await self._evict("size", over)
-                except Exception:
-                    log.exception("eviction failed")
-
-    def _over(self) -> int:
-        total = self.blobs.total()
-        max_size, min_free = self.settings.max_size.of(total), self.settings.min_free.of(total)
-        return policy.to_free(self.bytes, max_size, self.blobs.free(), min_free)
-
-    def _save_used(self) -> None:
-        """Access times to the index, in a batch."""
-        used, self._used = self._used, {}
-        for digest, at in used.items():
-            if (stored := self._row(digest)) is not None:
-                self._put_row(replace(stored, used=at))
-
-    async def _evict(self, reason: str, size: int) -> None:
-        """Removes objects of `size` bytes in all, if there are so many that may go."""
-        async with self._evicting:
-            rows, pinned = await self._in_thread(self._survey)
-            count = freed = 0
-            for stored in policy.evict_order(rows, self._used, pinned):
-                if freed >= size:
-                    break
-                if not self.busy(stored.digest):
-                    self.forget(stored)
-                    await self._in_thread(self.blobs.remove, stored.digest)
-                    count, freed = count + 1, freed + stored.size
-            if count:
-                self._on_evicted(reason, count)
-                log.info("evicted %d objects, %d bytes", count, freed)
-
-    def _survey(self) -> tuple[list[Stored], set[str]]:
-        """Each object, and the digests of those that are pinned. Blocks."""
-        objects = [read_stored(key[2:], row) for key, row in self._index.rows("o:")]
-        pinned: set[str] = set()
-        for key, row in self._index.rows("t:") if self.settings.pin else []:
-            if parse.matches(key[2:], self.settings.pin):
-                for variant in read_variants(row):
-                    self._add_tree(variant.digest, pinned)
-        return [stored for stored in objects if stored is not None], pinned
-
-    def _add_tree(self, digest: str, found: set[str]) -> None:
-        """A manifest and all that it needs."""
-        if digest in found:
-            return
-        found.add(digest)
-        size = self.blobs.size(digest)
-        if size is not None and size <= MANIFEST_MAX:
-            for child in children(self.blobs.read(digest)):
-                self._add_tree(child, found)
-
-    def forget(self, stored: Stored) -> None:
-        """Takes an object's row away; its file is to follow."""
-        self._index.delete(f"o:{stored.digest}")
-        self._forget_small(stored.digest)
-        self._used.pop(stored.digest, None)
-        if self._counting and stored.digest not in self._fresh:
-            self._gone.add(stored.digest)
-        else:
-            self._count(stored, -1)
-        self._fresh.discard(stored.digest)
-
-    def touch(self, digest: str) -> None:
-        """The object was used just now."""
-        self._used[digest] = self._clock()
-
-    # Objects
-
-    def _row(self, digest: str) -> Stored | None:
-        row = self._index.get(f"o:{digest}")
-        return None if row is None else read_stored(digest, row)
-
-    def _put_row(self, stored: Stored) -> None:
-        self._index.put(f"o:{stored.digest}", write_stored(stored))
-
-    def find(self, digest: str) -> Stored | None:
-        """The object if its row and its file are there. One stat; a file that was wiped takes its row along."""
-        stored = self._row(digest)
-        if stored is None:
-            return None
-        if (size := self.blobs.size(digest)) != stored.size:
-            self.forget(stored)
-            if size is not None:
-                log.warning("%s has %d bytes and not %d; removed", self.blobs.path(digest), size, stored.size)
-                self.blobs.remove(digest)
-            return None
-        self._used[digest] = self._clock()
-        return stored
-
-    def body(self, stored: Stored) -> bytes | Mapped | None:
-        """The object's bytes: small ones from memory, others as the shared mapping; None if the file went just now."""
-        if stored.size > SMALL:
-            mapped = self.blobs.map(stored.digest)
-            return mapped if mapped is not None and mapped.size == stored.size else None
-        data = self._small.get(stored.digest)
-        if data is None:
-            data = self.blobs.read(stored.digest)
-            if data is None or len(data) != stored.size:
-                return None
-            self._remember_small(stored.digest, data)
-        return data
-
-    def _remember_small(self, digest: str, data: bytes) -> None:
-        self._small[digest] = data
-        self._small_bytes += len(data)
-        while self._small_bytes > SMALL_TOTAL:
-            _, old = self._small.popitem(last=False)
-            self._small_bytes -= len(old)
-
-    def _forget_small(self, digest: str) -> None:
-        self._small_bytes -= len(self._small.pop(digest, b""))
+        self.lock.release()
 
     # Writing
 
-    @property
-    def writable(self) -> bool:
-        """False for a while after the disk refused a write."""
-        return self._clock() >= self._broken_until
-
-    def has_room(self, size: int) -> bool:
-        """Whether an object of `size` bytes fits beside those being fetched."""
-        free = self.blobs.free()
-        max_size = self.settings.max_size.of(self.blobs.total())
-        return (not max_size or size <= max_size) and (free is None or free - self.incoming() - RESERVE >= size)
-
     async def make_room(self, size: int) -> bool:
-        """Evicts what is needed for an object of `size` bytes; whether it fits then."""
-        if not self.has_room(size):
-            await self._evict("room", size + RESERVE + self.incoming() - (self.blobs.free() or 0))
-        return self.has_room(size)
-
-    def report_write_error(self, error: OSError) -> None:
-        """Remembers that the disk refuses writes: requests go on without being kept. One log line per pause."""
-        self.write_errors += 1
-        if self.writable:
-            name = errno.errorcode.get(error.errno or 0, "?")
-            log.error("%s cannot be written (%s: %s); serving without keeping", self.root, name, error.strerror)
-        self._broken_until = self._clock() + BROKEN_PAUSE
+        """Removes what is needed for an object of `size` bytes; whether it fits then."""
+        return await self.room.make(size)
 
     async def open_partial(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file with what came of it from this registry already; raises OSError."""
-        return await self._in_thread(self.blobs.open_partial, digest, origin)
+        partial = await self.in_thread(self.blobs.open_partial, digest, origin)
+        self.open_partials.add(partial)
+        self.idle.pop(str(partial.path), None)
+        return partial
+
+    def release(self, partial: Partial, *, close: bool = True) -> None:
+        """No fetch has the partial any more; what came stays for the next one. `close`: nobody reads it either."""
+        if partial in self.open_partials:
+            self.open_partials.discard(partial)
+            if not partial.size:
+                self.blobs.discard(partial)
+            elif partial.is_linked():
+                self.idle[str(partial.path)] = partial.size
+        if close:
+            partial.close()
+
+    async def discard(self, partial: Partial) -> None:
+        """Removes a partial that is of no use."""
+        self.open_partials.discard(partial)
+        await self.in_thread(self.blobs.discard, partial)
+        partial.close()
 
     async def append(self, partial: Partial, chunks: Sequence[bytes | memoryview]) -> int:
         """Hashes and writes side by side in threads; the new size. Raises OSError.
@@ -327,35 +137,42 @@ class Store:
         length = sum(map(len, chunks))
         if length < LARGE_CHUNK * len(chunks):
             chunks = [b"".join(chunks)]
-        written = self._in_thread(partial.write, chunks)
+        written = self.in_thread(partial.write, chunks)
         if length < SMALL:
             await written
             partial.hash(chunks)
         else:
-            await _both(written, self._in_thread(partial.hash, chunks))
+            await _both(written, self.in_thread(partial.hash, chunks))
         return partial.advance(length)
 
-    async def commit(self, partial: Partial, media_type: str = "", *, within: str) -> Stored | None:
+    async def commit(
+        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | None = None
+    ) -> Stored | None:
         """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError."""
-        before = self._row(partial.digest)
-        repositories = before.within if before is not None else ()
-        stored = Stored(partial.digest, partial.size, media_type, self._clock(), _add(repositories, within))
-
-        def sync_and_rename() -> tuple[bool, bool]:
-            partial.sync()
-            known = self.blobs.size(partial.digest) is not None
-            return self.blobs.commit(partial), known
-
-        done, known = await self._in_thread(sync_and_rename)
-        if not done:
+        digest = partial.digest
+        before = self.catalog.objects.get(digest)
+        stamp, known = await self.in_thread(self._commit_file, partial, before)
+        self.open_partials.discard(partial)
+        if stamp is None:
             return None
-        if not known:
-            self._count(stored, 1)
-            if self._counting:
-                self._fresh.add(stored.digest)
-                self._gone.discard(stored.digest)
-        self._put_row(stored)
+        there = self.catalog.objects.get(digest)
+        if known and there is not None and there is before and (there.media_type or not media_type):
+            self.catalog.add_repository(there, within, MAX_REPOSITORIES)
+            self.touch(digest, 0)
+            return there
+        now = self.clock()
+        repositories = () if there is None else there.within
+        media_type = media_type or ("" if there is None else there.media_type)
+        stored = Stored(digest, partial.size, media_type, now, _add_last(repositories, within), now, stamp=stamp)
+        self.add(stored, manifest)
         return stored
+
+    def _commit_file(self, partial: Partial, before: Stored | None) -> tuple[int | None, bool]:
+        """The time of change of the object's file, and whether it was there already. Blocks; raises OSError."""
+        if before is not None and self.blobs.stat(partial.digest) == (before.size, before.stamp):
+            self.blobs.discard(partial)
+            return before.stamp, True
+        return self.blobs.commit(partial, sync=self.settings.durability == "fsync"), False
 
     async def put(self, digest: str, data: bytes, media_type: str, *, within: str) -> Stored | None:
         """Stores a small verified object (a manifest) whole; None if it could not be kept."""
@@ -363,11 +180,32 @@ class Store:
             partial = await self.open_partial(digest)
             try:
                 if partial.size:
-                    await self._in_thread(self.blobs.discard, partial)
-                    partial.close()
+                    await self.discard(partial)
                     partial = await self.open_partial(digest)
                 await self.append(partial, [data])
-                return await self.commit(partial, media_type, within=within) if partial.verified() else None
+                if not partial.verified():
+                    await self.discard(partial)
+                    return None
+                return await self.commit(partial, media_type, within=within, manifest=data)
+            finally:
+                self.release(partial)
+        except OSError as error:
+            self.report_write_error(error)
+            return None
+
+    async def adopt_file(self, path: Path, digest: str, media_type: str, within: str) -> Stored | None:
+        """Makes a file below `partial/` an object, if it has the digest and there is room; None if not."""
+        if path.parent != self.root / "partial" or not await self.make_room(0):
+            return None
+        try:
+            partial = await self.in_thread(Partial.open, path, digest)
+            try:
+                if not partial.verified():
+                    await self.in_thread(self.blobs.discard, partial)
+                    return None
+                small = bool(media_type) and partial.size <= MANIFEST_MAX
+                data = await self.in_thread(partial.read, 0, partial.size) if small else None
+                return await self.commit(partial, media_type, within=within, manifest=data)
             finally:
                 partial.close()
         except OSError as error:
@@ -376,27 +214,60 @@ class Store:
 
     def add_repository(self, stored: Stored, within: str) -> None:
         """Records that upstream serves an object in another repository, too."""
-        if within not in stored.within:
-            self._put_row(replace(stored, within=_add(stored.within, within)))
+        self.catalog.add_repository(stored, within, MAX_REPOSITORIES)
 
     # Tags
 
-    def tag_variants(self, registry: str, repository: str, tag: str) -> list[TagVariant]:
+    def tag_variants(self, registry: str, repository: str, tag: str) -> Sequence[TagVariant]:
         """What is known of a tag, newest first."""
-        row = self._index.get(f"t:{registry}/{repository}:{tag}")
-        return [] if row is None else read_variants(row)
+        name = f"{registry}/{repository}:{tag}"
+        return self.catalog.tags.get(name) or self.find_tag(name)
 
     def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
         """Records what upstream said of a tag to a client that asked with `variant.asked`."""
         others = [v for v in self.tag_variants(registry, repository, tag) if v.asked != variant.asked]
-        self._index.put(f"t:{registry}/{repository}:{tag}", write_variants([variant, *others]))
+        self.catalog.set_tag(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
 
     def delete_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forgets a tag, as upstream says that it is gone."""
-        self._index.delete(f"t:{registry}/{repository}:{tag}")
+        self.remove_tag(f"{registry}/{repository}:{tag}")
+
+    def remove_tag(self, name: str) -> bool:
+        """Forgets a tag (`registry/repository:tag`); whether it was known."""
+        known = bool(self.catalog.tags.get(name) or self.find_tag(name))
+        if not self.loaded:
+            self.gone_tags.add(name)
+        self.catalog.delete_tag(name)
+        return known
+
+    # Looking after it
+
+    async def collect(self) -> dict[str, int]:
+        """Brings index and files together now, sweeps partial files and old tags, keeps the bounds, compacts the index."""
+        before, bytes_before = len(self.catalog.objects), self.size + self.partial_bytes
+        found = await self.upkeep.reconcile()
+        evicted = await self.room.keep()
+        await self.upkeep.save()
+        await self.in_thread(self.index.compact)
+        freed = max(0, bytes_before - self.size - self.partial_bytes)
+        return found | {"objects": len(self.catalog.objects), "gone": max(0, before - len(self.catalog.objects)),
+                        "evicted": evicted, "freed": freed}  # fmt: skip
+
+    async def verify(self, progress: Callable[[int, int, int], None] = lambda done, total, size: None) -> dict[str, Any]:
+        """Hashes everything anew and drops what does not match; `progress` gets objects done, in all, and bytes read."""
+        digests = sorted(self.catalog.objects)
+        read, dropped = 0, []
+        for done, digest in enumerate(digests, 1):
+            stored = self.catalog.objects.get(digest)
+            if stored is not None:
+                if not await self.upkeep.check(stored):
+                    dropped.append(digest)
+                read += stored.size
+            progress(done, len(digests), read)
+        return {"checked": len(digests), "bytes": read, "dropped": dropped}
 
 
-def _add(repositories: tuple[str, ...], one: str) -> tuple[str, ...]:
+def _add_last(repositories: tuple[str, ...], one: str) -> tuple[str, ...]:
     return repositories if one in repositories else (*repositories, one)[-MAX_REPOSITORIES:]
 
 

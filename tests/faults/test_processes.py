@@ -1,8 +1,11 @@
 """The process ends, by force or by request, or is not alone: what was fetched is used, and nothing wrong is served."""
 
 import os
+import shutil
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from tests.faults.client import End
 from tests.faults.conftest import MakeDaemon
 from tests.faults.daemon import Daemon
 from tests.faults.scene import assert_broken_off, assert_whole, blob_target, eventually, manifest_target, registry_table
-from tests.real.procs import listening, wait_until
+from tests.real.procs import Process, listening, wait_until
 from tests.support.images import Blob, make_image, random_bytes
 from tests.support.origin import Origin
 
@@ -207,24 +210,81 @@ def test_a_second_signal_ends_the_patience(
 # Not alone
 
 
-def test_two_processes_on_one_directory(make_daemon: MakeDaemon, origin: Origin, blob: Blob, release: threading.Event) -> None:
+class Impatient(Daemon):
+    """A daemon that is not waited for."""
+
+    def start(self) -> None:
+        self.process = Process(self.argv(), self.directory / "second.log", env=self.env)
+
+
+@pytest.fixture
+def second(make_daemon: MakeDaemon, origin: Origin, tmp_path: Path) -> Iterator[Callable[[Daemon], Impatient]]:
+    """Starts a second daemon on the directory of the first."""
+    with ExitStack() as running:
+
+        def make(first: Daemon) -> Impatient:
+            settings = {**PATIENT, "grace": "0s", "cache_dir": str(first.cache_dir)}
+            daemon = Impatient(first.directory, registry_table(NS, origin.url), settings)
+            running.callback(daemon.kill)
+            return daemon
+
+        yield make
+
+
+def test_the_second_process_takes_over_when_the_first_ends(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, second: Callable[[Daemon], Impatient]
+) -> None:
     image = make_image()
     origin.push("app", "1.0", image)
-    one, two = start(make_daemon, origin), start(make_daemon, origin)
-    assert one.cache_dir == two.cache_dir
-    origin.fault("blobs", times=2, hold=release, hold_at=CUT)
-    with one.connect() as first, two.connect() as second:
-        for client in (first, second):
-            client.ask(target(blob))
-        wait_until(lambda: [r.body_sent for r in origin.requests] == [CUT, CUT], "both are fetching")
-        release.set()
-        assert_whole(first.read_reply(), blob)
-        assert_whole(second.read_reply(), blob)
-    one.keeps({blob.digest})
-    for daemon in (one, two):
-        assert_whole(daemon.get(target(blob)), blob)
-        assert daemon.get(manifest_target("app", "1.0", NS)).body == image.manifest
-    one.kill()
+    one = start(make_daemon, origin)
+    assert_whole(one.get(target(blob)), blob)
+    two = second(one)
+    wait_until(lambda: listening(two.port), "the second listens")
+    assert two.get("/readyz").status == 503
+    # containerd goes on at the registry itself.
+    assert two.get(target(blob)).status == 503
+    assert_whole(one.get(target(blob)), blob)
+    assert one.stop() == 0
+    wait_until(two.ready, "the second has the directory")
+    asked = len(origin.requests)
     assert_whole(two.get(target(blob)), blob)
-    eventually(lambda: list((two.cache_dir / "partial").iterdir()), [])
+    assert len(origin.requests) == asked
+    assert two.get(manifest_target("app", "1.0", NS)).body == image.manifest
     two.keeps({blob.digest, image.digest})
+    assert "waiting for it to end" in two.log()
+    assert two.stop() == 0
+
+
+def test_the_second_process_refuses_in_the_end(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, second: Callable[[Daemon], Impatient]
+) -> None:
+    one = start(make_daemon, origin)
+    two = second(one)
+    assert two.process.wait(20) == 1
+    assert f"{one.cache_dir} is in use by another cacheyd (process {one.pid})" in two.log()
+    assert_whole(one.get(target(blob)), blob)
+
+
+def test_who_waits_for_the_directory_can_be_stopped(
+    make_daemon: MakeDaemon, origin: Origin, second: Callable[[Daemon], Impatient]
+) -> None:
+    two = second(start(make_daemon, origin))
+    wait_until(lambda: "waiting for it to end" in two.log(), "the second waits")
+    assert two.stop() == 0
+    assert '"error"' not in two.log()
+
+
+def test_after_a_wipe_the_directory_belongs_to_one_process_still(
+    make_daemon: MakeDaemon, origin: Origin, blob: Blob, second: Callable[[Daemon], Impatient]
+) -> None:
+    one = start(make_daemon, origin)
+    one.expect("is in use by another cacheyd")
+    assert_whole(one.get(target(blob)), blob)
+    two = second(one)
+    wait_until(lambda: "waiting for it to end" in two.log(), "the second waits")
+    shutil.rmtree(one.cache_dir)
+    # One of them makes the lock anew, and the other finds it taken: it serves on, and keeps nothing.
+    for daemon in (one, two):
+        wait_until(lambda daemon=daemon: daemon.get(target(blob)).status in (200, 503), "an answer")
+    assert_whole(one.get(target(blob)), blob)
+    eventually(lambda: [path.name for path in (one.cache_dir / "partial").iterdir()], [])

@@ -1,0 +1,328 @@
+"""What is stored, in memory: objects, tags, who needs what, and the order in which things would go. No I/O.
+
+Images go as a whole. What nobody needs (the index or manifest of an image, a blob without a manifest) is a root; the order
+of eviction has only roots, least recently used first. When a root goes, what only it needs goes with it, from the blobs up.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from cacheyd import parse
+from cacheyd.reference import Kind
+from cacheyd.store.rows import Stored, TagVariant, is_index
+
+# How deep indexes within indexes are followed (real ones: one level).
+MAX_DEPTH = 8
+# So many indexes of a repository are looked through for one that lists a new manifest, the newest first.
+MAX_FAMILY = 1000
+# An image of more objects than this is not looked through to the end for what is in use.
+MAX_TREE = 10_000
+_RAW = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of the lists, to be read in another thread."""
+
+    objects: list[Stored]
+    tags: dict[str, tuple[TagVariant, ...]]
+
+
+class Catalog:
+    """All objects and tags. Each change leaves its keys in `changed_objects`, `used_objects` or `changed_tags`."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Stored] = {}
+        self.tags: dict[str, tuple[TagVariant, ...]] = {}
+        self.bytes = 0
+        self.counts: dict[Kind, int] = {Kind.MANIFEST: 0, Kind.BLOB: 0}
+        self.changed_objects: set[str] = set()
+        self.used_objects: set[str] = set()
+        self.changed_tags: set[str] = set()
+        # Of each digest that a stored manifest needs: the one that does, or all of them.
+        self._parents: dict[str, str | tuple[str, ...]] = {}
+        # What each index lists, as raw digests in a row, by repository: a manifest that comes later finds its index here.
+        self._listed: dict[str, bytes] = {}
+        self._families: dict[str, dict[str, None]] = {}
+        self._order: OrderedDict[str, None] = OrderedDict()
+        self._held: dict[str, None] = {}
+        self._pin: tuple[str, ...] = ()
+        self._pinned: Counter[str] = Counter()
+
+    def snapshot(self) -> Snapshot:
+        """What is there now."""
+        return Snapshot(list(self.objects.values()), dict(self.tags))
+
+    # Objects
+
+    def add(self, stored: Stored, listed: Iterable[str] = ()) -> None:
+        """Adds an object as the one used last, or puts it in the place of an earlier one; `listed` is what an index lists."""
+        if (old := self.remove(stored.digest)) is not None:
+            stored.hits = max(stored.hits, old.hits)
+        self.objects[stored.digest] = stored
+        self.bytes += stored.size
+        self.counts[stored.kind] += 1
+        self.changed_objects.add(stored.digest)
+        if is_index(stored.media_type):
+            stored.needs = ()
+            self._listed[stored.digest] = b"".join(bytes.fromhex(d[7:]) for d in listed if d.startswith("sha256:"))
+            for digest in listed:
+                child = self.objects.get(digest)
+                if child is not None and child.media_type:
+                    self._need(stored, digest)
+                    stored.needs += (child.digest,)
+        else:
+            for digest in stored.needs:
+                self._need(stored, digest)
+        self._join_families(stored, stored.within)
+        if stored.digest not in self._parents:
+            self._order[stored.digest] = None
+
+    def listed(self, stored: Stored) -> list[str]:
+        """The digests that an index lists, stored or not."""
+        raw = self._listed.get(stored.digest, b"")
+        return [f"sha256:{raw[at : at + _RAW].hex()}" for at in range(0, len(raw), _RAW)]
+
+    def _need(self, parent: Stored, digest: str) -> None:
+        known = self._parents.get(digest)
+        if known is None:
+            self._parents[digest] = parent.digest
+        elif parent.digest not in (parents := known if isinstance(known, tuple) else (known,)):
+            self._parents[digest] = (*parents, parent.digest)
+        self._order.pop(digest, None)
+        self._held.pop(digest, None)
+
+    def _need_no_more(self, parent: str, digest: str) -> None:
+        known = self._parents.get(digest)
+        left = tuple(p for p in known if p != parent) if isinstance(known, tuple) else ()
+        if len(left) > 1:
+            self._parents[digest] = left
+        elif left:
+            self._parents[digest] = left[0]
+        else:
+            self._parents.pop(digest, None)
+            if digest in self.objects:
+                # Nobody needs it now: it is the next to go.
+                self._order[digest] = None
+                self._order.move_to_end(digest, last=False)
+
+    def parents(self, digest: str) -> tuple[str, ...]:
+        """The stored manifests that need an object, stored or not."""
+        known = self._parents.get(digest, ())
+        return known if isinstance(known, tuple) else (known,)
+
+    def _join_families(self, stored: Stored, repositories: Iterable[str]) -> None:
+        """Links an index to where its manifests will come from, and a manifest to the indexes that list it."""
+        if stored.digest in self._listed:
+            for name in repositories or ("",):
+                self._families.setdefault(name, {})[stored.digest] = None
+        elif stored.media_type and stored.digest.startswith("sha256:"):
+            raw = bytes.fromhex(stored.digest[7:])
+            for name in (*repositories, ""):
+                for count, digest in enumerate(reversed(self._families.get(name, {}))):
+                    if count >= MAX_FAMILY:
+                        break
+                    index = self.objects[digest]
+                    if self._listed[digest].find(raw) % _RAW == 0 and stored.digest not in index.needs:
+                        index.needs += (stored.digest,)
+                        self._need(index, stored.digest)
+
+    def add_repository(self, stored: Stored, name: str, limit: int) -> None:
+        """Upstream serves the object in this repository, too; the last `limit` are remembered."""
+        if name in stored.within:
+            return
+        kept = (*stored.within, name)
+        for old in kept[:-limit]:
+            self._leave_family(old, stored.digest)
+        stored.within = kept[-limit:]
+        self._join_families(stored, (name,))
+        self.changed_objects.add(stored.digest)
+
+    def _leave_family(self, name: str, digest: str) -> None:
+        family = self._families.get(name)
+        if family is not None:
+            family.pop(digest, None)
+            if not family:
+                del self._families[name]
+
+    def remove(self, digest: str) -> Stored | None:
+        """Takes an object out; what only it needed is the next to go."""
+        stored = self.objects.pop(digest, None)
+        if stored is None:
+            return None
+        self.bytes -= stored.size
+        self.counts[stored.kind] -= 1
+        self.changed_objects.add(digest)
+        self.used_objects.discard(digest)
+        self._order.pop(digest, None)
+        self._held.pop(digest, None)
+        for child in stored.needs:
+            self._need_no_more(digest, child)
+        if self._listed.pop(digest, None) is not None:
+            for name in (*stored.within, ""):
+                self._leave_family(name, digest)
+        for parent in self.parents(digest):
+            index = self.objects.get(parent)
+            if index is not None and parent in self._listed:
+                index.needs = tuple(need for need in index.needs if need != digest)
+                self._need_no_more(parent, digest)
+        return stored
+
+    def touch(self, digest: str, now: float, hits: int) -> None:
+        """An object was used: with it, what it is the only reason to be kept for moves away from eviction."""
+        stored = self.objects.get(digest)
+        if stored is None:
+            return
+        stored.hits += hits
+        for _ in range(MAX_DEPTH):
+            stored.used = now
+            self.used_objects.add(stored.digest)
+            if stored.digest in self._order:
+                self._order.move_to_end(stored.digest)
+                return
+            parent = self._parents.get(stored.digest)
+            if parent is None:
+                return
+            if isinstance(parent, tuple):
+                # A layer of many images says nothing of any of them. A manifest in several indexes is used through all.
+                for one in parent if stored.media_type else ():
+                    self._touch_root(one, now)
+                return
+            stored = self.objects[parent]
+
+    def _touch_root(self, digest: str, now: float) -> None:
+        if digest in self._order:
+            self._order.move_to_end(digest)
+            self.objects[digest].used = now
+            self.used_objects.add(digest)
+
+    def sort(self) -> None:
+        """Puts the order right by when things were used, after objects were added in another order."""
+        self._order = OrderedDict.fromkeys(sorted(self._order, key=lambda digest: self.objects[digest].used))
+
+    # Eviction
+
+    def roots(self) -> Iterator[Stored]:
+        """What may go, in this order; not what is pinned."""
+        return (self.objects[digest] for digest in list(self._order) if not self._is_pinned(self.objects[digest]))
+
+    def take_oldest(
+        self,
+        size: int,
+        limit: int,
+        in_use: Callable[[str], bool] = lambda digest: False,
+        *,
+        before: float | None = None,
+    ) -> list[Stored]:
+        """Takes out whole images, least recently used first, until `size` bytes or `limit` objects are reached.
+
+        Those with something `in_use` are passed over, pinned ones stay, and with `before` only what was not used since goes.
+        Returned are the objects, each after what it needs.
+        """
+        taken: list[Stored] = []
+        passed: list[str] = []
+        freed = 0
+        while self._order and freed < size and len(taken) < limit:
+            root = self.objects[next(iter(self._order))]
+            if before is not None and root.used >= before:
+                break
+            if self._is_pinned(root):
+                del self._order[root.digest]
+                self._held[root.digest] = None
+            elif any(map(in_use, islice(self._tree(root), MAX_TREE))):
+                del self._order[root.digest]
+                passed.append(root.digest)
+            else:
+                tree = self.take(root)
+                taken += tree
+                freed += sum(stored.size for stored in tree)
+        for digest in reversed(passed):
+            self._order[digest] = None
+            self._order.move_to_end(digest, last=False)
+        return taken
+
+    def take(self, root: Stored, *, pinned_too: bool = False) -> list[Stored]:
+        """Takes out an object and what only it needs, from the blobs up."""
+        taken: list[Stored] = []
+        self._take(root, taken, MAX_DEPTH, pinned_too)
+        return taken
+
+    def _take(self, stored: Stored, taken: list[Stored], depth: int, pinned_too: bool) -> None:
+        for digest in stored.needs if depth else ():
+            child = self.objects.get(digest)
+            if child is None or self._parents.get(digest) != stored.digest:
+                continue
+            if pinned_too or not self._is_pinned(child):
+                self._take(child, taken, depth - 1, pinned_too)
+        if self.remove(stored.digest) is not None:
+            taken.append(stored)
+
+    def _tree(self, stored: Stored, depth: int = MAX_DEPTH) -> Iterator[str]:
+        """The digests of an object and of all that it needs, stored or not."""
+        yield stored.digest
+        for digest in stored.needs if depth else ():
+            child = self.objects.get(digest)
+            if child is None:
+                yield digest
+            else:
+                yield from self._tree(child, depth - 1)
+
+    # Tags and pins
+
+    def set_tag(self, name: str, variants: tuple[TagVariant, ...]) -> None:
+        """Sets what is known of a tag (`registry/repository:tag`)."""
+        self._unpin_tag(name)
+        self.tags[name] = variants
+        self.changed_tags.add(name)
+        self._pin_tag(name)
+
+    def delete_tag(self, name: str) -> bool:
+        """Forgets a tag; whether it was known."""
+        self._unpin_tag(name)
+        self.changed_tags.add(name)
+        return self.tags.pop(name, None) is not None
+
+    def pin(self, patterns: tuple[str, ...]) -> None:
+        """Images whose `registry/repository:tag` (or `registry/repository@digest`) matches are never evicted."""
+        if patterns == self._pin:
+            return
+        self._pin = patterns
+        self._pinned.clear()
+        for name in self.tags:
+            self._pin_tag(name)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """What was held as pinned is looked at again; it was the oldest when it was."""
+        for digest in reversed(self._held):
+            self._order[digest] = None
+            self._order.move_to_end(digest, last=False)
+        self._held.clear()
+
+    def _pin_tag(self, name: str) -> None:
+        if self._pin and parse.matches(name, self._pin):
+            self._pinned.update(variant.digest for variant in self.tags[name])
+
+    def _unpin_tag(self, name: str) -> None:
+        if self._pin and name in self.tags and parse.matches(name, self._pin):
+            for variant in self.tags[name]:
+                self._pinned[variant.digest] -= 1
+                if self._pinned[variant.digest] <= 0:
+                    del self._pinned[variant.digest]
+            self._let_go()
+
+    def _is_pinned(self, stored: Stored) -> bool:
+        if not self._pin:
+            return False
+        if stored.digest in self._pinned:
+            return True
+        return bool(stored.media_type) and any(parse.matches(f"{n}@{stored.digest}", self._pin) for n in stored.within)
+
+    def is_pinned(self, digest: str, depth: int = MAX_DEPTH) -> bool:
+        """Whether an object stays whatever happens: pinned itself, or needed by what is."""
+        stored = self.objects.get(digest)
+        if stored is not None and self._is_pinned(stored):
+            return True
+        return bool(self._pin) and depth > 0 and any(self.is_pinned(p, depth - 1) for p in self.parents(digest))

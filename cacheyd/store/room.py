@@ -1,0 +1,160 @@
+"""The bounds of the store: room for what comes, at the price of what was not used for longest."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from cacheyd import parse, policy
+from cacheyd.store.shelf import Shelf
+
+log = logging.getLogger(__name__)
+
+EVICT_EVERY = 2.0
+# So many objects leave the catalogue in one go, before the event loop does something else.
+BATCH = 200
+# Room that is never used up by a fetch (bytes): the index and the log want some, too.
+RESERVE = 16 << 20
+# After there was nothing that could go, it is not tried again for so long (seconds).
+FULL_PAUSE = 5.0
+
+
+class Room:
+    """Evicts. What is on its way in, and the images that it is part of, are left alone."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._lock = asyncio.Lock()
+        self._full_until = 0.0
+        self.full = False
+
+    def missing(self, size: int = 0) -> int:
+        """How many bytes have to go, down to the low watermark, for `size` more; 0 if they fit."""
+        shelf, settings = self._shelf, self._shelf.settings
+        total = shelf.blobs.total()
+        coming = shelf.incoming()
+        free = shelf.blobs.free()
+        held = shelf.size + shelf.partial_bytes + coming
+        return policy.to_free(
+            held,
+            settings.max_size.of(total),
+            None if free is None else free - coming,
+            max(settings.min_free.of(total), RESERVE),
+            low=settings.low_watermark.share,
+            size=size,
+        )
+
+    def _can_fit(self, size: int) -> bool:
+        """Whether an object of this size fits at all, whatever else would have to go."""
+        shelf, settings = self._shelf, self._shelf.settings
+        total = shelf.blobs.total()
+        max_size, free = settings.max_size.of(total), shelf.blobs.free()
+        if max_size and size > max_size:
+            return False
+        possible = shelf.size + shelf.partial_bytes
+        return free is None or free + possible - size >= max(settings.min_free.of(total), RESERVE)
+
+    async def make(self, size: int) -> bool:
+        """Room for an object of `size` bytes, if there can be."""
+        if not self.missing(size):
+            self._is_full(False)
+            return True
+        if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
+            return False
+        async with self._lock:
+            while over := self.missing(size):
+                if not await self._evict("room", over):
+                    break
+        # Down to the low watermark is what is aimed at, and below the high one is enough.
+        fits = not self.missing(size)
+        self._is_full(not fits)
+        return fits
+
+    def _is_full(self, full: bool) -> None:
+        if full:
+            self._full_until = self._shelf.monotonic() + FULL_PAUSE
+        if full and not self.full:
+            free, total = self._shelf.blobs.free() or 0, self._shelf.blobs.total()
+            log.warning(
+                "%s is full: %s of %s are free, %s are stored, and nothing more may go; serving without keeping",
+                self._shelf.root, *map(parse.shown_size, (free, total, self._shelf.size)),
+            )  # fmt: skip
+        elif self.full and not full:
+            log.info("%s has room again", self._shelf.root)
+        self.full = full
+
+    async def keep_bounds(self) -> None:
+        """Keeps them for ever."""
+        while True:
+            await asyncio.sleep(EVICT_EVERY)
+            try:
+                await self.keep()
+            except Exception:
+                log.exception("eviction failed")
+
+    async def keep(self) -> int:
+        """Evicts what is beyond the bounds or too old; how many objects went."""
+        count = 0
+        if self._shelf.ousted:
+            return 0
+        async with self._lock:
+            if self._shelf.settings.max_age and self._shelf.loaded:
+                count += await self._expire()
+            while over := self.missing():
+                if self.full and self._shelf.monotonic() < self._full_until:
+                    break
+                gone = await self._evict("size", over)
+                count += gone
+                if not gone:
+                    self._is_full(True)
+        return count
+
+    async def _expire(self) -> int:
+        before = self._shelf.clock() - self._shelf.settings.max_age
+        count = 0
+        while taken := self._shelf.catalog.take_oldest(2**62, BATCH, self._in_use(), before=before):
+            await self._shelf.unlink_all(taken, "age")
+            count += len(taken)
+        return count
+
+    def _in_use(self) -> Callable[[str], bool]:
+        coming = frozenset(self._shelf.in_flight())
+        return lambda digest: digest in coming or self._shelf.blobs.is_mapped(digest)
+
+    async def _evict(self, reason: str, size: int) -> int:
+        """Removes up to `size` bytes, partial files without a fetch first; how many files went."""
+        if freed := await self._shelf.in_thread(self._drop_idle, size):
+            return freed
+        if not self._shelf.loaded:
+            return 0
+        catalog = self._shelf.catalog
+        taken = catalog.take_oldest(size, BATCH, self._in_use())
+        if not taken:
+            # What is being read now can go, too: who reads it is not disturbed, but its room comes back only afterwards.
+            coming = frozenset(self._shelf.in_flight())
+            taken = catalog.take_oldest(size, BATCH, coming.__contains__)
+        await self._shelf.unlink_all(taken, reason)
+        if taken:
+            freed = sum(stored.size for stored in taken)
+            log.info("evicted %d objects, %s", len(taken), parse.shown_size(freed))
+        return len(taken)
+
+    def _drop_idle(self, size: int) -> int:
+        """Blocks."""
+        freed = count = 0
+        for path in list(self._shelf.idle):
+            if freed >= size:
+                break
+            known = self._shelf.idle.pop(path, None)
+            if known is not None and self._remove(Path(path)):
+                freed, count = freed + known, count + 1
+        return count
+
+    @staticmethod
+    def _remove(path: Path) -> bool:
+        try:
+            os.unlink(path)
+        except OSError:
+            return False
+        return True

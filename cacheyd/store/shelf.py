@@ -1,0 +1,288 @@
+"""The objects and tags as they are now: catalogue, files and rows, and what holds them together.
+
+No work runs on its own here; that is for `upkeep` and `room`, and `store` has the whole.
+"""
+
+import asyncio
+import errno
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cacheyd.config import Settings
+from cacheyd.once import Once
+from cacheyd.reference import Kind
+from cacheyd.store.blobs import BlobDir, Mapped, Partial, digest_of, hash_file
+from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.index import Index
+from cacheyd.store.lock import DirectoryLock
+from cacheyd.store.rows import Stored, TagVariant, children, guess_media_type, read_stored, read_variants
+
+log = logging.getLogger(__name__)
+
+SMALL = 64 << 10
+SMALL_TOTAL = 32 << 20
+# Files without a row are looked into up to this size, whether they are manifests (bytes).
+MANIFEST_MAX = 8 << 20
+# After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
+BROKEN_PAUSE = 10.0
+
+
+class Shelf:
+    """All methods but those marked "blocks" are for the event loop."""
+
+    def __init__(
+        self,
+        root: Path,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        on_evicted: Callable[[str, int], None] = lambda reason, count: None,
+    ) -> None:
+        self.root = root
+        self.clock, self.monotonic = clock, monotonic
+        # What is on its way in: set by who fetches.
+        self.in_flight: Callable[[], Collection[str]] = tuple
+        self.incoming: Callable[[], int] = lambda: 0
+        self.on_evicted = on_evicted
+        self.catalog = Catalog()
+        self.blobs = BlobDir(root)
+        self.index = Index(root / "index", sync=settings.durability == "fsync")
+        self.lock = DirectoryLock(root)
+        self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cacheyd-disk")
+        # Until all rows were read, they are also looked up one by one, but not those of what went meanwhile.
+        self.loaded = False
+        self.gone: set[str] = set()
+        self.gone_tags: set[str] = set()
+        # Stored, but not yet known to be on the disk itself: they get their row then.
+        self.unsynced: set[str] = set()
+        # Partial files that a fetch has now, and path and size of the others.
+        self.open_partials: set[Partial] = set()
+        self.idle: dict[str, int] = {}
+        self.write_errors = 0
+        # Another process took the directory, after it was wiped.
+        self.ousted = False
+        self._settings = settings
+        self._small: OrderedDict[str, bytes] = OrderedDict()
+        self._small_bytes = 0
+        self._broken_until = 0.0
+        self._recovering: Once[str, None, Stored | None] = Once()
+
+    @property
+    def settings(self) -> Settings:
+        """What is in force."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._settings = settings
+        self.catalog.pin(settings.pin)
+
+    @property
+    def size(self) -> int:
+        """The size of all objects."""
+        return self.catalog.bytes
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """How many objects there are."""
+        return self.catalog.counts
+
+    async def in_thread[T](self, function: Callable[..., T], *args: object) -> T:
+        """Runs what blocks on the disk."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+
+    # Objects
+
+    def find(self, digest: str) -> Stored | None:
+        """The object if its file is there and is the one that was stored. One stat."""
+        stored = self.catalog.objects.get(digest)
+        if stored is None:
+            stored = self.find_row(digest)
+            if stored is None:
+                return None
+        if self.blobs.stat(digest) != (stored.size, stored.stamp):
+            self.lost(stored)
+            return None
+        return stored
+
+    def lost(self, stored: Stored) -> None:
+        """The object's file is gone, or somebody changed it: what is there instead is hashed before it counts."""
+        if (size := self.blobs.size(stored.digest)) is not None:
+            log.warning("%s (%d bytes) is not what was stored there", self.blobs.path(stored.digest), size)
+        self.forget(stored)
+
+    def forget(self, stored: Stored) -> None:
+        """The object does not count any more; its file may be there."""
+        self.catalog.remove(stored.digest)
+        self._forget(stored.digest)
+
+    def _forget(self, digest: str) -> None:
+        self.unsynced.discard(digest)
+        self._small_bytes -= len(self._small.pop(digest, b""))
+        if not self.loaded:
+            self.gone.add(digest)
+
+    def touch(self, digest: str, hits: int = 1) -> None:
+        """The object was used just now, to answer so many requests."""
+        self.catalog.touch(digest, self.clock(), hits)
+
+    def body(self, stored: Stored) -> bytes | Mapped | None:
+        """The object's bytes: small ones from memory, others as the shared mapping; None if the file went just now."""
+        if stored.size > SMALL:
+            mapped = self.blobs.map(stored.digest)
+            if mapped is not None and mapped.size == stored.size:
+                return mapped
+            self.lost(stored)
+            return None
+        data = self._small.get(stored.digest)
+        if data is None:
+            data = self.blobs.read(stored.digest)
+            if data is None or len(data) != stored.size:
+                self.lost(stored)
+                return None
+            self._remember_small(stored.digest, data)
+        return data
+
+    def _remember_small(self, digest: str, data: bytes) -> None:
+        self._small[digest] = data
+        self._small_bytes += len(data)
+        while self._small_bytes > SMALL_TOTAL:
+            _, old = self._small.popitem(last=False)
+            self._small_bytes -= len(old)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the lists of objects and tags, to be read in another thread."""
+        return self.catalog.snapshot()
+
+    async def recover(self, digest: str) -> Stored | None:
+        """Takes up a file that does not count: after a crash, a lost index, a change of it. It is hashed first."""
+        if self.blobs.stat(digest) is None:
+            return None
+        _, found = self._recovering.join(digest, None, lambda: self._recover(digest))
+        return await found
+
+    async def _recover(self, digest: str) -> Stored | None:
+        before = await self.in_thread(self.blobs.stat, digest)
+        if before is None or self._is_known(digest, before):
+            return self.find(digest)
+        found, data = await self.in_thread(self._hash, digest, before[0])
+        if await self.in_thread(self.blobs.stat, digest) != before or self._is_known(digest, before):
+            return self.find(digest)
+        if found != digest:
+            log.warning("%s does not hold what its name says; removed", self.blobs.path(digest))
+            await self.unlink(digest)
+            return None
+        now = self.clock()
+        media_type = guess_media_type(data)
+        used = min(now, before[1] / 1e9)
+        stored = Stored(digest, before[0], media_type, now, (), used, stamp=before[1])
+        self.add(stored, data if media_type else None)
+        return stored
+
+    def _is_known(self, digest: str, found: tuple[int, int]) -> bool:
+        stored = self.catalog.objects.get(digest)
+        return stored is not None and (stored.size, stored.stamp) == found
+
+    def _hash(self, digest: str, size: int) -> tuple[str | None, bytes | None]:
+        """The digest that a file really has, and its bytes if it may be a manifest. Blocks."""
+        algorithm = digest.partition(":")[0]
+        if size > MANIFEST_MAX:
+            return hash_file(self.blobs.path(digest), algorithm), None
+        data = self.blobs.read(digest)
+        return (None if data is None else digest_of(data, algorithm)), data
+
+    async def unlink(self, digest: str) -> None:
+        try:
+            await self.in_thread(self.blobs.remove, digest)
+        except OSError as error:
+            self.report_write_error(error)
+
+    def add(self, stored: Stored, manifest: bytes | None) -> None:
+        """An object whose file is in place; `manifest` are its bytes if it is one."""
+        stored.needs = tuple(children(manifest))
+        self.catalog.add(stored, stored.needs)
+        self.gone.discard(stored.digest)
+        if self.settings.durability == "fast":
+            self.unsynced.add(stored.digest)
+
+    async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
+        """Removes objects, wherever they stand; how many there were, and their bytes."""
+        removed = [stored for digest in digests if (stored := self.catalog.remove(digest)) is not None]
+        await self.unlink_all(removed, reason)
+        return len(removed), sum(stored.size for stored in removed)
+
+    async def unlink_all(self, removed: Sequence[Stored], reason: str) -> None:
+        """The files of objects that were taken out of the catalogue."""
+        if not removed:
+            return
+        for stored in removed:
+            self._forget(stored.digest)
+        try:
+            await self.in_thread(self._unlink_files, removed)
+        except OSError as error:
+            self.report_write_error(error)
+        self.on_evicted(reason, len(removed))
+
+    def _unlink_files(self, removed: Sequence[Stored]) -> None:
+        for stored in removed:
+            # It may have been stored again meanwhile.
+            if self.blobs.stat(stored.digest) == (stored.size, stored.stamp):
+                self.blobs.remove(stored.digest)
+
+    # Rows, before all of them were read
+
+    def find_row(self, digest: str) -> Stored | None:
+        """An object's row, before all of them were read."""
+        if self.loaded or digest in self.gone or (row := self.index.get(f"o:{digest}")) is None:
+            return None
+        stored = read_stored(digest, row)
+        if stored is not None:
+            self.load_object(stored, stored.needs)
+        return stored
+
+    def find_tag(self, name: str) -> tuple[TagVariant, ...]:
+        """A tag's row, before all of them were read."""
+        if self.loaded or name in self.gone_tags or (row := self.index.get(f"t:{name}")) is None:
+            return ()
+        variants = tuple(read_variants(row))
+        self.load_tag(name, variants)
+        return variants
+
+    def load_object(self, stored: Stored, listed: Sequence[str]) -> None:
+        """An object as its row says."""
+        if stored.digest in self.catalog.objects or stored.digest in self.gone:
+            return
+        stored.used = min(stored.used, self.clock())
+        self.catalog.add(stored, listed)
+        self.catalog.changed_objects.discard(stored.digest)
+
+    def load_tag(self, name: str, variants: tuple[TagVariant, ...]) -> None:
+        """A tag as its row says."""
+        if name not in self.catalog.tags and name not in self.gone_tags:
+            self.catalog.set_tag(name, variants)
+            self.catalog.changed_tags.discard(name)
+
+    # Writing
+
+    @property
+    def writable(self) -> bool:
+        """False for a while after the disk refused a write, and while another process has the directory."""
+        return not self.ousted and self.monotonic() >= self._broken_until
+
+    def report_write_error(self, error: OSError) -> None:
+        """Remembers that the disk refuses writes: requests go on without being kept. One log line per pause."""
+        self.write_errors += 1
+        if self.writable:
+            name = errno.errorcode.get(error.errno or 0, "?")
+            log.error("%s cannot be written (%s: %s); serving without keeping", self.root, name, error.strerror)
+        self._broken_until = self.monotonic() + BROKEN_PAUSE
+
+    @property
+    def partial_bytes(self) -> int:
+        """The size of all partial files."""
+        return sum(self.idle.values()) + sum(partial.size for partial in self.open_partials)

@@ -1,0 +1,347 @@
+"""What the store does beside serving: reads the index, compares it with the files, writes it, and checks what is stored."""
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from itertools import batched
+from typing import Any
+
+from cacheyd.store.blobs import hash_file
+from cacheyd.store.index import Row
+from cacheyd.store.lock import DirectoryInUse
+from cacheyd.store.rows import Stored, TagVariant, read_stored, read_variants, write_stored, write_variants
+from cacheyd.store.shelf import Shelf
+
+log = logging.getLogger(__name__)
+
+FLUSH_EVERY, SYNC_EVERY, LOOK_EVERY, SAVE_USED_EVERY, RECONCILE_EVERY = 0.5, 2.0, 2.0, 60.0, 3600.0
+# An index that cannot be written is tried again this often (seconds).
+REOPEN_EVERY = 5.0
+PARTIAL_AGE = 24 * 3600.0
+# A tag whose image is not stored is forgotten when nobody asked for it for so long (seconds).
+TAG_AGE = 24 * 3600.0
+# So many rows or files at a time: between them the event loop does something else.
+PAGE = 500
+SCRUB_PIECE = 1 << 20
+SCRUB_IDLE = 60.0
+_SCRUB_KEY = "m:scrub"
+
+
+class Upkeep:
+    """The background work of a store, and the state of its index."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._catalog = shelf.catalog
+        self._index = shelf.index
+        self._reconciling = asyncio.Lock()
+        self._reopen_at = 0.0
+        # Bytes that the scrub has read, and objects that did not have their digest.
+        self.scrubbed = 0
+        self.dropped = 0
+
+    def work(self) -> Sequence[Coroutine[Any, Any, None]]:
+        """What runs as long as the store does."""
+        return self._read(), self._write(), self._look(), self._scrub()
+
+    # Reading the index
+
+    async def load(self) -> None:
+        """Reads all rows into the catalogue."""
+        pages = _read_pages(self._index.pages(PAGE))
+        while (page := await self._shelf.in_thread(next, pages, None)) is not None:
+            for thing in page:
+                if isinstance(thing, Stored):
+                    self._shelf.load_object(thing, thing.needs)
+                else:
+                    self._shelf.load_tag(*thing)
+        if self._index.usable:
+            self._shelf.loaded = True
+            self._shelf.gone.clear()
+            self._shelf.gone_tags.clear()
+        self._catalog.sort()
+
+    async def _read(self) -> None:
+        try:
+            await self.load()
+            while True:
+                await self.reconcile()
+                await asyncio.sleep(RECONCILE_EVERY)
+        except Exception:
+            log.exception("reading %s failed; what is there is served all the same", self._shelf.root)
+
+    # Index and files
+
+    async def reconcile(self) -> dict[str, int]:
+        """Drops rows without their file, takes up files without a row, sweeps partial files and old tags; counts."""
+        async with self._reconciling:
+            before = len(self._catalog.objects)
+            missing = set(self._catalog.objects)
+            unknown = []
+            async for digest, size, stamp in self._scan():
+                stored = self._catalog.objects.get(digest)
+                if stored is not None and (stored.size, stored.stamp) == (size, stamp):
+                    missing.discard(digest)
+                else:
+                    unknown.append(digest)
+            lost = await self._drop_missing(missing)
+            adopted = 0
+            for digest in unknown:
+                adopted += digest not in self._catalog.objects and await self._shelf.recover(digest) is not None
+            swept, idle = await self._shelf.in_thread(self._shelf.blobs.sweep_partials, PARTIAL_AGE)
+            self._shelf.idle = idle
+            tags = self._drop_tags()
+            if lost or adopted or swept or tags:
+                log.info(
+                    "looked through %s: %d objects, %d gone, %d taken up, %d partial files and %d tags dropped",
+                    self._shelf.root, before, lost, adopted, swept, tags,
+                )  # fmt: skip
+            return {"lost": lost, "adopted": adopted, "partials": swept, "tags": tags}
+
+    async def _scan(self) -> AsyncIterator[tuple[str, int, int]]:
+        pages = batched(self._shelf.blobs.scan(), PAGE)
+        while (page := await self._shelf.in_thread(next, pages, None)) is not None:
+            for found in page:
+                yield found
+
+    async def _drop_missing(self, missing: set[str]) -> int:
+        count = 0
+        for page in batched(missing, PAGE):
+            stats = await self._shelf.in_thread(lambda page=page: [self._shelf.blobs.stat(digest) for digest in page])
+            for digest, found in zip(page, stats, strict=True):
+                stored = self._catalog.objects.get(digest)
+                if stored is not None and found != (stored.size, stored.stamp):
+                    self._shelf.lost(stored)
+                    count += 1
+        return count
+
+    def _drop_tags(self) -> int:
+        now = self._shelf.clock()
+        old = [
+            name
+            for name, variants in self._catalog.tags.items()
+            if not any(v.digest in self._catalog.objects or 0 <= now - v.checked < TAG_AGE for v in variants)
+        ]
+        for name in old:
+            self._catalog.delete_tag(name)
+        return len(old)
+
+    # Writing the index
+
+    async def _write(self) -> None:
+        clock = self._shelf.monotonic
+        synced = saved = clock()
+        while True:
+            await asyncio.sleep(FLUSH_EVERY)
+            try:
+                if clock() - synced >= SYNC_EVERY:
+                    await self._sync()
+                    synced = clock()
+                if clock() - saved >= SAVE_USED_EVERY:
+                    self._save_used()
+                    saved = clock()
+                await self._flush()
+            except Exception:
+                log.exception("writing the index failed")
+
+    async def save(self) -> None:
+        """Writes all that is to be written."""
+        await self._sync()
+        self._save_used()
+        await self._flush()
+
+    def _save_used(self) -> None:
+        """Access times and hits to the index, in a batch."""
+        self._catalog.changed_objects |= self._catalog.used_objects
+        self._catalog.used_objects.clear()
+
+    async def _sync(self) -> None:
+        """What was stored to the disk itself; what does not get there does not count as stored."""
+        batch = list(self._shelf.unsynced)
+        if not batch:
+            return
+        failed = await self._shelf.in_thread(self._shelf.blobs.sync, batch)
+        self._shelf.unsynced.difference_update(batch)
+        self._catalog.changed_objects.update(digest for digest in batch if digest in self._catalog.objects)
+        if failed:
+            log.error("%d objects did not get to the disk; dropped", len(failed))
+            await self._shelf.remove(failed, "io")
+
+    async def _flush(self) -> None:
+        if self._shelf.ousted or (not self._index.usable and not await self._reopen()):
+            return
+        catalog = self._catalog
+        while True:
+            objects = _take(catalog.changed_objects, PAGE, self._shelf.unsynced)
+            tags = _take(catalog.changed_tags, PAGE)
+            if not objects and not tags:
+                return
+            rows = [(f"o:{digest}", self._object_row(digest)) for digest in objects]
+            rows += [(f"t:{name}", self._tag_row(name)) for name in tags]
+            if not await self._shelf.in_thread(self._index.write, rows):
+                catalog.changed_objects.update(objects)
+                catalog.changed_tags.update(tags)
+                return
+
+    def _object_row(self, digest: str) -> Row | None:
+        stored = self._catalog.objects.get(digest)
+        return None if stored is None else write_stored(stored, self._catalog.listed(stored))
+
+    def _tag_row(self, name: str) -> Row | None:
+        variants = self._catalog.tags.get(name)
+        return None if variants is None else write_variants(variants)
+
+    async def _reopen(self) -> bool:
+        """Opens an index that could not be opened or written, from time to time."""
+        if self._shelf.monotonic() < self._reopen_at:
+            return False
+        self._reopen_at = self._shelf.monotonic() + REOPEN_EVERY
+        if not await self._shelf.in_thread(self._index.open):
+            return False
+        if not self._shelf.loaded:
+            await self.load()
+        self._catalog.changed_objects.update(self._catalog.objects)
+        self._catalog.changed_tags.update(self._catalog.tags)
+        return True
+
+    async def _look(self) -> None:
+        """Whether the directory is still there, and still this process' own: it may be wiped at any time."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            try:
+                await self._keep_lock()
+                if self._index.usable and not await self._shelf.in_thread(self._index.is_there):
+                    log.warning("the index below %s is gone; starting a new one", self._shelf.root)
+                    await self._shelf.in_thread(self._index.close)
+                    await self.reconcile()
+            except OSError as error:
+                log.debug("looking at %s failed: %s", self._shelf.root, error)
+            except Exception:
+                log.exception("looking at %s failed", self._shelf.root)
+
+    async def _keep_lock(self) -> None:
+        shelf = self._shelf
+        if shelf.lock.is_held():
+            return
+        try:
+            await shelf.in_thread(shelf.blobs.prepare)
+            await shelf.in_thread(shelf.lock.acquire)
+        except DirectoryInUse as error:
+            if not shelf.ousted:
+                log.error("%s; serving without keeping", error)
+            shelf.ousted = True
+            return
+        shelf.ousted = False
+
+    # Checking what is stored
+
+    async def check(self, stored: Stored, rate: int = 0) -> bool:
+        """Hashes an object's file, `rate` bytes a second at most, and drops what does not match; whether it did match."""
+        shelf, digest = self._shelf, stored.digest
+        before = (stored.size, stored.stamp)
+        if rate:
+            found = await self._hash_slowly(digest, rate)
+        else:
+            found = await shelf.in_thread(hash_file, shelf.blobs.path(digest), digest.partition(":")[0])
+        if found == digest:
+            return True
+        there = self._catalog.objects.get(digest)
+        now = await shelf.in_thread(shelf.blobs.stat, digest)
+        if there is not stored:
+            return True  # It went meanwhile, or was stored anew.
+        if now is None:
+            shelf.lost(stored)
+            return True  # Wiped: nothing wrong with it.
+        log.error("%s does not hold what its name says; dropped", shelf.blobs.path(digest))
+        self.dropped += 1
+        shelf.forget(stored)
+        if now == before or found is None:
+            await shelf.unlink(digest)
+        return False
+
+    async def _hash_slowly(self, digest: str, rate: int) -> str | None:
+        algorithm = digest.partition(":")[0]
+        running = hashlib.new(algorithm)
+        try:
+            fd = os.open(self._shelf.blobs.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            at = 0
+            while piece := await self._shelf.in_thread(os.pread, fd, SCRUB_PIECE, at):
+                await self._shelf.in_thread(running.update, piece)
+                at += len(piece)
+                self.scrubbed += len(piece)
+                await asyncio.sleep(len(piece) / rate)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        return f"{algorithm}:{running.hexdigest()}"
+
+    async def _scrub(self) -> None:
+        while True:
+            await asyncio.sleep(SCRUB_IDLE)
+            try:
+                await self._scrub_pass()
+            except Exception:
+                log.exception("checking what is stored failed")
+
+    async def _scrub_pass(self) -> None:
+        """Checks everything once each `scrub_every`; where it stands outlives the process."""
+        row = await self._shelf.in_thread(self._index.get, _SCRUB_KEY) or {}
+        now = self._shelf.clock()
+        began, cursor = row.get("began"), row.get("cursor")
+        if not isinstance(began, int | float) or began > now:
+            began, cursor = now, None
+            await self._save_scrub(began, "")
+        settings = self._shelf.settings
+        if not settings.scrub_every or not settings.scrub_rate or not self._shelf.loaded:
+            return
+        if not cursor:
+            if now - began < settings.scrub_every:
+                return
+            began, cursor = now, "-"
+        saved = self._shelf.monotonic()
+        for digest in sorted(digest for digest in self._catalog.objects if digest > cursor):
+            stored = self._catalog.objects.get(digest)
+            settings = self._shelf.settings
+            if stored is None or self._shelf.clock() - stored.created < settings.scrub_every:
+                continue
+            if not settings.scrub_every or not settings.scrub_rate:
+                return
+            await self.check(stored, settings.scrub_rate)
+            if self._shelf.monotonic() - saved >= SAVE_USED_EVERY:
+                await self._save_scrub(began, digest)
+                saved = self._shelf.monotonic()
+        await self._save_scrub(began, "")
+
+    async def _save_scrub(self, began: float, cursor: str) -> None:
+        await self._shelf.in_thread(self._index.write, [(_SCRUB_KEY, {"began": began, "cursor": cursor})])
+
+
+def _read_pages(pages: Iterator[list[tuple[str, Row]]]) -> Iterator[list[Stored | tuple[str, tuple[TagVariant, ...]]]]:
+    """Rows as what they mean. Blocks."""
+    for page in pages:
+        found: list[Stored | tuple[str, tuple[TagVariant, ...]]] = []
+        for key, row in page:
+            if key.startswith("o:"):
+                if (stored := read_stored(key[2:], row)) is not None:
+                    found.append(stored)
+            elif key.startswith("t:"):
+                found.append((key[2:], tuple(read_variants(row))))
+        yield found
+
+
+def _take(keys: set[str], limit: int, but: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
+    """Takes up to `limit` keys out of the set."""
+    taken: list[str] = []
+    for key in keys:
+        if len(taken) >= limit:
+            break
+        if key not in but:
+            taken.append(key)
+    keys.difference_update(taken)
+    return taken
