@@ -293,7 +293,8 @@ class Fetcher:
         if flight.verified:
             return
         if flight.partial is not None:
-            self.store.release(flight.partial)
+            # What could not be kept is not to fill the disk either.
+            self.store.release(flight.partial, keep=not isinstance(error, NotKept))
         if flight.streaming and not isinstance(error, NotKept):
             log.warning("fetch of %s ended at byte %d: %s", flight.digest, flight.received, error)
         flight.fail(error)

@@ -4,6 +4,7 @@ Files are never truncated or rewritten in place: a reader's mapping would fault.
 unlink and rename, so readers need no handover.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,8 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+# What says nothing about the file.
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _READ = 4 << 20
 _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _PARTIAL = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})(-[0-9a-f]{16})?")
@@ -184,13 +187,17 @@ class BlobDir:
             return None
         return mapped
 
+    def partial_path(self, digest: str, origin: str = "") -> Path:
+        """Where what comes of the object from this registry is written."""
+        suffix = f"-{hashlib.sha256(origin.encode()).hexdigest()[:16]}" if origin else ""
+        return self.root / "partial" / f"{digest.replace(':', '-')}{suffix}"
+
     def open_partial(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file, continued where an earlier fetch from `origin` stopped. Blocks; raises OSError.
 
         What came from one registry is never continued with another's: anybody may ask for a registry that sends wrong bytes.
         """
-        suffix = f"-{hashlib.sha256(origin.encode()).hexdigest()[:16]}" if origin else ""
-        path = self.root / "partial" / f"{digest.replace(':', '-')}{suffix}"
+        path = self.partial_path(digest, origin)
         _drop_from_before_boot(path)
         try:
             return Partial.open(path, digest)
@@ -298,6 +305,14 @@ class BlobDir:
             return 0
         return status.f_blocks * status.f_frsize
 
+    def free_files(self) -> int | None:
+        """How many files may still be made, None if that is unknown or without limit."""
+        try:
+            status = os.statvfs(self.root)
+        except OSError:
+            return None
+        return status.f_favail if status.f_files else None
+
     def free(self) -> int | None:
         """Bytes that this process may still write, None if unknown."""
         try:
@@ -336,9 +351,11 @@ def _is_locked(path: str) -> bool:
 
 
 def hash_file(path: str, algorithm: str) -> str | None:
-    """The digest of a file, None if it cannot be read. Blocks."""
+    """The digest of a file, None if it cannot be read. Blocks; raises OSError for want of descriptors or memory."""
     try:
         with open(path, "rb") as file:
             return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise
         return None

@@ -9,6 +9,7 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Index:
         self._reader: Any = None
         self._failing = False
         self._damaged = False
+        self._file: tuple[int, int] | None = None
 
     def open(self) -> bool:
         """Opens the index, anew if it is damaged or of another version; whether that worked. Blocks.
@@ -68,9 +70,11 @@ class Index:
                 shutil.rmtree(self._directory, ignore_errors=True)
                 self._damaged = False
             try:
+                self._wait_for_others()
                 self._cache = self._connect(WRITE_WAIT)
                 self._reader = self._connect(READ_WAIT)
                 if self._is_current():
+                    self._file = self._identify()
                     return True
                 log.warning("the index is of another version; making it anew from what is stored")
                 self._damaged = True
@@ -80,6 +84,14 @@ class Index:
             if not self._damaged:
                 return False
         return False
+
+    def _wait_for_others(self) -> None:
+        """Raises if the index is locked for longer than `WRITE_WAIT`: diskcache would wait for a minute when it opens."""
+        if self._identify():
+            database = self._directory / "cache.db"
+            with closing(sqlite3.connect(database, timeout=WRITE_WAIT, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
 
     def _connect(self, wait: float) -> Any:
         # 32 MiB: rows are texts below it, so diskcache never makes a file of its own.
@@ -171,8 +183,15 @@ class Index:
         return True
 
     def is_there(self) -> bool:
-        """Whether its file is still in place: the cache directory may be wiped at any time."""
-        return (self._directory / "cache.db").exists()
+        """Whether its file is still in place: the cache directory may be wiped at any time, and another made in it."""
+        return self._file is not None and self._identify() == self._file
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            status = (self._directory / "cache.db").stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def size(self) -> int:
         """Its bytes on disk."""

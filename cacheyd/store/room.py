@@ -16,6 +16,8 @@ EVICT_EVERY = 2.0
 BATCH = 200
 # Room that is never used up by a fetch (bytes): the index and the log want some, too.
 RESERVE = 16 << 20
+# With fewer files left that could be made, objects make room, however many bytes are free.
+FEW_FILES = 64
 # After there was nothing that could go, it is not tried again for so long (seconds).
 FULL_PAUSE = 5.0
 
@@ -36,7 +38,9 @@ class Room:
         coming = shelf.incoming()
         free = shelf.blobs.free()
         held = shelf.size + shelf.partial_bytes + coming
-        return policy.to_free(
+        files = shelf.blobs.free_files()
+        short_of_files = files is not None and files < FEW_FILES
+        over = policy.to_free(
             held,
             settings.max_size.of(total),
             None if free is None else free - coming,
@@ -44,6 +48,7 @@ class Room:
             low=settings.low_watermark.share,
             size=size,
         )
+        return max(over, shelf.size // 10, 1) if short_of_files else over
 
     def _can_fit(self, size: int) -> bool:
         """Whether an object of this size fits at all, whatever else would have to go."""
@@ -60,6 +65,9 @@ class Room:
         if not self.missing(size):
             self._is_full(False)
             return True
+        if not self._can_fit(0):
+            # Others have filled the disk.
+            self._is_full(True)
         if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
             return False
         async with self._lock:
@@ -101,6 +109,8 @@ class Room:
         async with self._lock:
             if self._shelf.settings.max_age and self._shelf.loaded:
                 count += await self._expire()
+            if self.full and not self.missing():
+                self._is_full(False)
             while over := self.missing():
                 if self.full and self._shelf.monotonic() < self._full_until:
                     break

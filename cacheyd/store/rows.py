@@ -58,7 +58,7 @@ def read_stored(digest: str, row: Row) -> Stored | None:
     try:
         created = float(row["at"])
         within, needs = row.get("in", ()), row.get("needs", ())
-        if not all(isinstance(text, str) for text in (*within, *needs)):
+        if not all(isinstance(text, str) for text in within) or not all(map(DIGEST.fullmatch, (digest, *needs))):
             return None
         return Stored(
             digest,
@@ -71,7 +71,7 @@ def read_stored(digest: str, row: Row) -> Stored | None:
             int(row["stamp"]),
             tuple(needs),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -97,7 +97,7 @@ def read_variants(row: Row) -> list[TagVariant]:
             TagVariant(_shared(v["asked"]), str(v["digest"]), sys.intern(str(v["type"])), int(v["size"]), float(v["at"]))
             for v in row["variants"]
         ]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return []
 
 

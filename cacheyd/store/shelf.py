@@ -27,6 +27,7 @@ SMALL = 64 << 10
 SMALL_TOTAL = 32 << 20
 # Files without a row are looked into up to this size, whether they are manifests (bytes).
 MANIFEST_MAX = 8 << 20
+MAX_REPOSITORIES = 64
 # After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
 BROKEN_PAUSE = 10.0
 
@@ -54,8 +55,10 @@ class Shelf:
         self.index = Index(root / "index", sync=settings.durability == "fsync")
         self.lock = DirectoryLock(root)
         self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cacheyd-disk")
-        # Until all rows were read, they are also looked up one by one, but not those of what went meanwhile.
+        # Whether the catalogue is as complete as it gets.
         self.loaded = False
+        # Until all rows were read, they are also looked up one by one, but not those of what went meanwhile.
+        self.index_read = False
         self.gone: set[str] = set()
         self.gone_tags: set[str] = set()
         # Stored, but not yet known to be on the disk itself: they get their row then.
@@ -124,7 +127,7 @@ class Shelf:
     def _forget(self, digest: str) -> None:
         self.unsynced.discard(digest)
         self._small_bytes -= len(self._small.pop(digest, b""))
-        if not self.loaded:
+        if not self.index_read:
             self.gone.add(digest)
 
     def touch(self, digest: str, hits: int = 1) -> None:
@@ -173,6 +176,9 @@ class Shelf:
         found, data = await self.in_thread(self._hash, digest, before[0])
         if await self.in_thread(self.blobs.stat, digest) != before or self._is_known(digest, before):
             return self.find(digest)
+        if found is None:
+            # It cannot be read now, for want of descriptors perhaps: nothing is known of it.
+            return None
         if found != digest:
             log.warning("%s does not hold what its name says; removed", self.blobs.path(digest))
             await self.unlink(digest)
@@ -192,7 +198,10 @@ class Shelf:
         """The digest that a file really has, and its bytes if it may be a manifest. Blocks."""
         algorithm = digest.partition(":")[0]
         if size > MANIFEST_MAX:
-            return hash_file(self.blobs.path(digest), algorithm), None
+            try:
+                return hash_file(self.blobs.path(digest), algorithm), None
+            except OSError:
+                return None, None
         data = self.blobs.read(digest)
         return (None if data is None else digest_of(data, algorithm)), data
 
@@ -238,7 +247,7 @@ class Shelf:
 
     def find_row(self, digest: str) -> Stored | None:
         """An object's row, before all of them were read."""
-        if self.loaded or digest in self.gone or (row := self.index.get(f"o:{digest}")) is None:
+        if self.index_read or digest in self.gone or (row := self.index.get(f"o:{digest}")) is None:
             return None
         stored = read_stored(digest, row)
         if stored is not None:
@@ -247,7 +256,7 @@ class Shelf:
 
     def find_tag(self, name: str) -> tuple[TagVariant, ...]:
         """A tag's row, before all of them were read."""
-        if self.loaded or name in self.gone_tags or (row := self.index.get(f"t:{name}")) is None:
+        if self.index_read or name in self.gone_tags or (row := self.index.get(f"t:{name}")) is None:
             return ()
         variants = tuple(read_variants(row))
         self.load_tag(name, variants)
@@ -255,7 +264,13 @@ class Shelf:
 
     def load_object(self, stored: Stored, listed: Sequence[str]) -> None:
         """An object as its row says."""
-        if stored.digest in self.catalog.objects or stored.digest in self.gone:
+        known = self.catalog.objects.get(stored.digest)
+        if known is not None and (known.size, known.stamp) == (stored.size, stored.stamp):
+            # It was taken up before its row could be read.
+            known.created, known.hits = min(known.created, stored.created), max(known.hits, stored.hits)
+            for name in stored.within:
+                self.catalog.add_repository(known, name, MAX_REPOSITORIES)
+        if known is not None or stored.digest in self.gone:
             return
         stored.used = min(stored.used, self.clock())
         self.catalog.add(stored, listed)

@@ -19,19 +19,14 @@ from cacheyd.store.blobs import Partial
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.room import Room
 from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
-from cacheyd.store.shelf import Shelf
+from cacheyd.store.shelf import MANIFEST_MAX, MAX_REPOSITORIES, SMALL, Shelf
 from cacheyd.store.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
-SMALL = 64 << 10
 LARGE_CHUNK = 512 << 10
-SMALL_TOTAL = 32 << 20
-MAX_REPOSITORIES = 64
-# Files without a row are looked into up to this size, whether they are manifests (bytes).
-MANIFEST_MAX = 8 << 20
-# After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
-BROKEN_PAUSE = 10.0
+# More tags than this are not remembered: anybody can ask for a registry that has any number of them.
+MAX_TAGS = 200_000
 # How often the lock of another process is tried again (seconds).
 LOCK_EVERY = 0.2
 
@@ -106,16 +101,17 @@ class Store(Shelf):
 
     async def open_partial(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file with what came of it from this registry already; raises OSError."""
+        # First, so that nobody makes room by removing it.
+        self.idle.pop(str(self.blobs.partial_path(digest, origin)), None)
         partial = await self.in_thread(self.blobs.open_partial, digest, origin)
         self.open_partials.add(partial)
-        self.idle.pop(str(partial.path), None)
         return partial
 
-    def release(self, partial: Partial, *, close: bool = True) -> None:
-        """No fetch has the partial any more; what came stays for the next one. `close`: nobody reads it either."""
+    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
+        """No fetch has the partial any more. `close`: nobody reads it either; `keep`: what came stays for the next fetch."""
         if partial in self.open_partials:
             self.open_partials.discard(partial)
-            if not partial.size:
+            if not partial.size or not keep:
                 self.blobs.discard(partial)
             elif partial.is_linked():
                 self.idle[str(partial.path)] = partial.size
@@ -194,20 +190,21 @@ class Store(Shelf):
             return None
 
     async def adopt_file(self, path: Path, digest: str, media_type: str, within: str) -> Stored | None:
-        """Makes a file below `partial/` an object, if it has the digest and there is room; None if not."""
-        if path.parent != self.root / "partial" or not await self.make_room(0):
+        """Makes a file below `partial/` an object, if it has the digest and there is room; None, without the file, if not."""
+        if path.parent != self.root / "partial":
             return None
+        self.idle.pop(str(path), None)
         try:
             partial = await self.in_thread(Partial.open, path, digest)
+            self.open_partials.add(partial)
             try:
-                if not partial.verified():
-                    await self.in_thread(self.blobs.discard, partial)
+                if not partial.verified() or not await self.make_room(0):
                     return None
                 small = bool(media_type) and partial.size <= MANIFEST_MAX
                 data = await self.in_thread(partial.read, 0, partial.size) if small else None
                 return await self.commit(partial, media_type, within=within, manifest=data)
             finally:
-                partial.close()
+                self.release(partial, keep=False)
         except OSError as error:
             self.report_write_error(error)
             return None
@@ -227,6 +224,8 @@ class Store(Shelf):
         """Records what upstream said of a tag to a client that asked with `variant.asked`."""
         others = [v for v in self.tag_variants(registry, repository, tag) if v.asked != variant.asked]
         self.catalog.set_tag(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
+        if len(self.catalog.tags) > MAX_TAGS:
+            self.upkeep.drop_tags(MAX_TAGS * 9 // 10)
 
     def delete_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forgets a tag, as upstream says that it is gone."""
@@ -235,7 +234,7 @@ class Store(Shelf):
     def remove_tag(self, name: str) -> bool:
         """Forgets a tag (`registry/repository:tag`); whether it was known."""
         known = bool(self.catalog.tags.get(name) or self.find_tag(name))
-        if not self.loaded:
+        if not self.index_read:
             self.gone_tags.add(name)
         self.catalog.delete_tag(name)
         return known

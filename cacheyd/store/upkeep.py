@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from itertools import batched
 from typing import Any
 
-from cacheyd.store.blobs import hash_file
+from cacheyd.store.blobs import SHORTAGE, hash_file
 from cacheyd.store.index import Row
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.rows import Stored, TagVariant, read_stored, read_variants, write_stored, write_variants
@@ -58,19 +58,21 @@ class Upkeep:
                 else:
                     self._shelf.load_tag(*thing)
         if self._index.usable:
-            self._shelf.loaded = True
+            self._shelf.index_read = True
             self._shelf.gone.clear()
             self._shelf.gone_tags.clear()
+        self._shelf.loaded = True
         self._catalog.sort()
 
     async def _read(self) -> None:
-        try:
-            await self.load()
-            while True:
+        while True:
+            try:
+                if not self._shelf.loaded:
+                    await self.load()
                 await self.reconcile()
-                await asyncio.sleep(RECONCILE_EVERY)
-        except Exception:
-            log.exception("reading %s failed; what is there is served all the same", self._shelf.root)
+            except Exception:
+                log.exception("reading %s failed; what is there is served all the same", self._shelf.root)
+            await asyncio.sleep(RECONCILE_EVERY)
 
     # Index and files
 
@@ -90,15 +92,24 @@ class Upkeep:
             adopted = 0
             for digest in unknown:
                 adopted += digest not in self._catalog.objects and await self._shelf.recover(digest) is not None
-            swept, idle = await self._shelf.in_thread(self._shelf.blobs.sweep_partials, PARTIAL_AGE)
-            self._shelf.idle = idle
-            tags = self._drop_tags()
+            swept = await self._sweep_partials()
+            tags = self._drop_old_tags()
             if lost or adopted or swept or tags:
                 log.info(
                     "looked through %s: %d objects, %d gone, %d taken up, %d partial files and %d tags dropped",
                     self._shelf.root, before, lost, adopted, swept, tags,
                 )  # fmt: skip
             return {"lost": lost, "adopted": adopted, "partials": swept, "tags": tags}
+
+    async def _sweep_partials(self) -> int:
+        """Sweeps partial files and counts the others; what a fetch took or left meanwhile is as the fetch says."""
+        shelf = self._shelf
+        before = set(shelf.idle)
+        swept, found = await shelf.in_thread(shelf.blobs.sweep_partials, PARTIAL_AGE)
+        taken = (before - shelf.idle.keys()) | {str(partial.path) for partial in shelf.open_partials}
+        left = {path: size for path, size in shelf.idle.items() if path not in before}
+        shelf.idle = {path: size for path, size in found.items() if path not in taken} | left
+        return swept
 
     async def _scan(self) -> AsyncIterator[tuple[str, int, int]]:
         pages = batched(self._shelf.blobs.scan(), PAGE)
@@ -117,7 +128,14 @@ class Upkeep:
                     count += 1
         return count
 
-    def _drop_tags(self) -> int:
+    def drop_tags(self, limit: int) -> None:
+        """Forgets tags until there are no more than `limit`, those that nobody asked for longest first."""
+        tags = self._catalog.tags
+        by_age = sorted(tags, key=lambda name: max((v.checked for v in tags[name]), default=0.0))
+        for name in by_age[: max(0, len(tags) - limit)]:
+            self._catalog.delete_tag(name)
+
+    def _drop_old_tags(self) -> int:
         now = self._shelf.clock()
         old = [
             name
@@ -200,7 +218,7 @@ class Upkeep:
         self._reopen_at = self._shelf.monotonic() + REOPEN_EVERY
         if not await self._shelf.in_thread(self._index.open):
             return False
-        if not self._shelf.loaded:
+        if not self._shelf.index_read:
             await self.load()
         self._catalog.changed_objects.update(self._catalog.objects)
         self._catalog.changed_tags.update(self._catalog.tags)
@@ -241,10 +259,13 @@ class Upkeep:
         """Hashes an object's file, `rate` bytes a second at most, and drops what does not match; whether it did match."""
         shelf, digest = self._shelf, stored.digest
         before = (stored.size, stored.stamp)
-        if rate:
-            found = await self._hash_slowly(digest, rate)
-        else:
-            found = await shelf.in_thread(hash_file, shelf.blobs.path(digest), digest.partition(":")[0])
+        try:
+            if rate:
+                found = await self._hash_slowly(digest, rate)
+            else:
+                found = await shelf.in_thread(hash_file, shelf.blobs.path(digest), digest.partition(":")[0])
+        except OSError:
+            return True  # Not now.
         if found == digest:
             return True
         there = self._catalog.objects.get(digest)
@@ -266,7 +287,9 @@ class Upkeep:
         running = hashlib.new(algorithm)
         try:
             fd = os.open(self._shelf.blobs.path(digest), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+        except OSError as error:
+            if error.errno in SHORTAGE:
+                raise
             return None
         try:
             at = 0

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,10 @@ def blob(origin: Origin) -> Blob:
 
 def target(blob: Blob) -> str:
     return blob_target("app", blob.digest, NS)
+
+
+def answers(daemon: Daemon, path: str) -> bool:
+    return daemon.get(path).status in (200, 503)
 
 
 def start(make_daemon: MakeDaemon, origin: Origin, **settings: str) -> Daemon:
@@ -285,6 +290,6 @@ def test_after_a_wipe_the_directory_belongs_to_one_process_still(
     shutil.rmtree(one.cache_dir)
     # One of them makes the lock anew, and the other finds it taken: it serves on, and keeps nothing.
     for daemon in (one, two):
-        wait_until(lambda daemon=daemon: daemon.get(target(blob)).status in (200, 503), "an answer")
+        wait_until(partial(answers, daemon, target(blob)), "an answer")
     assert_whole(one.get(target(blob)), blob)
     eventually(lambda: [path.name for path in (one.cache_dir / "partial").iterdir()], [])

@@ -165,16 +165,16 @@ class Got:
 class Scene:
     """A cache in front of a played registry."""
 
-    def __init__(self, store: Store, **flags: str) -> None:
+    def __init__(self, store: Store, clock: Clock, **flags: str) -> None:
         self.store = store
-        self.clock = Clock()
+        self.clock = clock
         self.registry = Registry()
         self.ignored = 0
         self.configure(**flags)
 
     def configure(self, **flags: str) -> None:
         self.settings: Settings = load(environ={}, flags={"retries": "2"} | flags)
-        self.fetcher = Fetcher(self.store, self.registry, self.settings, clock=self.clock)
+        self.fetcher = Fetcher(self.store, self.registry, self.settings, clock=self.clock, monotonic=self.clock)
         self.cache = Cache(self.store, self.fetcher, self.settings, clock=self.clock, on_ignored=self._ignore)
 
     def _ignore(self) -> None:
@@ -225,9 +225,10 @@ async def received(answer: Answer) -> Got:
 @pytest.fixture
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     monkeypatch.setattr("cacheyd.fetch.random.uniform", lambda low, high: 0.0)
-    store = Store(tmp_path / "cache")
+    clock = Clock()
+    store = Store(tmp_path / "cache", clock=clock)
     await store.start()
-    scene = Scene(store)
+    scene = Scene(store, clock)
     scene.registry.tag("1.0", (OCI_INDEX, INDEX), (DOCKER_MANIFEST, MANIFEST))
     scene.registry.tag("latest", (OCI_INDEX, INDEX))
     scene.registry.blobs = {digest_of(BLOB): BLOB, digest_of(SMALL): SMALL}
@@ -478,7 +479,7 @@ async def test_a_tag_that_was_deleted_is_gone(scene: Scene, method: str) -> None
     assert (await scene.get(TAG, method=method)).status == 404
     scene.registry.down = UpstreamBroken("down")
     assert (await scene.get(TAG)).status == 502, "not served as stale either"
-    assert scene.store.tag_variants("reg.example", "lab/img", "1.0") == []
+    assert scene.store.tag_variants("reg.example", "lab/img", "1.0") == ()
 
 
 async def test_a_tag_whose_object_was_wiped_is_fetched_again(scene: Scene) -> None:
@@ -863,7 +864,10 @@ async def test_while_the_disk_refuses_blobs_go_straight_through(scene: Scene) ->
 
 
 async def test_a_blob_that_does_not_fit_goes_straight_through(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scene.store, "has_room", lambda size: False)
+    async def no_room(size: int) -> bool:
+        return False
+
+    monkeypatch.setattr(scene.store, "make_room", no_room)
     assert (await scene.get(LARGE_BLOB)).brief == (200, "BYPASS", BLOB)
 
 

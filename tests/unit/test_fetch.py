@@ -135,7 +135,14 @@ class Scene:
         self.mismatches: list[str] = []
 
     def fetcher(self, upstream: Script) -> Fetcher:
-        return Fetcher(self.store, upstream, self.settings, clock=self.clock, on_verify_failure=self.mismatches.append)
+        return Fetcher(
+            self.store,
+            upstream,
+            self.settings,
+            clock=self.clock,
+            monotonic=self.clock,
+            on_verify_failure=self.mismatches.append,
+        )
 
     def on_disk(self, data: bytes) -> bytes | None:
         stored = self.store.find(digest_of(data))
@@ -655,7 +662,7 @@ async def test_more_flights_than_allowed_wait_their_turn(scene: Scene) -> None:
     first, second = fetcher.flight(blob_ref(BLOB), ACCEPT), fetcher.flight(blob_ref(b"small"), ACCEPT)
     await until(first, 100_000)
     assert len(upstream.requests) == 1
-    assert fetcher.is_busy(second.digest)
+    assert fetcher.in_flight() == {first.digest, second.digest}
     assert fetcher.incoming() == len(BLOB) - 100_000
 
     more.set()

@@ -16,7 +16,7 @@ from cacheyd.reference import (
     parse_target,
 )
 from cacheyd.store.blobs import digest_of
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.rows import TagVariant
 
 SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
 SIGNED_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
@@ -193,20 +193,8 @@ def test_the_first_pattern_that_matches_counts(name: str, seconds: float) -> Non
 # Eviction
 
 
-def stored(name: str, used: float, media_type: str = "") -> Stored:
-    return Stored(name, 10, media_type, 0.0, (), used)
-
-
-def test_least_recently_used_goes_first_and_manifests_last() -> None:
-    old, new = stored("old", 1.0), stored("new", 2.0)
-    manifest, pinned = stored("manifest", 0.0, OCI_MANIFEST), stored("pinned", 0.0)
-
-    assert policy.evict_order([new, manifest, pinned, old], {}, {"pinned"}) == [old, new, manifest]
-    assert policy.evict_order([new, old], {"old": 3.0}, set()) == [new, old], "memory knows better than the index"
-
-
 @pytest.mark.parametrize(
-    ("stored_bytes", "max_size", "free", "min_free", "expected"),
+    ("stored", "max_size", "free", "min_free", "expected"),
     [
         (100, 0, 1000, 0, 0),
         (100, 100, 1000, 0, 0),
@@ -218,5 +206,22 @@ def test_least_recently_used_goes_first_and_manifests_last() -> None:
         (200, 100, 99, 100, 110),
     ],
 )
-def test_how_much_has_to_go(stored_bytes: int, max_size: int, free: int | None, min_free: int, expected: int) -> None:
-    assert policy.to_free(stored_bytes, max_size, free, min_free) == expected
+def test_how_much_has_to_go(stored: int, max_size: int, free: int | None, min_free: int, expected: int) -> None:
+    assert policy.to_free(stored, max_size, free, min_free) == expected
+
+
+@pytest.mark.parametrize(("low", "expected"), [(1.0, 1), (0.9, 11), (0.5, 51), (0.01, 100)])
+def test_how_far_down_it_goes(low: float, expected: int) -> None:
+    assert policy.to_free(101, 100, None, 0, low=low) == expected
+    assert policy.to_free(0, 0, 99, 100, low=low) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(0, 0), (50, 0), (51, 11), (90, 50), (91, 41), (100, 50)],
+)
+def test_room_for_one_object(size: int, expected: int) -> None:
+    """One that is larger than the low watermark may fill the cache up to the high one."""
+    assert policy.to_free(50, 100, None, 0, size=size) == expected
+    assert policy.to_free(50, 0, 1000, 100, size=900) == 0
+    assert policy.to_free(50, 0, 1000, 100, size=901) == 11

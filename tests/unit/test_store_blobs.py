@@ -1,5 +1,6 @@
 """Files below CACHE_DIR, on a real disk: append, hash, verify, commit, read through mappings that outlive the file."""
 
+import errno
 import json
 import mmap
 import os
@@ -37,6 +38,12 @@ def add(blobs: BlobDir, data: bytes) -> str:
     assert blobs.commit(partial)
     partial.close()
     return partial.digest
+
+
+def stat_of(blobs: BlobDir, digest: str) -> tuple[int, int]:
+    found = blobs.stat(digest)
+    assert found is not None
+    return found
 
 
 def names(directory: Path) -> list[str]:
@@ -81,7 +88,7 @@ def test_both_algorithms(blobs: BlobDir, algorithm: str) -> None:
     assert blobs.commit(partial)
     partial.close()
     assert blobs.read(digest) == DATA
-    assert list(blobs.scan()) == [(digest, len(DATA))]
+    assert list(blobs.scan()) == [(digest, *stat_of(blobs, digest))]
 
 
 # Growing
@@ -382,7 +389,9 @@ def test_a_wipe_while_it_is_read(blobs: BlobDir) -> None:
     assert bytes(mapped.view(0, len(DATA))) == DATA
     assert (blobs.size(DIGEST), blobs.read(DIGEST), blobs.map(DIGEST)) == (None, None, None)
     assert list(blobs.scan()) == []
-    assert blobs.sweep_partials(0) == 0
+    assert blobs.sweep_partials(0) == (0, {})
+    assert blobs.stat(DIGEST) is None
+    assert blobs.total() == 0
     assert blobs.free() is None
 
 
@@ -399,7 +408,7 @@ def test_a_scan_finds_objects_and_nothing_else(blobs: BlobDir) -> None:
     (directory / ("c" * 64)).symlink_to("/etc/passwd")
     (blobs.root / "blobs" / "sha512" / ("d" * 64)).touch()
 
-    assert list(blobs.scan()) == [(digest, len(DATA))]
+    assert list(blobs.scan()) == [(digest, *stat_of(blobs, digest))]
 
 
 def test_a_sweep_removes_what_no_fetch_will_continue(blobs: BlobDir) -> None:
@@ -412,7 +421,10 @@ def test_a_sweep_removes_what_no_fetch_will_continue(blobs: BlobDir) -> None:
     os.utime(blobs.root / "partial" / old.replace(":", "-"), (hour_ago, hour_ago))
     (blobs.root / "partial" / f"{DIGEST.replace(':', '-')}.123-456").write_bytes(b"of a process that died")
 
-    assert blobs.sweep_partials(older_than=1800) == 2
+    removed, idle = blobs.sweep_partials(older_than=1800)
+
+    assert removed == 2
+    assert idle == {str(blobs.root / "partial" / recent.replace(":", "-")): 1}
     assert names(blobs.root / "partial") == [recent.replace(":", "-")]
 
 
@@ -420,11 +432,86 @@ def test_a_sweep_leaves_a_second_openers_file_alone(blobs: BlobDir) -> None:
     first = blobs.open_partial(DIGEST)
     second = blobs.open_partial(DIGEST)
 
-    assert blobs.sweep_partials(older_than=3600) == 0
+    assert blobs.sweep_partials(older_than=3600) == (0, {})
     assert first.is_linked()
     assert second.is_linked()
     first.close()
     second.close()
+
+
+def test_a_sweep_leaves_alone_what_is_under_way_however_old(blobs: BlobDir) -> None:
+    partial = blobs.open_partial(DIGEST)
+    append(partial, DATA[:1000])
+    os.utime(partial.path, (0, 0))
+
+    assert blobs.sweep_partials(older_than=0) == (0, {})
+    assert partial.is_linked()
+    partial.close()
+    assert blobs.sweep_partials(older_than=3600) == (1, {})
+
+
+# To the disk itself
+
+
+def test_objects_are_synced_where_they_are(blobs: BlobDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = [add(blobs, DATA), add(blobs, b"other")]
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+
+    assert blobs.sync([*digests, digest_of(b"wiped")]) == []
+    assert synced == [blobs.path(digest) for digest in digests]
+
+
+def test_what_does_not_get_to_the_disk_is_named(blobs: BlobDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = [add(blobs, data) for data in (DATA, b"bad", b"other")]
+
+    def fdatasync(fd: int) -> None:
+        if os.fstat(fd).st_size == 3:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    assert blobs.sync(digests) == [digest_of(b"bad")]
+
+
+def test_a_synced_commit_has_bytes_before_the_name_and_the_name_before_it_ends(
+    blobs: BlobDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, bool]] = []
+
+    def note(fd: int) -> None:
+        calls.append((os.readlink(f"/proc/self/fd/{fd}"), blobs.size(DIGEST) is not None))
+
+    monkeypatch.setattr(os, "fdatasync", note)
+    monkeypatch.setattr(os, "fsync", note)
+    partial = blobs.open_partial(DIGEST)
+    append(partial, DATA)
+
+    assert blobs.commit(partial, sync=True) == stat_of(blobs, DIGEST)[1]
+    partial.close()
+    assert calls == [(str(partial.path), False), (os.path.dirname(blobs.path(DIGEST)), True)]
+
+
+# What is there
+
+
+def test_a_file_is_known_by_its_size_and_time_of_change(blobs: BlobDir) -> None:
+    partial = blobs.open_partial(DIGEST)
+    append(partial, DATA)
+    stamp = blobs.commit(partial)
+    partial.close()
+
+    assert blobs.stat(DIGEST) == (len(DATA), stamp)
+    os.utime(blobs.path(DIGEST), ns=(0, 12345))
+    assert blobs.stat(DIGEST) == (len(DATA), 12345)
+
+
+def test_whether_somebody_reads_an_object(blobs: BlobDir) -> None:
+    add(blobs, DATA)
+    assert not blobs.is_mapped(DIGEST)
+    mapped = blobs.map(DIGEST)
+    assert blobs.is_mapped(DIGEST)
+    del mapped
+    assert not blobs.is_mapped(DIGEST)
 
 
 def test_files_can_be_hashed_again(blobs: BlobDir) -> None:
@@ -437,4 +524,4 @@ def test_files_can_be_hashed_again(blobs: BlobDir) -> None:
 def test_free_space_is_known(blobs: BlobDir) -> None:
     free = blobs.free()
     assert free is not None
-    assert 0 < free <= shutil.disk_usage(blobs.root).total
+    assert 0 < free <= blobs.total() == shutil.disk_usage(blobs.root).total

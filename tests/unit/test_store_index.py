@@ -1,11 +1,13 @@
-"""The index: rows in a real diskcache, a mirror in memory, and nothing but misses when it is lost."""
+"""The index: rows in a real diskcache, written in batches, and nothing but a rebuild when they are lost."""
 
 import os
 import pickle
+import resource
 import shutil
 import sqlite3
-import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import diskcache
 import pytest
 
 from cacheyd.store import index as index_module
-from cacheyd.store.index import Index
+from cacheyd.store.index import SCHEMA, Index, Row
+
+SCHEMA_ROW = ("m:schema", {"schema": SCHEMA})
 
 
 class Evil:
@@ -38,216 +42,262 @@ def index(directory: Path) -> Iterator[Index]:
     index.close()
 
 
-def opened(directory: Path, *, load: bool = True) -> Index:
+@pytest.fixture
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "WRITE_WAIT", 0.05)
+
+
+def opened(directory: Path) -> Index:
     index = Index(directory)
-    index.open()
-    if load:
-        index.load()
+    assert index.open()
     return index
 
 
-def filled(directory: Path, **rows: dict[str, Any]) -> None:
+def filled(directory: Path, rows: dict[str, Row]) -> None:
     index = opened(directory)
-    for key, row in rows.items():
-        index.put(key, row)
+    assert index.write(list(rows.items()))
     index.close()
+
+
+def all_rows(index: Index, size: int = 500) -> dict[str, Row]:
+    return {key: row for page in index.pages(size) for key, row in page if key != SCHEMA_ROW[0]}
 
 
 def on_disk(directory: Path) -> dict[str, str]:
     """What another process would see."""
-    with sqlite3.connect(directory / "cache.db") as connection:
-        return dict(connection.execute("SELECT key, value FROM Cache"))
+    with closing(sqlite3.connect(directory / "cache.db")) as connection:
+        rows = dict(connection.execute("SELECT key, value FROM Cache"))
+    rows.pop(SCHEMA_ROW[0])
+    return rows
 
 
-def test_a_row_is_there_at_once_and_on_disk_after_a_flush(index: Index, directory: Path) -> None:
-    index.put("o:a", {"size": 1})
-    assert index.get("o:a") == {"size": 1}
-    assert on_disk(directory) == {}
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Somebody else has the database for himself."""
+    with closing(sqlite3.connect(directory / "cache.db", isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
 
-    index.flush()
-    assert on_disk(directory) == {"o:a": '{"size":1}'}
+
+def damage_pages(directory: Path) -> None:
+    with (directory / "cache.db").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096 * 20)
 
 
-def test_a_key_that_nobody_set(index: Index) -> None:
-    assert index.get("o:none") is None
-    index.delete("o:none")
-    index.flush()
+# Rows
 
 
 def test_rows_outlive_the_process(directory: Path) -> None:
-    filled(directory, a={"size": 1}, b={"nested": [1, "ü", None, 1.5]})
+    rows: dict[str, Row] = {"o:a": {"size": 1}, "t:b": {"nested": [1, "ü", None, 1.5]}}
+    filled(directory, rows)
 
-    for load in (True, False):
-        index = opened(directory, load=load)
-        assert index.get("a") == {"size": 1}
-        assert index.get("b") == {"nested": [1, "ü", None, 1.5]}
-        index.close()
-
-
-def test_the_last_of_several_changes_counts(index: Index, directory: Path) -> None:
-    index.put("a", {"n": 1})
-    index.delete("a")
-    index.put("a", {"n": 2})
-    index.put("b", {"n": 3})
-    index.delete("b")
-    index.flush()
-
-    assert on_disk(directory) == {"a": '{"n":2}'}
-    assert (index.get("a"), index.get("b")) == ({"n": 2}, None)
-
-
-@pytest.mark.parametrize("load", [True, False])
-def test_a_deleted_row_is_gone_at_once(directory: Path, load: bool) -> None:
-    filled(directory, a={"n": 1})
-    index = opened(directory, load=load)
-
-    index.delete("a")
-    assert index.get("a") is None
-    index.flush()
-    assert index.get("a") is None
+    index = opened(directory)
+    assert all_rows(index) == rows
+    assert [index.get(key) for key in rows] == list(rows.values())
     index.close()
+
+
+def test_a_key_that_nobody_wrote(index: Index) -> None:
+    assert index.get("o:none") is None
+    assert index.write([("o:none", None)])
+    assert all_rows(index) == {}
+
+
+def test_rows_are_set_and_deleted(index: Index, directory: Path) -> None:
+    assert index.write([("a", {"n": 1}), ("b", {"n": 2})])
+    assert index.write([("a", None), ("b", {"n": 3})])
+
+    assert (index.get("a"), index.get("b")) == (None, {"n": 3})
+    assert on_disk(directory) == {"b": '{"n":3}'}
+
+
+def test_a_write_is_one_transaction(index: Index, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it or nothing is there after a crash."""
+    seen = []
+    cache_set = diskcache.Cache.set
+
+    def look(cache: diskcache.Cache, key: str, row: Row) -> Any:
+        seen.append(on_disk(directory))
+        return cache_set(cache, key, row)
+
+    monkeypatch.setattr(diskcache.Cache, "set", look)
+    assert index.write([(f"o:{n}", {"n": n}) for n in range(50)])
+
+    assert seen == [{}] * 50
+    assert len(on_disk(directory)) == 50
+
+
+def test_a_write_that_the_disk_refuses_leaves_nothing_half(index: Index, directory: Path) -> None:
+    rows: list[tuple[str, Row | None]] = [(f"o:{n}", {"text": "x" * 1000}) for n in range(1000)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        assert not index.write(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert index.usable
     assert on_disk(directory) == {}
+    assert index.write(rows)
+    assert len(on_disk(directory)) == 1000
 
 
-def test_a_flush_is_one_transaction(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    transactions = []
-    transact = diskcache.Cache.transact
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_rows_are_read_by_the_page(directory: Path, size: int) -> None:
+    rows = {f"o:{n}": {"n": n} for n in range(50)}
+    filled(directory, rows)
 
-    def counted(*args: Any, **kw: Any) -> Any:
-        transactions.append(args)
-        return transact(*args, **kw)
+    index = opened(directory)
+    assert {len(page) for page in index.pages(size)} <= set(range(size + 1))
+    assert all_rows(index, size) == rows
+    index.close()
 
-    monkeypatch.setattr(diskcache.Cache, "transact", counted)
-    for i in range(500):
-        index.put(f"o:{i}", {"n": i})
 
-    index.flush()
-    index.flush()
+def test_rows_may_be_written_between_two_pages(directory: Path) -> None:
+    filled(directory, {f"o:{n}": {"n": n} for n in range(50)})
+    index = opened(directory)
+    pages = index.pages(10)
+    first = next(pages)
+    assert index.write([("o:49", None), ("o:new", {"n": 50})])
 
-    assert len(transactions) == 1
+    found = dict(pair for page in [first, *pages] for pair in page)
+    assert found == dict([SCHEMA_ROW, *((f"o:{n}", {"n": n}) for n in range(49)), ("o:new", {"n": 50})])
+    index.close()
 
 
 def test_reading_never_writes(directory: Path) -> None:
-    filled(directory, a={"n": 1})
-    index = opened(directory, load=False)
-    before = (directory / "cache.db").read_bytes()
-    wal = directory / "cache.db-wal"
-    written = wal.stat().st_size if wal.exists() else 0
+    filled(directory, {"a": {"n": 1}})
+    index = opened(directory)
+    before = {name: (directory / name).read_bytes() for name in ("cache.db", "cache.db-wal")}
 
     for _ in range(10):
         index.get("a")
         index.get("none")
+    list(index.pages(10))
 
-    assert (directory / "cache.db").read_bytes() == before
-    assert (wal.stat().st_size if wal.exists() else 0) == written
+    assert {name: (directory / name).read_bytes() for name in before} == before
     index.close()
 
 
-def test_rows_by_prefix_are_those_on_disk_and_those_that_wait(directory: Path) -> None:
-    filled(directory, o1={"n": 1}, o2={"n": 2}, t1={"n": 3})
-    index = opened(directory, load=False)
-    index.put("o3", {"n": 4})
-    index.put("o1", {"n": 5})
-    index.delete("o2")
-
-    assert sorted(index.rows("o")) == [("o1", {"n": 5}), ("o3", {"n": 4})]
-    index.close()
-
-
-def test_the_mirror_is_bounded_and_what_falls_out_is_read_from_disk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "MIRROR_ROWS", 10)
+def test_a_name_that_means_something_in_a_uri(tmp_path: Path) -> None:
+    directory = tmp_path / "50% of?mode=memory#1" / "index"
+    filled(directory, {"a": {"n": 1}})
     index = opened(directory)
-    for i in range(100):
-        index.put(f"o:{i}", {"n": i})
-    index.flush()
-
-    assert [index.get(f"o:{i}") for i in range(100)] == [{"n": i} for i in range(100)]
-    assert index.get("o:100") is None
+    assert all_rows(index) == {"a": {"n": 1}}
     index.close()
-    again = opened(directory)
-    assert [again.get(f"o:{i}") for i in range(100)] == [{"n": i} for i in range(100)]
-    again.close()
 
 
-def test_a_row_that_fell_out_before_the_flush_is_not_lost(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "MIRROR_ROWS", 2)
+@pytest.mark.parametrize(("sync", "expected"), [(True, 2), (False, 1)])
+def test_how_durable_rows_are(directory: Path, sync: bool, expected: int) -> None:
+    """FULL syncs with each transaction, NORMAL at checkpoints (sqlite.org/pragma.html#pragma_synchronous)."""
+    index = Index(directory, sync=sync)
+    assert index.open()
+    assert index._cache._sql("PRAGMA synchronous").fetchall() == [(expected,)]
+    index.close()
+
+
+def test_that_survives_the_next_process_with_another_setting(directory: Path) -> None:
+    filled(directory, {"a": {"n": 1}})
+    index = Index(directory, sync=True)
+    assert index.open()
+    assert index._cache._sql("PRAGMA synchronous").fetchall() == [(2,)]
+    assert index.get("a") == {"n": 1}
+    index.close()
+
+
+def test_closing_may_be_repeated(directory: Path) -> None:
     index = opened(directory)
-    for i in range(5):
-        index.put(f"o:{i}", {"n": i})
-
-    assert [index.get(f"o:{i}") for i in range(5)] == [{"n": i} for i in range(5)]
+    index.write([("a", {"n": 1})])
     index.close()
-
-
-def test_loading_does_not_bring_old_rows_back(directory: Path) -> None:
-    filled(directory, a={"n": 1}, b={"n": 1})
-    index = opened(directory, load=False)
-    index.put("a", {"n": 2})
-    index.delete("b")
-
-    index.load()
-
-    assert (index.get("a"), index.get("b")) == ({"n": 2}, None)
     index.close()
+    assert not index.usable
+    assert on_disk(directory) == {"a": '{"n":1}'}
 
 
-def test_a_deleted_row_does_not_come_back_while_it_is_being_flushed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop reads beside the flush: between taking the batch and writing it, the old row is still on disk."""
-    filled(directory, a={"n": 1})
-    index = opened(directory, load=False)
-    index.delete("a")
-    transact = diskcache.Cache.transact
-
-    def look_first(*args: Any, **kw: Any) -> Any:
-        index.get("a")
-        return transact(*args, **kw)
-
-    monkeypatch.setattr(diskcache.Cache, "transact", look_first)
-    index.flush()
-
+def test_an_index_that_was_never_opened_holds_nothing(directory: Path) -> None:
+    index = Index(directory)
+    assert not index.usable
+    assert not index.write([("a", {"n": 1})])
     assert index.get("a") is None
+    assert list(index.pages(10)) == []
+    index.compact()
+    index.close()
+    assert not directory.exists()
+
+
+def test_compacting_gives_space_back(index: Index) -> None:
+    rows: list[tuple[str, Row]] = [(f"o:{n}", {"text": "x" * 1000}) for n in range(500)]
+    assert index.write(rows)
+    assert index.write([(key, None) for key, _ in rows[1:]])
+    before = index.size()
+    assert before > 500_000
+
+    index.compact()
+
+    assert index.size() < before / 3
+    assert all_rows(index) == dict(rows[:1])
+    assert index.write([("later", {"n": 1})])
+
+
+# The schema's number
+
+
+def set_schema(directory: Path, row: Row | None) -> None:
+    index = opened(directory)
+    index.write([(SCHEMA_ROW[0], row)])
     index.close()
 
 
-def test_changes_beside_flushes_lose_nothing(index: Index, directory: Path) -> None:
-    stop = threading.Event()
+@pytest.mark.parametrize(
+    "row",
+    [None, {"schema": SCHEMA - 1}, {"schema": SCHEMA + 1}, {"schema": "x"}, {}],
+    ids=["none", "older", "newer", "x", "{}"],
+)
+def test_an_index_of_another_version_is_made_anew(directory: Path, row: Row | None, caplog: pytest.LogCaptureFixture) -> None:
+    filled(directory, {"a": {"n": 1}})
+    set_schema(directory, row)
 
-    def flush_forever() -> None:
-        while not stop.is_set():
-            index.flush()
+    index = opened(directory)
 
-    thread = threading.Thread(target=flush_forever)
-    thread.start()
-    for i in range(1000):
-        index.put(f"o:{i}", {"n": i})
-        if i % 2:
-            index.delete(f"o:{i}")
-    stop.set()
-    thread.join()
-    index.flush()
+    assert all_rows(index) == {}
+    assert "of another version" in caplog.text
+    assert index.write([("b", {"n": 2})])
+    index.close()
+    index = opened(directory)
+    assert all_rows(index) == {"b": {"n": 2}}
+    index.close()
 
-    assert set(on_disk(directory)) == {f"o:{i}" for i in range(0, 1000, 2)}
+
+def test_a_schema_number_that_is_a_pickle_is_not_loaded(directory: Path, tmp_path: Path) -> None:
+    filled(directory, {"a": {"n": 1}})
+    crafted(directory, SCHEMA_ROW[0], Evil(tmp_path / "trace"))
+
+    index = opened(directory)
+    assert all_rows(index) == {}
+    index.close()
+    assert not (tmp_path / "trace").exists()
 
 
 # Pickles
 
 
-def crafted(directory: Path, key: Any, value: Any) -> None:
+def crafted(directory: Path, key: Any, value: Any, **settings: int) -> None:
     """A row as plain diskcache writes it."""
-    with diskcache.Cache(str(directory)) as cache:
+    with diskcache.Cache(str(directory), **settings) as cache:
         cache.set(key, value)
 
 
-def test_a_pickled_row_is_a_miss_and_never_loaded(directory: Path, tmp_path: Path) -> None:
+def test_a_pickled_row_is_never_loaded(directory: Path, tmp_path: Path) -> None:
+    filled(directory, {"a": {"n": 1}})
     crafted(directory, "o:evil", Evil(tmp_path / "trace"))
     crafted(directory, "o:plain", "text")
+    crafted(directory, "o:list", "[1]")
 
-    for load in (True, False):
-        index = opened(directory, load=load)
-        assert index.get("o:evil") is None
-        assert index.get("o:plain") is None
-        assert index.rows("o:") == []
-        index.close()
+    index = opened(directory)
+    assert [index.get(f"o:{name}") for name in ("evil", "plain", "list")] == [None] * 3
+    assert all_rows(index) == {"a": {"n": 1}}
+    index.close()
     assert not (tmp_path / "trace").exists()
     with diskcache.Cache(str(directory)) as cache:
         cache.get("o:evil")
@@ -255,164 +305,162 @@ def test_a_pickled_row_is_a_miss_and_never_loaded(directory: Path, tmp_path: Pat
 
 
 def test_a_pickled_row_in_a_file_is_never_loaded(directory: Path, tmp_path: Path) -> None:
-    with diskcache.Cache(str(directory), disk_min_file_size=0) as cache:
-        cache.set("o:evil", Evil(tmp_path / "trace"))
+    filled(directory, {"a": {"n": 1}})
+    crafted(directory, "o:evil", Evil(tmp_path / "trace"), disk_min_file_size=0)
 
     index = opened(directory)
     assert index.get("o:evil") is None
+    assert all_rows(index) == {"a": {"n": 1}}
     index.close()
     assert not (tmp_path / "trace").exists()
+
+
+def test_a_row_in_a_file_is_not_read(directory: Path) -> None:
+    """The file could be any that this process may read."""
+    filled(directory, {"a": {"n": 1}})
+    crafted(directory, "o:file", '{"n":2}', disk_min_file_size=0)
+
+    index = opened(directory)
+    assert index.get("o:file") is None
+    assert all_rows(index) == {"a": {"n": 1}}
+    index.close()
 
 
 def test_a_pickled_key_is_never_loaded_and_hides_no_other_row(directory: Path, tmp_path: Path) -> None:
-    filled(directory, a={"n": 1})
+    filled(directory, {"a": {"n": 1}})
     crafted(directory, (Evil(tmp_path / "trace"),), 1)
-    index = opened(directory, load=False)
-    index.put("b", {"n": 2})
-    index.close()
+    filled(directory, {"b": {"n": 2}})
 
     index = opened(directory)
-
-    assert not (tmp_path / "trace").exists()
-    assert (index.get("a"), index.get("b")) == ({"n": 1}, {"n": 2})
-    assert sorted(index.rows("")) == [("a", {"n": 1}), ("b", {"n": 2})]
+    assert all_rows(index) == {"a": {"n": 1}, "b": {"n": 2}}
     index.close()
+    assert not (tmp_path / "trace").exists()
 
 
 def test_a_pickle_put_over_a_good_row_is_refused(directory: Path, tmp_path: Path) -> None:
-    filled(directory, a={"n": 1})
-    with sqlite3.connect(directory / "cache.db") as connection:
+    filled(directory, {"a": {"n": 1}})
+    with closing(sqlite3.connect(directory / "cache.db")) as connection, connection:
         blob = pickle.dumps(Evil(tmp_path / "trace"))
         connection.execute("UPDATE Cache SET value = ?, mode = 4 WHERE key = 'a'", (blob,))
 
     index = opened(directory)
     assert index.get("a") is None
+    assert all_rows(index) == {}
     index.close()
     assert not (tmp_path / "trace").exists()
 
 
-# A broken or missing index
+# A damaged, locked or missing index
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"not a database" * 1000, b"SQLite format 3\x00" + b"\xff" * 4096])
-def test_a_corrupted_index_is_made_anew(directory: Path, rubbish: bytes) -> None:
-    filled(directory, a={"n": 1})
+@pytest.mark.parametrize(
+    "rubbish", [b"", b"not a database" * 1000, b"SQLite format 3\x00" + b"\xff" * 4096], ids=["empty", "rubbish", "header"]
+)
+def test_a_damaged_index_is_made_anew(directory: Path, rubbish: bytes) -> None:
+    filled(directory, {"a": {"n": 1}})
     for name in ("cache.db-wal", "cache.db-shm"):
         (directory / name).unlink(missing_ok=True)
     (directory / "cache.db").write_bytes(rubbish)
 
     index = opened(directory)
-    assert index.get("a") is None
-    index.put("b", {"n": 2})
+    assert all_rows(index) == {}
+    assert index.write([("b", {"n": 2})])
     index.close()
 
     assert on_disk(directory) == {"b": '{"n":2}'}
 
 
-def test_an_index_that_breaks_while_it_is_open_costs_misses_only(directory: Path) -> None:
-    filled(directory, **{f"o{i}": {"n": i} for i in range(1000)})
-    index = opened(directory, load=False)
-    with (directory / "cache.db").open("r+b") as file:
-        file.seek(4096)
-        file.write(b"\xff" * 4096 * 20)
-
-    for i in range(1000):
-        assert index.get(f"o{i}") in (None, {"n": i})
-    index.put("new", {"n": 1})
-    index.flush()
-    index.load()
-    index.rows("o")
-    index.put("newer", {"n": 2})
-    index.close()
-
-    assert "newer" in on_disk(directory)
-
-
-def test_the_batch_that_finds_the_index_broken_goes_into_the_new_one(directory: Path) -> None:
-    filled(directory, a={"n": 0})
+def test_a_page_that_is_malformed_is_seen_and_the_index_made_anew(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    filled(directory, {f"o{n}": {"n": n} for n in range(1000)})
     index = opened(directory)
     with (directory / "cache.db").open("r+b") as file:
-        file.seek(4096)
-        file.write(b"\xff" * 4096 * 20)
+        file.seek(20 * 4096)
+        file.write(b"\xff" * 4096)
 
-    index.put("new", {"n": 1})
-    index.flush()
-    assert index.get("new") == {"n": 1}
+    found = all_rows(index, 10)
+    assert len(found) < 1000
+    assert all(row == {"n": int(key[1:])} for key, row in found.items())
+    assert not index.usable
+    assert "damaged" in caplog.text
+
+    assert index.open()
+    assert all_rows(index) == {}
+    assert index.write([("new", {"n": 1})])
     index.close()
     assert on_disk(directory) == {"new": '{"n":1}'}
 
 
-def test_a_wiped_index_is_started_anew(index: Index, directory: Path) -> None:
-    index.put("a", {"n": 1})
-    index.flush()
-    shutil.rmtree(directory)
+def test_an_index_that_breaks_while_it_is_open_is_made_anew(directory: Path) -> None:
+    filled(directory, {f"o{n}": {"n": n} for n in range(1000)})
+    index = opened(directory)
+    damage_pages(directory)
 
-    index.put("b", {"n": 2})
-    index.flush()
-
-    assert index.get("b") == {"n": 2}
-    assert on_disk(directory) == {"b": '{"n":2}'}
-
-
-def test_without_a_place_on_disk_rows_live_in_memory(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    index = opened(tmp_path / "file" / "index")
-
-    index.put("a", {"n": 1})
-    index.flush()
-    assert index.get("a") == {"n": 1}
-    index.delete("a")
-    assert index.get("a") is None
-    assert index.rows("") == []
+    assert all(index.get(f"o{n}") in (None, {"n": n}) for n in range(0, 1000, 50))
+    assert not index.write([("new", {"n": 1})])
+    assert not index.usable
+    assert index.open()
+    assert index.write([("new", {"n": 1})])
     index.close()
 
+    assert on_disk(directory) == {"new": '{"n":1}'}
 
-def test_an_index_that_was_never_opened_works_in_memory(directory: Path) -> None:
+
+@pytest.mark.usefixtures("_short_waits")
+def test_a_locked_index_is_left_alone_and_later_usable(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    filled(directory, {"a": {"n": 1}})
     index = Index(directory)
-    index.load()
-    index.put("a", {"n": 1})
-    index.flush()
-    assert index.get("a") == {"n": 1}
+    with locked(directory):
+        assert not index.open()
+        assert not index.open()
+        assert not index.usable
+        assert not index.write([("b", {"n": 2})])
+    assert len(caplog.records) == 1, "it is said once"
+
+    assert index.open()
+    assert all_rows(index) == {"a": {"n": 1}}
     index.close()
 
 
-def test_a_locked_index_raises_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_short_waits")
+def test_an_index_that_is_locked_while_it_is_open_loses_nothing(directory: Path) -> None:
+    filled(directory, {"a": {"n": 1}})
     index = opened(directory)
+    with locked(directory):
+        assert not index.write([("b", {"n": 2})])
+        start = time.monotonic()
+        index.get("a")
+        assert time.monotonic() - start < 1, "the event loop does not wait for locks"
 
-    def locked(*_: Any, **__: Any) -> Any:
-        raise diskcache.Timeout
-
-    with monkeypatch.context() as patch:
-        patch.setattr(diskcache.Cache, "transact", locked)
-        index.put("a", {"n": 1})
-        index.flush()
-    assert index.get("a") == {"n": 1}
+    assert index.usable
+    assert index.write([("c", {"n": 3})])
+    assert all_rows(index) == {"a": {"n": 1}, "c": {"n": 3}}
     index.close()
 
 
-def test_rows_that_could_not_be_written_are_written_later(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a deleted tag is back after the next start, and new objects are hashed all over again."""
-    filled(directory, gone={"n": 0})
-    index = opened(directory)
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.touch()
+    index = Index(place / "index")
+    assert not index.open()
+    assert not index.write([("a", {"n": 1})])
+    assert list(index.pages(10)) == []
+    place.unlink()
 
-    def locked(*_: Any, **__: Any) -> Any:
-        raise diskcache.Timeout
-
-    with monkeypatch.context() as patch:
-        patch.setattr(diskcache.Cache, "transact", locked)
-        index.put("a", {"n": 1})
-        index.delete("gone")
-        index.flush()
-    index.put("b", {"n": 2})
-    index.flush()
-
-    assert set(on_disk(directory)) == {"a", "b"}
+    assert index.open()
+    assert index.write([("a", {"n": 1})])
     index.close()
 
 
-def test_closing_flushes_and_may_be_repeated(directory: Path) -> None:
-    index = opened(directory)
-    index.put("a", {"n": 1})
-    index.close()
-    index.close()
-    assert on_disk(directory) == {"a": '{"n":1}'}
+def test_an_index_that_is_wiped_while_it_is_open_can_be_opened_anew(index: Index, directory: Path) -> None:
+    index.write([("a", {"n": 1})])
+    shutil.rmtree(directory)
+    assert not index.is_there()
+    index.write([("b", {"n": 2})])
+    list(index.pages(10))
+    index.compact()
+
+    assert index.open()
+    assert index.is_there()
+    assert all_rows(index) == {}
+    assert index.write([("c", {"n": 3})])
+    assert on_disk(directory) == {"c": '{"n":3}'}

@@ -1,0 +1,103 @@
+"""What tests of the store share: a clock to move, objects to put in, a look at the rows on disk."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from cacheyd.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.store import Store
+
+WITHIN = "docker.io/library/nginx"
+LARGE = bytes(range(256)) * 1024
+MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
+ASKED = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST})
+
+
+class Clock:
+    """Stands still until the test moves it."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+class StoppableStore(Store):
+    """A store that the test may have stopped already."""
+
+    _stopped = False
+
+    async def stop(self) -> None:
+        """Stops it once."""
+        if not self._stopped:
+            self._stopped = True
+            await super().stop()
+
+
+async def add(store: Store, data: bytes, media_type: str = "", within: str = WITHIN) -> Stored:
+    """What a fetch does."""
+    partial = await store.open_partial(digest_of(data))
+    await store.append(partial, [data])
+    assert partial.verified()
+    stored = await store.commit(partial, media_type, within=within, manifest=data if media_type else None)
+    store.release(partial)
+    assert stored is not None
+    return stored
+
+
+async def eventually(holds: Callable[[], object], seconds: float = 5.0) -> None:
+    """Waits until it does."""
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+async def reopened(store: Store, **options: Any) -> Store:
+    """The same directory in the next process."""
+    await store.stop()
+    again = StoppableStore(store.root, store.settings, clock=store.clock, monotonic=store.monotonic, **options)
+    await again.start(background=False)
+    return again
+
+
+def content(store: Store, digest: str) -> bytes | None:
+    """What a hit serves."""
+    stored = store.find(digest)
+    body = store.body(stored) if stored else None
+    return bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body
+
+
+def object_file(store: Store, data: bytes) -> Path:
+    """Where an object is, or would be."""
+    return Path(store.blobs.path(digest_of(data)))
+
+
+def replace_file(store: Store, data: bytes, other: bytes) -> Path:
+    """Puts other bytes in the place of an object, as no cacheyd would: another file, from another time."""
+    path = object_file(store, data)
+    path.unlink(missing_ok=True)
+    path.write_bytes(other)
+    return path
+
+
+def rows(store: Store) -> dict[str, dict[str, Any]]:
+    """What of objects and tags is on disk."""
+    database = store.root / "index" / "cache.db"
+    if not database.exists():
+        return {}
+    with closing(sqlite3.connect(database)) as connection:
+        found = connection.execute("SELECT key, value FROM Cache")
+        return {key: json.loads(value) for key, value in found if key[:2] in ("o:", "t:")}
+
+
+def variant(n: int, asked: frozenset[str] = ASKED, at: float = 1_700_000_000.0) -> TagVariant:
+    """The `n`-th meaning of a tag."""
+    return TagVariant(asked, digest_of(str(n).encode()), OCI_INDEX, n, at)
