@@ -2,6 +2,7 @@
 #   make serve    run the cache on port 3000 (PORT, CACHE_DIR, DEBUG, CACHEYD_CONFIG as usual)
 #   make check    format, lint, types, unit tests (under a minute)
 #   make test     every test; installs the real clients where it may
+#   make soak     kills the cache by the thousand, for minutes (KILLS=3000, SEED as a failure printed it)
 #   make bench    cacheyd side by side with docker-registry and nginx
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -16,7 +17,7 @@ CLIENTS := containerd docker-registry skopeo nginx podman dockerd curl wrk
 PYTHON ?= $(shell for p in python3.13 python3.12 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup serve check test bench clients lock format clean
+.PHONY: help setup serve check test soak bench clients lock format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +46,9 @@ check: setup
 
 test: setup clients
 	$(BIN)/pytest
+
+soak: setup
+	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest -m soak -s tests/faults/test_crashes.py
 
 bench: setup clients
 	$(PY) -m tests.bench

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
@@ -110,7 +110,7 @@ class Authorizer:
             return await self._anonymous(transport, request, base)
         headers = without(request.headers, "authorization")
         login = self._login(registry)
-        key = _Key(name, base, f"repository:{request.ref.repository}:pull", _who(login))
+        key = _Key(name, base, _scope(request.ref), _who(login))
         known = self._known(key, login)
         response = await transport.fetch(name, request.method, url, (*headers, *known))
         if response.status != 401:
@@ -133,7 +133,7 @@ class Authorizer:
         a later one as final: what everybody may read would not be there for them.
         """
         name, url = request.ref.registry, target(base, request.ref)
-        key = _Key(name, base, f"repository:{request.ref.repository}:pull", "")
+        key = _Key(name, base, _scope(request.ref), "")
         known = self._known(key, "")
         response = await transport.fetch(name, request.method, url, (*request.headers, *known))
         bearer = _bearer(parse_challenges(response.headers))
@@ -194,21 +194,52 @@ class Authorizer:
                 "%s sends logins to %s, which is not its own; allow it with token_realms", name, urlsplit(realm).hostname
             )
             raise UpstreamBroken("its token service is not one that may see the stored login", refused=True)
-        query = {"service": challenge.params["service"]} if "service" in challenge.params else {}
-        url = f"{realm}{'&' if '?' in realm else '?'}{urlencode({**query, 'scope': challenge.params.get('scope') or scope})}"
-        headers = (("Authorization", basic(login)),) if login else ()
-        response = await transport.fetch(name, "GET", url, headers)
-        try:
-            body = await read_all(response, TOKEN_MAX)
-        finally:
-            response.close()
-        if response.status != 200:
-            raise UpstreamBroken(f"its token service answered {response.status}", refused=True)
-        token, life = _parse_token(body)
+        token, life = await _request_token(transport, name, challenge, scope, login)
         if len(self._tokens) >= MAX_TOKENS:
             self._tokens.clear()
         self._tokens[key] = _Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN))
         return token
+
+
+async def answer_challenge(transport: Transport, ref: Reference, bases: Iterable[str], headers: HeaderList, login: str) -> str:
+    """The Authorization that a client with this login (`user:password`) answers a 401 with; `headers` are the 401's.
+
+    As clients do, it believes the registry about its token service, which must be reached as safely as the registry
+    itself. Raises UpstreamBroken.
+    """
+    challenges = parse_challenges(headers)
+    bearer = _bearer(challenges)
+    if bearer is None:
+        if any(c.scheme == "basic" for c in challenges):
+            return basic(login)
+        raise UpstreamBroken(f"{ref.registry} asks for no login that is known here", refused=True)
+    realm = bearer.params["realm"]
+    if not (realm.startswith("https://") or any(realm_belongs(realm, base, ()) for base in bases)):
+        raise UpstreamBroken("its token service has no https, so it does not see the login", refused=True)
+    token, _ = await _request_token(transport, ref.registry, bearer, _scope(ref), login)
+    return f"Bearer {token}"
+
+
+async def _request_token(
+    transport: Transport, registry: str, challenge: Challenge, scope: str, login: str
+) -> tuple[str, float]:
+    """A token and for how many seconds it holds, from the service that the challenge names."""
+    realm, service = challenge.params["realm"], challenge.params.get("service")
+    query = {"service": service} if service is not None else {}
+    url = f"{realm}{'&' if '?' in realm else '?'}{urlencode({**query, 'scope': challenge.params.get('scope') or scope})}"
+    headers = (("Authorization", basic(login)),) if login else ()
+    response = await transport.fetch(registry, "GET", url, headers)
+    try:
+        body = await read_all(response, TOKEN_MAX)
+    finally:
+        response.close()
+    if response.status != 200:
+        raise UpstreamBroken(f"its token service answered {response.status}", refused=True)
+    return _parse_token(body)
+
+
+def _scope(ref: Reference) -> str:
+    return f"repository:{ref.repository}:pull"
 
 
 def target(base: str, ref: Reference) -> str:

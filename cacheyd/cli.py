@@ -1,4 +1,4 @@
-"""The command line: `cacheyd serve`."""
+"""The command line: `cacheyd serve`, and the tools beside it."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from cacheyd import __version__, config
+from cacheyd import __version__, config, images
 from cacheyd.config import SETTINGS, ConfigError, Settings
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,41 @@ def _parser() -> argparse.ArgumentParser:
     show = actions.add_parser("show", help="print each setting and where it comes from, secrets masked")
     for command in (serve, check, show):
         _add_settings(command)
+    _add_tools(commands)
     return parser
+
+
+def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        tool = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        _add_place(tool)
+        tool.add_argument("--json", action="store_true", help="print JSON")
+        return tool
+
+    ls = add("ls", "list the images that are stored")
+    ls.add_argument(
+        "patterns", nargs="*", metavar="PATTERN", help="image, registry, digest, or a pattern with *; default: all"
+    )
+    ls.add_argument("--blobs", action="store_true", help="list their manifests and blobs instead")
+    add("du", "show what each registry and repository takes")
+    rm = add("rm", "remove images, and what only they need")
+    rm.add_argument(
+        "targets", nargs="*", metavar="IMAGE",
+        help="image (without a tag: the whole repository), name@digest, digest, or a pattern with *",
+    )  # fmt: skip
+    rm.add_argument("--dry-run", action="store_true", help="only say what would go")
+    rm.add_argument("--all", action="store_true", help="remove everything")
+    gc_ = add("gc", "tidy up: compare index and files, sweep partial files and old tags, keep the bounds")
+    gc_.add_argument("--unreferenced", action="store_true", help="also remove blobs without a manifest, unused for an hour")
+    add("verify", "read everything that is stored, and drop what does not have its digest")
+    add("stats", "show the totals of the store, and the counters of the running cacheyd")
+    for tool in images.add_commands(commands):
+        _add_place(tool)
+
+
+def _add_place(tool: argparse.ArgumentParser) -> None:
+    tool.add_argument("--config", metavar="FILE", help="TOML file (environment: CACHEYD_CONFIG)")
+    tool.add_argument("--cache-dir", metavar="DIR", help="where the cache lives (environment: CACHE_DIR)")
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -42,8 +76,11 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 (cannot run) or 2 (wrong input)."""
-    args = _parser().parse_args(arguments)
+    """Runs a command; returns the exit code: 0, 1 (cannot run, or nothing found) or 2 (wrong input)."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.command == "rm" and bool(args.targets) == args.all:
+        parser.error("rm: name what to remove, or give --all")
     load = partial(config.load, file=args.config, flags=vars(args))
     try:
         settings = load()
@@ -60,6 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print("the settings can be used")
         return 0
+    if args.command in ("warm", "export", "import"):
+        from cacheyd import session  # noqa: PLC0415
+
+        return session.run(args, settings)
+    if args.command != "serve":
+        from cacheyd import tools  # noqa: PLC0415
+
+        return tools.run(args, settings)
     return asyncio.run(_serve(settings, load))
 
 

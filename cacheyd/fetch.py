@@ -278,8 +278,8 @@ class Fetcher:
             log.exception("fetching %s failed", flight.digest)
             self._end(flight, upstream_error(502, f"fetching failed: {type(error).__name__}"))
         finally:
-            flight.forget()
             self.flights.remove(flight)
+            flight.end()
 
     async def _take_slot(self) -> None:
         try:

@@ -101,6 +101,7 @@ class Flight:
         self.error: FlightError | None = None
         self.stored: Stored | None = None
         self.readers = 0
+        self.ended = False
         self._recent: deque[tuple[int, bytes | memoryview]] = deque()
         self._waiting: set[asyncio.Future[None]] = set()
 
@@ -122,9 +123,11 @@ class Flight:
                 return memoryview(chunk)[at - start : limit - start]
         return b""
 
-    def forget(self) -> None:
-        """Lets go of what is in memory."""
+    def end(self) -> None:
+        """Nothing of it changes any more, `stored` included; what is in memory goes."""
         self._recent.clear()
+        self.ended = True
+        self.notify()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -192,6 +195,11 @@ class FlightReader:
         flight.readers += 1
         self._at = start
         self._end = end
+
+    @property
+    def flight(self) -> Flight:
+        """What it reads from."""
+        return self._flight
 
     async def read(self) -> bytes | memoryview:
         """The next piece as soon as there is one; empty at the end. Raises BodyBroken when the flight failed."""

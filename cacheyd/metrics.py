@@ -164,6 +164,16 @@ class Metrics:
         """Hits and misses so far."""
         return self._plain.hits, self._plain.misses
 
+    def sent(self) -> dict[str, int]:
+        """Body bytes sent so far, from `disk` and from `upstream`."""
+        found = self.registry.get_sample_value
+        return {source: int(found("cacheyd_bytes_total", {"source": source}) or 0) for source in self._sources}
+
+    def evictions(self) -> dict[str, int]:
+        """Objects removed so far, by reason."""
+        samples = [sample for family in self._evictions.collect() for sample in family.samples]
+        return {sample.labels["reason"]: int(sample.value) for sample in samples}
+
     def render(self) -> bytes:
         """The text format that Prometheus scrapes."""
         text = generate_latest(self.registry)

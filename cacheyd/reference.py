@@ -80,6 +80,38 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageName:
+    """An image as people and containerd name it: `docker.io/library/alpine:3.22`, `ghcr.io/acme/app@sha256:…`.
+
+    A digest says more than a tag; what has both is what has the digest.
+    """
+
+    registry: str
+    repository: str
+    tag: str = ""
+    digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """Registry and repository, as objects and tags remember them."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def reference(self) -> str:
+        """What the manifest is asked for by."""
+        return self.digest or self.tag
+
+    def __str__(self) -> str:
+        tag, digest = (f":{self.tag}" if self.tag else ""), (f"@{self.digest}" if self.digest else "")
+        return f"{self.name}{tag}{digest}"
+
+    def part(self, kind: Kind, reference: str, ns: str = "") -> Reference:
+        """A manifest or blob of this repository."""
+        digest = reference if DIGEST.fullmatch(reference) else None
+        return Reference(self.registry, self.repository, kind, reference, digest, ns)
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A path of cacheyd itself: `/`, `/v2/`, `/metrics`, `/healthz`, `/readyz`."""
 
@@ -126,6 +158,33 @@ def _split_prefix(name: str, default_registry: str) -> tuple[str, str]:
         "which registry? cacheyd needs ?ns=<registry> (containerd's hosts.toml adds it) or /v2/<registry host>/<name>/…",
         name=name[:MAX_NAME],
     )
+
+
+def has_registry(name: str) -> bool:
+    """Whether an image's name begins with a registry, as docker tells: its first part has a dot or a port."""
+    first, slash, _ = name.partition("/")
+    return bool(slash) and (any(mark in first for mark in ".:[") or first == "localhost")
+
+
+def parse_image(name: str, *, default_tag: str = "latest") -> ImageName:
+    """The image that docker means by a name: `alpine` is `docker.io/library/alpine:latest`. Raises ValueError."""
+    rest, at, digest = name.partition("@")
+    first, _, path = rest.partition("/")
+    named = has_registry(rest)
+    try:
+        registry = canonical_registry(first) if named else DOCKER_HUB
+    except RequestError:
+        raise ValueError(f"{name!r} does not begin with a registry: it must be host or host:port") from None
+    repository, colon, tag = (path if named else rest).partition(":")
+    if registry == DOCKER_HUB and "/" not in repository:
+        repository = f"library/{repository}"
+    if len(repository) > MAX_NAME or not NAME.fullmatch(repository):
+        raise ValueError(f"{name!r} is not the name of an image (lower case, like ghcr.io/acme/app:1.0)")
+    if colon and not TAG.fullmatch(tag):
+        raise ValueError(f"{name!r}: no tag can be {tag!r}")
+    if at and not DIGEST.fullmatch(digest):
+        raise ValueError(f"{name!r}: the digest is not one (sha256: and 64 hexadecimal digits)")
+    return ImageName(registry, repository, tag or ("" if at else default_tag), digest)
 
 
 def _check(kind: Kind, reference: str) -> str | None:

@@ -19,7 +19,9 @@ from cacheyd import __version__, config, status
 from cacheyd.answer import API_VERSION, Answer, error_answer, text_answer
 from cacheyd.auth import Authorizer
 from cacheyd.cache import Cache, Request
+from cacheyd.commands import Commands, plain
 from cacheyd.config import ConfigError, Settings
+from cacheyd.control import ControlServer
 from cacheyd.errors import Code, HeaderList, RequestError, cache_error, client_error, reason
 from cacheyd.fetch import Fetcher
 from cacheyd.logs import AccessLine, AccessLog
@@ -34,6 +36,8 @@ from cacheyd.proxy.trust import check_files
 from cacheyd.reference import Kind, Page, Reference, parse_target
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.store import Store, free_space
+from cacheyd.transfer import export_handler, import_handlers
+from cacheyd.warm import warm_handler
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +63,17 @@ class RegistryCache:
     name = "registrycache"
 
     def __init__(
-        self, load: Callable[[], Settings] = config.load, access_log: AccessLog | None = None, *, daemon: bool = False
+        self,
+        load: Callable[[], Settings] = config.load,
+        access_log: AccessLog | None = None,
+        *,
+        daemon: bool = False,
+        patience: float | None = None,
     ) -> None:
         self._load_settings = load
         self._access_log = access_log
         self._daemon = daemon
+        self._patience = patience
         self.settings = Settings()
         self._tls: ListenerTls | None = None
         self._ready = False
@@ -127,13 +137,23 @@ class RegistryCache:
         with contextlib.suppress(NotImplementedError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         try:
-            await self.store.start(wait=settings.grace + LOCK_PATIENCE, give_up=ctx.master.should_exit.is_set)
+            patience = settings.grace + LOCK_PATIENCE if self._patience is None else self._patience
+            await self.store.start(wait=patience, give_up=ctx.master.should_exit.is_set)
         except DirectoryInUse as error:
             if not ctx.master.should_exit.is_set():
                 log.error("%s", error)
                 self.failed = True
             ctx.master.shutdown()
             return
+        images = {
+            "warm": warm_handler(self.cache, self.transport),
+            "export": export_handler(self.store),
+            **import_handlers(self.store),
+        }
+        extra = {name: plain(handler) for name, handler in images.items()}
+        commands = Commands(self.store, extra, running=self._counters)
+        self.control = ControlServer(settings.cache_dir, commands.run, self.store.lock.is_held)
+        await self.control.start()
         self._ready = True
         if self._descriptors < settings.max_connections:
             log.warning("no more than %d connections: this process may not open more files", self._descriptors)
@@ -192,6 +212,15 @@ class RegistryCache:
         metrics.watch_total("cacheyd_store_write_errors", "Writes that the disk refused", lambda: store.write_errors)
         metrics.watch_kinds("cacheyd_store_objects", "Objects stored", lambda: {str(k): n for k, n in store.counts.items()})
 
+    def _counters(self) -> dict[str, object]:
+        """What happened since the start, for `cacheyd stats`."""
+        hits, misses = self.metrics.totals()
+        return {
+            "version": __version__, "uptime": time.time() - self._started, "hits": hits, "misses": misses,
+            "hit_ratio": hits / (hits + misses) if hits + misses else None, "bytes": self.metrics.sent(),
+            "evictions": self.metrics.evictions(), "flights": len(self.fetcher.flights), "waiting": self.cache.waiting,
+        }  # fmt: skip
+
     async def done(self) -> None:
         """Stops gracefully: no new connections, running transfers get `grace` seconds, partials stay for resume."""
         if not self._ready:
@@ -206,6 +235,7 @@ class RegistryCache:
         self._ready = False
         await self.fetcher.stop()
         self.transport.close()
+        await self.control.close()
         await self.store.stop()
         if self._access_log is not None:
             self._access_log.close()

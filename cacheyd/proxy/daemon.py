@@ -37,7 +37,14 @@ class _Listener(proxyserver.Proxyserver):
 class Daemon:
     """One master with one listener."""
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings], access_log: AccessLog) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Settings],
+        access_log: AccessLog | None,
+        *,
+        patience: float | None = None,
+    ) -> None:
         opts = options.Options(listen_host=settings.host, listen_port=settings.port, mode=[MODE])
         self._master = master.Master(opts)
         # It would format every record a second time, for addons that are not there.
@@ -47,7 +54,7 @@ class Daemon:
         # What it says of handshakes that fail has bytes of the client in it; the addon says it without.
         logging.getLogger("mitmproxy.proxy.server").setLevel(logging.ERROR)
         self._listener = _Listener()
-        self._addon = RegistryCache(load, access_log, daemon=True)
+        self._addon = RegistryCache(load, access_log, daemon=True, patience=patience)
         self._master.addons.add(self._listener, self._addon, next_layer.NextLayer())
 
     def stop(self) -> None:

@@ -11,14 +11,19 @@ import json
 import mmap
 import os
 import re
+import stat
+import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # What says nothing about the file.
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _READ = 4 << 20
+# How often a partial file that somebody looks at, or just removed, is opened again, and after which pause (seconds).
+OPEN_TRIES, OPEN_PAUSE = 3, 0.001
 _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _PARTIAL = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})(-[0-9a-f]{16})?")
 _LENGTH = {"sha256": 64, "sha512": 128}
@@ -130,6 +135,8 @@ class BlobDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._mapped: weakref.WeakValueDictionary[str, Mapped] = weakref.WeakValueDictionary()
+        # Between a look at a name and its removal no other file may get it.
+        self._naming = threading.Lock()
 
     def prepare(self) -> None:
         """Makes what is missing; raises OSError."""
@@ -161,7 +168,7 @@ class BlobDir:
             status = os.stat(self.path(digest))
         except OSError:
             return None
-        return status.st_size, status.st_mtime_ns
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
     def read(self, digest: str) -> bytes | None:
         """The whole file; for small ones."""
@@ -199,13 +206,20 @@ class BlobDir:
         """
         path = self.partial_path(digest, origin)
         _drop_from_before_boot(path)
-        try:
-            return Partial.open(path, digest)
-        except FileNotFoundError:
-            self.prepare()
-            return Partial.open(path, digest)
-        except BlockingIOError:
-            return Partial.open(path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}"), digest)
+        for _ in range(OPEN_TRIES):
+            try:
+                partial = Partial.open(path, digest)
+            except FileNotFoundError:
+                self.prepare()
+                continue
+            except BlockingIOError:
+                # Who looks whether somebody has the file has it himself for a moment.
+                time.sleep(OPEN_PAUSE)
+                continue
+            if partial.is_linked():
+                return partial
+            partial.close()  # Swept between its opening and its locking.
+        return Partial.open(path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}"), digest)
 
     def commit(self, partial: Partial, *, sync: bool = False) -> int | None:
         """Moves a verified partial to its digest; the file's time of change, None if the directory was wiped meanwhile.
@@ -218,15 +232,19 @@ class BlobDir:
         if sync:
             partial.sync()
         try:
-            partial.path.rename(target)
+            self._rename(partial, target)
         except FileNotFoundError:
             self.prepare()
             if not partial.is_linked():
                 return None
-            partial.path.rename(target)
+            self._rename(partial, target)
         if sync:
             _sync_directory(os.path.dirname(target))
         return os.fstat(partial.fd).st_mtime_ns
+
+    def _rename(self, partial: Partial, target: str) -> None:
+        with self._naming:
+            partial.path.rename(target)
 
     def sync(self, digests: Iterable[str]) -> list[str]:
         """The bytes of stored objects to the disk itself; returned are those that did not get there. Blocks."""
@@ -253,9 +271,11 @@ class BlobDir:
         if partial.is_linked():
             partial.path.unlink(missing_ok=True)
 
-    def remove(self, digest: str) -> None:
-        """Removes a stored object; running readers are not disturbed."""
-        Path(self.path(digest)).unlink(missing_ok=True)
+    def remove(self, digest: str, known: tuple[int, int] | None = None) -> None:
+        """Removes a stored object, if it still is the one that `stat` said; running readers are not disturbed."""
+        with self._naming:
+            if known is None or self.stat(digest) == known:
+                Path(self.path(digest)).unlink(missing_ok=True)
 
     def scan(self) -> Iterator[tuple[str, int, int]]:
         """Each stored object's digest, size and time of change, from the file system alone."""
@@ -285,17 +305,20 @@ class BlobDir:
             return 0, {}
         for entry in entries:
             try:
-                status = entry.stat(follow_symlinks=False)
-                if _is_locked(entry.path):
-                    continue
-                if time.time() - status.st_mtime > older_than or not _PARTIAL.fullmatch(entry.name):
-                    os.unlink(entry.path)
-                    removed += 1
-                else:
-                    idle[entry.path] = status.st_size
+                with _locked(entry.path) as status:
+                    if time.time() - status.st_mtime > older_than or not status.st_size or not self._is_wanted(entry.name):
+                        os.unlink(entry.path)
+                        removed += 1
+                    else:
+                        idle[entry.path] = status.st_size
             except OSError:
-                continue
+                continue  # A fetch has it, or had.
         return removed, idle
+
+    def _is_wanted(self, name: str) -> bool:
+        """Whether a fetch would go on with this partial file: one of its object, which is not stored."""
+        found = _PARTIAL.fullmatch(name)
+        return found is not None and self.size(f"{found[1]}:{found[2]}") is None
 
     def total(self) -> int:
         """The size of the disk in bytes, 0 if unknown."""
@@ -339,15 +362,15 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _is_locked(path: str) -> bool:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+@contextmanager
+def _locked(path: str) -> Iterator[os.stat_result]:
+    """Has the file for a moment; raises BlockingIOError if somebody else has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        yield os.fstat(fd)
     finally:
         os.close(fd)
-    return False
 
 
 def hash_file(path: str, algorithm: str) -> str | None:

@@ -6,12 +6,12 @@ of eviction has only roots, least recently used first. When a root goes, what on
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from cacheyd import parse
 from cacheyd.reference import Kind
-from cacheyd.store.rows import Stored, TagVariant, is_index
+from cacheyd.store.rows import Stored, TagVariant, is_index, shared
 
 # How deep indexes within indexes are followed (real ones: one level).
 MAX_DEPTH = 8
@@ -19,7 +19,12 @@ MAX_DEPTH = 8
 MAX_FAMILY = 1000
 # An image of more objects than this is not looked through to the end for what is in use.
 MAX_TREE = 10_000
-_RAW = 32
+# Of what more manifests than this need, they are kept as a table: a tuple is shorter, and slow to search.
+FEW = 16
+# The look for what was not used for long ends after so many roots that were.
+MAX_YOUNG = 100
+# So many bytes of a digest are kept of what an index lists: enough to know it by, and a quarter of the memory.
+_HEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,8 @@ class Catalog:
         self.used_objects: set[str] = set()
         self.changed_tags: set[str] = set()
         # Of each digest that a stored manifest needs: the one that does, or all of them.
-        self._parents: dict[str, str | tuple[str, ...]] = {}
-        # What each index lists, as raw digests in a row, by repository: a manifest that comes later finds its index here.
+        self._parents: dict[str, str | tuple[str, ...] | dict[str, None]] = {}
+        # What each index lists, by the heads of the digests in a row: a manifest that comes later finds its index here.
         self._listed: dict[str, bytes] = {}
         self._families: dict[str, dict[str, None]] = {}
         self._order: OrderedDict[str, None] = OrderedDict()
@@ -59,6 +64,7 @@ class Catalog:
 
     def add(self, stored: Stored, listed: Iterable[str] = ()) -> None:
         """Adds an object as the one used last, or puts it in the place of an earlier one; `listed` is what an index lists."""
+        stored.digest, stored.within = self._one(stored.digest), shared(stored.within)
         if (old := self.remove(stored.digest)) is not None:
             stored.hits = max(stored.hits, old.hits)
         self.objects[stored.digest] = stored
@@ -67,36 +73,58 @@ class Catalog:
         self.changed_objects.add(stored.digest)
         if is_index(stored.media_type):
             stored.needs = ()
-            self._listed[stored.digest] = b"".join(bytes.fromhex(d[7:]) for d in listed if d.startswith("sha256:"))
+            self._listed[stored.digest] = b"".join(map(_head, listed))
             for digest in listed:
                 child = self.objects.get(digest)
                 if child is not None and child.media_type:
-                    self._need(stored, digest)
+                    self._need(stored, child.digest)
                     stored.needs += (child.digest,)
         else:
+            stored.needs = tuple(map(self._one, stored.needs))
             for digest in stored.needs:
                 self._need(stored, digest)
         self._join_families(stored, stored.within)
         if stored.digest not in self._parents:
             self._order[stored.digest] = None
 
-    def listed(self, stored: Stored) -> list[str]:
-        """The digests that an index lists, stored or not."""
-        raw = self._listed.get(stored.digest, b"")
-        return [f"sha256:{raw[at : at + _RAW].hex()}" for at in range(0, len(raw), _RAW)]
+    def _one(self, digest: str) -> str:
+        """The text of this digest that is in memory already, if there is one: each takes as much as the rest of a row."""
+        if (stored := self.objects.get(digest)) is not None:
+            return stored.digest
+        parent = self.objects.get(next(iter(self.parents(digest)), ""))
+        return digest if parent is None else next((need for need in parent.needs if need == digest), digest)
+
+    def indexes(self) -> list[str]:
+        """The digests of all indexes."""
+        return list(self._listed)
+
+    def link(self, digest: str, listed: Iterable[str]) -> None:
+        """Links an index to those of its manifests that are stored, whatever repositories they were found in."""
+        index = self.objects.get(digest)
+        for child in listed if index is not None else ():
+            stored = self.objects.get(child)
+            if index is not None and stored is not None and stored.media_type and child not in index.needs:
+                index.needs += (stored.digest,)
+                self._need(index, stored.digest)
 
     def _need(self, parent: Stored, digest: str) -> None:
         known = self._parents.get(digest)
         if known is None:
             self._parents[digest] = parent.digest
+        elif isinstance(known, dict):
+            known[parent.digest] = None
         elif parent.digest not in (parents := known if isinstance(known, tuple) else (known,)):
-            self._parents[digest] = (*parents, parent.digest)
+            parents = (*parents, parent.digest)
+            self._parents[digest] = parents if len(parents) <= FEW else dict.fromkeys(parents)
         self._order.pop(digest, None)
         self._held.pop(digest, None)
 
     def _need_no_more(self, parent: str, digest: str) -> None:
         known = self._parents.get(digest)
-        left = tuple(p for p in known if p != parent) if isinstance(known, tuple) else ()
+        if isinstance(known, dict) and len(known) > FEW:
+            known.pop(parent, None)
+            return
+        left = tuple(p for p in known if p != parent) if isinstance(known, tuple | dict) else ()
         if len(left) > 1:
             self._parents[digest] = left
         elif left:
@@ -111,23 +139,27 @@ class Catalog:
     def parents(self, digest: str) -> tuple[str, ...]:
         """The stored manifests that need an object, stored or not."""
         known = self._parents.get(digest, ())
-        return known if isinstance(known, tuple) else (known,)
+        return (known,) if isinstance(known, str) else tuple(known)
 
-    def _join_families(self, stored: Stored, repositories: Iterable[str]) -> None:
+    def _join_families(self, stored: Stored, repositories: tuple[str, ...]) -> None:
         """Links an index to where its manifests will come from, and a manifest to the indexes that list it."""
         if stored.digest in self._listed:
             for name in repositories or ("",):
                 self._families.setdefault(name, {})[stored.digest] = None
-        elif stored.media_type and stored.digest.startswith("sha256:"):
-            raw = bytes.fromhex(stored.digest[7:])
-            for name in (*repositories, ""):
-                for count, digest in enumerate(reversed(self._families.get(name, {}))):
-                    if count >= MAX_FAMILY:
-                        break
-                    index = self.objects[digest]
-                    if self._listed[digest].find(raw) % _RAW == 0 and stored.digest not in index.needs:
-                        index.needs += (stored.digest,)
-                        self._need(index, stored.digest)
+        if stored.media_type:
+            head = _head(stored.digest)
+            for digest in self._indexes(repositories):
+                index = self.objects[digest]
+                if self._listed[digest].find(head) % _HEAD == 0 and stored.digest not in index.needs:
+                    index.needs += (stored.digest,)
+                    self._need(index, stored.digest)
+
+    def _indexes(self, repositories: tuple[str, ...]) -> Iterator[str]:
+        """Those that may list a manifest of these repositories, the newest first; any where nobody knows its repositories."""
+        if not repositories:
+            yield from islice(reversed(self._listed), MAX_FAMILY)
+        for name in (*repositories, ""):
+            yield from islice(reversed(self._families.get(name, {})), MAX_FAMILY)
 
     def add_repository(self, stored: Stored, name: str, limit: int) -> None:
         """Upstream serves the object in this repository, too; the last `limit` are remembered."""
@@ -136,7 +168,7 @@ class Catalog:
         kept = (*stored.within, name)
         for old in kept[:-limit]:
             self._leave_family(old, stored.digest)
-        stored.within = kept[-limit:]
+        stored.within = shared(kept[-limit:])
         self._join_families(stored, (name,))
         self.changed_objects.add(stored.digest)
 
@@ -163,11 +195,6 @@ class Catalog:
         if self._listed.pop(digest, None) is not None:
             for name in (*stored.within, ""):
                 self._leave_family(name, digest)
-        for parent in self.parents(digest):
-            index = self.objects.get(parent)
-            if index is not None and parent in self._listed:
-                index.needs = tuple(need for need in index.needs if need != digest)
-                self._need_no_more(parent, digest)
         return stored
 
     def touch(self, digest: str, now: float, hits: int) -> None:
@@ -179,13 +206,12 @@ class Catalog:
         for _ in range(MAX_DEPTH):
             stored.used = now
             self.used_objects.add(stored.digest)
-            if stored.digest in self._order:
-                self._order.move_to_end(stored.digest)
+            if self._move_to_end(stored.digest):
                 return
             parent = self._parents.get(stored.digest)
             if parent is None:
                 return
-            if isinstance(parent, tuple):
+            if not isinstance(parent, str):
                 # A layer of many images says nothing of any of them. A manifest in several indexes is used through all.
                 for one in parent if stored.media_type else ():
                     self._touch_root(one, now)
@@ -193,10 +219,20 @@ class Catalog:
             stored = self.objects[parent]
 
     def _touch_root(self, digest: str, now: float) -> None:
-        if digest in self._order:
-            self._order.move_to_end(digest)
+        if self._move_to_end(digest):
             self.objects[digest].used = now
             self.used_objects.add(digest)
+
+    def _move_to_end(self, digest: str) -> bool:
+        """A root is the last to go now; whether it is one."""
+        if digest in self._held:
+            del self._held[digest]
+            self._order[digest] = None
+        elif digest in self._order:
+            self._order.move_to_end(digest)
+        else:
+            return False
+        return True
 
     def sort(self) -> None:
         """Puts the order right by when things were used, after objects were added in another order."""
@@ -226,9 +262,14 @@ class Catalog:
         freed = 0
         while self._order and freed < size and len(taken) < limit:
             root = self.objects[next(iter(self._order))]
-            if before is not None and root.used >= before:
+            young = before is not None and root.used >= before
+            if young and len(passed) >= MAX_YOUNG:
                 break
-            if self._is_pinned(root):
+            if young:
+                # Perhaps it is here because the image that it was used with is gone.
+                del self._order[root.digest]
+                passed.append(root.digest)
+            elif self._is_pinned(root):
                 del self._order[root.digest]
                 self._held[root.digest] = None
             elif any(map(in_use, islice(self._tree(root), MAX_TREE))):
@@ -274,9 +315,15 @@ class Catalog:
     def set_tag(self, name: str, variants: tuple[TagVariant, ...]) -> None:
         """Sets what is known of a tag (`registry/repository:tag`)."""
         self._unpin_tag(name)
-        self.tags[name] = variants
+        self.tags[name] = tuple(map(self._alike, variants))
         self.changed_tags.add(name)
         self._pin_tag(name)
+
+    def _alike(self, variant: TagVariant) -> TagVariant:
+        """The same, with the digest and the size of the object itself."""
+        stored = self.objects.get(variant.digest)
+        size = stored.size if stored is not None and stored.size == variant.size else variant.size
+        return replace(variant, digest=self._one(variant.digest), size=size)
 
     def delete_tag(self, name: str) -> bool:
         """Forgets a tag; whether it was known."""
@@ -320,9 +367,21 @@ class Catalog:
             return True
         return bool(stored.media_type) and any(parse.matches(f"{n}@{stored.digest}", self._pin) for n in stored.within)
 
-    def is_pinned(self, digest: str, depth: int = MAX_DEPTH) -> bool:
+    def is_pinned(self, digest: str) -> bool:
         """Whether an object stays whatever happens: pinned itself, or needed by what is."""
-        stored = self.objects.get(digest)
-        if stored is not None and self._is_pinned(stored):
-            return True
-        return bool(self._pin) and depth > 0 and any(self.is_pinned(p, depth - 1) for p in self.parents(digest))
+        if not self._pin:
+            return False
+        above, seen = [digest], {digest}
+        while above:
+            one = above.pop()
+            stored = self.objects.get(one)
+            if stored is not None and self._is_pinned(stored):
+                return True
+            more = [parent for parent in self.parents(one) if parent not in seen]
+            above += more
+            seen.update(more)
+        return False
+
+
+def _head(digest: str) -> bytes:
+    return bytes.fromhex(digest.partition(":")[2][: 2 * _HEAD])

@@ -97,7 +97,8 @@ class Index:
         # 32 MiB: rows are texts below it, so diskcache never makes a file of its own.
         return diskcache.Cache(
             str(self._directory), timeout=wait, disk=JsonDisk, disk_min_file_size=32 << 20, eviction_policy="none",
-            cull_limit=0, size_limit=2**40, statistics=0, tag_index=0, sqlite_synchronous=2 if self._sync else 1,
+            cull_limit=0, size_limit=2**40, statistics=0, tag_index=0, sqlite_cache_size=256, sqlite_mmap_size=0,
+            sqlite_synchronous=2 if self._sync else 1,
         )  # fmt: skip
 
     def _is_current(self) -> bool:

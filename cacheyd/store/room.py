@@ -20,6 +20,8 @@ RESERVE = 16 << 20
 FEW_FILES = 64
 # After there was nothing that could go, it is not tried again for so long (seconds).
 FULL_PAUSE = 5.0
+# That there is no room for large objects while there is for small ones is said no more often than this (seconds).
+SAY_EVERY = 60.0
 
 
 class Room:
@@ -30,6 +32,10 @@ class Room:
         self._lock = asyncio.Lock()
         self._full_until = 0.0
         self.full = False
+        self._said = False
+        self._say_again = float("-inf")
+        # While the way down to the low watermark is not done: how many bytes may be held at its end.
+        self._aim: int | None = None
 
     def missing(self, size: int = 0) -> int:
         """How many bytes have to go, down to the low watermark, for `size` more; 0 if they fit."""
@@ -37,11 +43,10 @@ class Room:
         total = shelf.blobs.total()
         coming = shelf.incoming()
         free = shelf.blobs.free()
-        held = shelf.size + shelf.partial_bytes + coming
         files = shelf.blobs.free_files()
         short_of_files = files is not None and files < FEW_FILES
         over = policy.to_free(
-            held,
+            self._held(),
             settings.max_size.of(total),
             None if free is None else free - coming,
             max(settings.min_free.of(total), RESERVE),
@@ -72,9 +77,10 @@ class Room:
             return False
         async with self._lock:
             while over := self.missing(size):
+                self._aim = self._held() + size - over
                 if not await self._evict("room", over):
                     break
-        # Down to the low watermark is what is aimed at, and below the high one is enough.
+        # Down to the low watermark is for `keep`: below the high one is enough here.
         fits = not self.missing(size)
         self._is_full(not fits)
         return fits
@@ -82,13 +88,16 @@ class Room:
     def _is_full(self, full: bool) -> None:
         if full:
             self._full_until = self._shelf.monotonic() + FULL_PAUSE
-        if full and not self.full:
+        now = self._shelf.monotonic()
+        if full and not self.full and now >= self._say_again:
+            self._say_again, self._said = now + SAY_EVERY, True
             free, total = self._shelf.blobs.free() or 0, self._shelf.blobs.total()
             log.warning(
                 "%s is full: %s of %s are free, %s are stored, and nothing more may go; serving without keeping",
                 self._shelf.root, *map(parse.shown_size, (free, total, self._shelf.size)),
             )  # fmt: skip
-        elif self.full and not full:
+        elif not full and self._said:
+            self._said = False
             log.info("%s has room again", self._shelf.root)
         self.full = full
 
@@ -111,14 +120,28 @@ class Room:
                 count += await self._expire()
             if self.full and not self.missing():
                 self._is_full(False)
-            while over := self.missing():
+            while over := self._left():
                 if self.full and self._shelf.monotonic() < self._full_until:
                     break
                 gone = await self._evict("size", over)
                 count += gone
                 if not gone:
-                    self._is_full(True)
+                    self._aim = None
+                    self._is_full(self.missing() > 0)
         return count
+
+    def _held(self) -> int:
+        return self._shelf.size + self._shelf.partial_bytes + self._shelf.incoming()
+
+    def _left(self) -> int:
+        """How many bytes have to go down to the low watermark, once a limit was passed."""
+        if over := self.missing():
+            self._aim = self._held() - over
+            return over
+        left = 0 if self._aim is None else max(0, self._held() - self._aim)
+        if not left:
+            self._aim = None
+        return left
 
     async def _expire(self) -> int:
         before = self._shelf.clock() - self._shelf.settings.max_age
@@ -135,6 +158,8 @@ class Room:
     async def _evict(self, reason: str, size: int) -> int:
         """Removes up to `size` bytes, partial files without a fetch first; how many files went."""
         if freed := await self._shelf.in_thread(self._drop_idle, size):
+            # That may do: objects are not evicted for the low watermark alone.
+            self._aim = None
             return freed
         if not self._shelf.loaded:
             return 0
@@ -149,6 +174,10 @@ class Room:
             freed = sum(stored.size for stored in taken)
             log.info("evicted %d objects, %s", len(taken), parse.shown_size(freed))
         return len(taken)
+
+    async def drop_idle(self) -> None:
+        """Removes all partial files that no fetch has."""
+        await self._shelf.in_thread(self._drop_idle, 2**62)
 
     def _drop_idle(self, size: int) -> int:
         """Blocks."""

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from cacheyd.store.index import Row
 
 MAX_VARIANTS = 8
 _INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
-MAX_ASKED = 1000
+MAX_SHARED = 4096
 # A manifest that refers to more than this is not looked into (real ones have tens): it would fill the memory.
 MAX_CHILDREN = 1024
 
@@ -23,7 +23,7 @@ class Stored:
     `created` and `used` are in seconds since the epoch; `stamp` is the file's time of change in nanoseconds, by which a
     file that somebody put in its place is told from it; `within` names the repositories (`registry/repository`) that
     upstream served it in, the last ones; `needs` are the digests that an image is made of, and of an index those of its
-    manifests that are stored.
+    manifests that are stored (or were, and are looked for again).
     """
 
     digest: str
@@ -57,6 +57,7 @@ def read_stored(digest: str, row: Row) -> Stored | None:
     """An object's row; None if it is not one."""
     try:
         created = float(row["at"])
+        used = float(row.get("used", created))
         within, needs = row.get("in", ()), row.get("needs", ())
         if not all(isinstance(text, str) for text in within) or not all(map(DIGEST.fullmatch, (digest, *needs))):
             return None
@@ -66,7 +67,7 @@ def read_stored(digest: str, row: Row) -> Stored | None:
             sys.intern(str(row["type"])),
             created,
             tuple(map(sys.intern, within)),
-            float(row.get("used", created)),
+            created if used == created else used,  # One number in memory for most.
             int(row.get("hits", 0)),
             int(row["stamp"]),
             tuple(needs),
@@ -75,8 +76,8 @@ def read_stored(digest: str, row: Row) -> Stored | None:
         return None
 
 
-def write_stored(stored: Stored, listed: Sequence[str] = ()) -> Row:
-    """The row of an object; of an index, `listed` is all that it lists (what of it is stored is seen when it is read)."""
+def write_stored(stored: Stored) -> Row:
+    """The row of an object; of an index, all that it lists is to be added as `needs` (what of it is stored is seen later)."""
     row: Row = {
         "size": stored.size,
         "type": stored.media_type,
@@ -86,30 +87,35 @@ def write_stored(stored: Stored, listed: Sequence[str] = ()) -> Row:
         "hits": stored.hits,
         "stamp": stored.stamp,
     }
-    needs = list(listed if is_index(stored.media_type) else stored.needs)
-    return row | {"needs": needs} if needs else row
+    return row | {"needs": list(stored.needs)} if stored.needs and not is_index(stored.media_type) else row
 
 
 def read_variants(row: Row) -> list[TagVariant]:
     """A tag's row; empty if it is not one."""
     try:
         return [
-            TagVariant(_shared(v["asked"]), str(v["digest"]), sys.intern(str(v["type"])), int(v["size"]), float(v["at"]))
+            TagVariant(
+                shared(frozenset(v["asked"])),
+                str(v["digest"]),
+                sys.intern(str(v["type"])),
+                shared(int(v["size"])),
+                shared(float(v["at"])),
+            )
             for v in row["variants"]
         ]
     except (KeyError, TypeError, ValueError, OverflowError):
         return []
 
 
-_ASKED: dict[frozenset[str], frozenset[str]] = {}
+_SHARED: dict[Hashable, Any] = {}
 
 
-def _shared(asked: Iterable[str]) -> frozenset[str]:
-    """One set for all who ask for the same types: there are few, and a set takes as much memory as all the rest."""
-    found = frozenset(asked)
-    if len(_ASKED) >= MAX_ASKED:
-        _ASKED.clear()
-    return _ASKED.setdefault(found, found)
+def shared[T: Hashable](value: T) -> T:
+    """The same value as before, if there was one lately: one for all who are alike takes the memory once."""
+    if len(_SHARED) >= MAX_SHARED:
+        _SHARED.clear()
+    found: T = _SHARED.setdefault(value, value)
+    return found
 
 
 def write_variants(variants: Sequence[TagVariant]) -> Row:

@@ -73,6 +73,8 @@ class Shelf:
         self._small: OrderedDict[str, bytes] = OrderedDict()
         self._small_bytes = 0
         self._broken_until = 0.0
+        # Out of the catalogue, their files about to go.
+        self._leaving: set[tuple[str, tuple[int, int]]] = set()
         self._recovering: Once[str, None, Stored | None] = Once()
 
     @property
@@ -164,7 +166,8 @@ class Shelf:
 
     async def recover(self, digest: str) -> Stored | None:
         """Takes up a file that does not count: after a crash, a lost index, a change of it. It is hashed first."""
-        if self.blobs.stat(digest) is None:
+        there = self.blobs.stat(digest)
+        if there is None or (digest, there) in self._leaving:
             return None
         _, found = self._recovering.join(digest, None, lambda: self._recover(digest))
         return await found
@@ -181,7 +184,9 @@ class Shelf:
             return None
         if found != digest:
             log.warning("%s does not hold what its name says; removed", self.blobs.path(digest))
-            await self.unlink(digest)
+            await self.unlink(digest, before)
+            return None
+        if (digest, before) in self._leaving:
             return None
         now = self.clock()
         media_type = guess_media_type(data)
@@ -205,18 +210,18 @@ class Shelf:
         data = self.blobs.read(digest)
         return (None if data is None else digest_of(data, algorithm)), data
 
-    async def unlink(self, digest: str) -> None:
+    async def unlink(self, digest: str, known: tuple[int, int]) -> None:
         try:
-            await self.in_thread(self.blobs.remove, digest)
+            await self.in_thread(self.blobs.remove, digest, known)
         except OSError as error:
             self.report_write_error(error)
 
-    def add(self, stored: Stored, manifest: bytes | None) -> None:
-        """An object whose file is in place; `manifest` are its bytes if it is one."""
+    def add(self, stored: Stored, manifest: bytes | None, *, synced: bool = False) -> None:
+        """An object whose file is in place, and `synced` to the disk itself; `manifest` are its bytes if it is one."""
         stored.needs = tuple(children(manifest))
         self.catalog.add(stored, stored.needs)
         self.gone.discard(stored.digest)
-        if self.settings.durability == "fast":
+        if not synced:
             self.unsynced.add(stored.digest)
 
     async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
@@ -231,17 +236,19 @@ class Shelf:
             return
         for stored in removed:
             self._forget(stored.digest)
+        leaving = {(stored.digest, (stored.size, stored.stamp)) for stored in removed}
+        self._leaving |= leaving
         try:
             await self.in_thread(self._unlink_files, removed)
         except OSError as error:
             self.report_write_error(error)
+        finally:
+            self._leaving -= leaving
         self.on_evicted(reason, len(removed))
 
     def _unlink_files(self, removed: Sequence[Stored]) -> None:
         for stored in removed:
-            # It may have been stored again meanwhile.
-            if self.blobs.stat(stored.digest) == (stored.size, stored.stamp):
-                self.blobs.remove(stored.digest)
+            self.blobs.remove(stored.digest, (stored.size, stored.stamp))
 
     # Rows, before all of them were read
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ class Store(Shelf):
         self.room = Room(self)
         self.upkeep = Upkeep(self)
         self._tasks: list[asyncio.Task[None]] = []
+        # What the start put right, for `collect` to tell.
+        self._repaired: Counter[str] = Counter()
 
     # Lifecycle
 
@@ -67,7 +70,7 @@ class Store(Shelf):
             self._tasks = [asyncio.create_task(work) for work in (*self.upkeep.work(), self.room.keep_bounds())]
         else:
             await self.upkeep.load()
-            await self.upkeep.reconcile()
+            self._repaired.update(await self.upkeep.reconcile())
 
     async def _take_lock(self, wait: float, give_up: Callable[[], bool]) -> None:
         deadline, said = self.monotonic() + wait, False
@@ -112,7 +115,7 @@ class Store(Shelf):
         if partial in self.open_partials:
             self.open_partials.discard(partial)
             if not partial.size or not keep:
-                self.blobs.discard(partial)
+                self._discard(partial)
             elif partial.is_linked():
                 self.idle[str(partial.path)] = partial.size
         if close:
@@ -121,8 +124,15 @@ class Store(Shelf):
     async def discard(self, partial: Partial) -> None:
         """Removes a partial that is of no use."""
         self.open_partials.discard(partial)
-        await self.in_thread(self.blobs.discard, partial)
+        await self.in_thread(self._discard, partial)
         partial.close()
+
+    def _discard(self, partial: Partial) -> None:
+        try:
+            self.blobs.discard(partial)
+        except OSError as error:
+            # Who fetched it must be able to say so to those who wait for it.
+            self.report_write_error(error)
 
     async def append(self, partial: Partial, chunks: Sequence[bytes | memoryview]) -> int:
         """Hashes and writes side by side in threads; the new size. Raises OSError.
@@ -147,7 +157,8 @@ class Store(Shelf):
         """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError."""
         digest = partial.digest
         before = self.catalog.objects.get(digest)
-        stamp, known = await self.in_thread(self._commit_file, partial, before)
+        sync = self.settings.durability == "fsync"
+        stamp, known = await self.in_thread(self._commit_file, partial, before, sync)
         self.open_partials.discard(partial)
         if stamp is None:
             return None
@@ -156,19 +167,21 @@ class Store(Shelf):
             self.catalog.add_repository(there, within, MAX_REPOSITORIES)
             self.touch(digest, 0)
             return there
+        if known and there is None:
+            return None  # It was removed meanwhile.
         now = self.clock()
         repositories = () if there is None else there.within
         media_type = media_type or ("" if there is None else there.media_type)
         stored = Stored(digest, partial.size, media_type, now, _add_last(repositories, within), now, stamp=stamp)
-        self.add(stored, manifest)
+        self.add(stored, manifest, synced=sync)
         return stored
 
-    def _commit_file(self, partial: Partial, before: Stored | None) -> tuple[int | None, bool]:
+    def _commit_file(self, partial: Partial, before: Stored | None, sync: bool) -> tuple[int | None, bool]:
         """The time of change of the object's file, and whether it was there already. Blocks; raises OSError."""
         if before is not None and self.blobs.stat(partial.digest) == (before.size, before.stamp):
             self.blobs.discard(partial)
             return before.stamp, True
-        return self.blobs.commit(partial, sync=self.settings.durability == "fsync"), False
+        return self.blobs.commit(partial, sync=sync), False
 
     async def put(self, digest: str, data: bytes, media_type: str, *, within: str) -> Stored | None:
         """Stores a small verified object (a manifest) whole; None if it could not be kept."""
@@ -244,7 +257,8 @@ class Store(Shelf):
     async def collect(self) -> dict[str, int]:
         """Brings index and files together now, sweeps partial files and old tags, keeps the bounds, compacts the index."""
         before, bytes_before = len(self.catalog.objects), self.size + self.partial_bytes
-        found = await self.upkeep.reconcile()
+        found = {name: count + self._repaired[name] for name, count in (await self.upkeep.reconcile()).items()}
+        self._repaired.clear()
         evicted = await self.room.keep()
         await self.upkeep.save()
         await self.in_thread(self.index.compact)

@@ -1,6 +1,7 @@
 """What the store does beside serving: reads the index, compares it with the files, writes it, and checks what is stored."""
 
 import asyncio
+import gc
 import hashlib
 import logging
 import os
@@ -11,7 +12,16 @@ from typing import Any
 from cacheyd.store.blobs import SHORTAGE, hash_file
 from cacheyd.store.index import Row
 from cacheyd.store.lock import DirectoryInUse
-from cacheyd.store.rows import Stored, TagVariant, read_stored, read_variants, write_stored, write_variants
+from cacheyd.store.rows import (
+    Stored,
+    TagVariant,
+    children,
+    is_index,
+    read_stored,
+    read_variants,
+    write_stored,
+    write_variants,
+)
 from cacheyd.store.shelf import Shelf
 
 log = logging.getLogger(__name__)
@@ -24,6 +34,7 @@ PARTIAL_AGE = 24 * 3600.0
 TAG_AGE = 24 * 3600.0
 # So many rows or files at a time: between them the event loop does something else.
 PAGE = 500
+PAGES_TO_FREEZE = 20
 SCRUB_PIECE = 1 << 20
 SCRUB_IDLE = 60.0
 _SCRUB_KEY = "m:scrub"
@@ -51,18 +62,36 @@ class Upkeep:
     async def load(self) -> None:
         """Reads all rows into the catalogue."""
         pages = _read_pages(self._index.pages(PAGE))
+        tags: list[tuple[str, tuple[TagVariant, ...]]] = []
+        count = 0
         while (page := await self._shelf.in_thread(next, pages, None)) is not None:
             for thing in page:
                 if isinstance(thing, Stored):
                     self._shelf.load_object(thing, thing.needs)
                 else:
-                    self._shelf.load_tag(*thing)
+                    tags.append(thing)
+            if (count := count + 1) % PAGES_TO_FREEZE == 0:
+                _freeze()
+        # After the objects, to share their digests.
+        for some in batched(tags, PAGE):
+            for tag in some:
+                self._shelf.load_tag(*tag)
+            await asyncio.sleep(0)
         if self._index.usable:
             self._shelf.index_read = True
             self._shelf.gone.clear()
             self._shelf.gone_tags.clear()
         self._shelf.loaded = True
         self._catalog.sort()
+
+    async def _link(self) -> None:
+        """What an index lists may have been found in other repositories."""
+        for page in batched(self._catalog.indexes(), PAGE):
+            lists = await self._shelf.in_thread(
+                lambda page=page: [children(self._shelf.blobs.read(digest)) for digest in page]
+            )
+            for digest, listed in zip(page, lists, strict=True):
+                self._catalog.link(digest, listed)
 
     async def _read(self) -> None:
         while True:
@@ -92,8 +121,9 @@ class Upkeep:
             adopted = 0
             for digest in unknown:
                 adopted += digest not in self._catalog.objects and await self._shelf.recover(digest) is not None
+            await self._link()
             swept = await self._sweep_partials()
-            tags = self._drop_old_tags()
+            tags = await self._drop_old_tags()
             if lost or adopted or swept or tags:
                 log.info(
                     "looked through %s: %d objects, %d gone, %d taken up, %d partial files and %d tags dropped",
@@ -135,16 +165,18 @@ class Upkeep:
         for name in by_age[: max(0, len(tags) - limit)]:
             self._catalog.delete_tag(name)
 
-    def _drop_old_tags(self) -> int:
+    async def _drop_old_tags(self) -> int:
+        count = 0
+        for names in batched(list(self._catalog.tags), PAGE):
+            for name in names:
+                if self._is_old(self._catalog.tags.get(name, ())):
+                    count += self._catalog.delete_tag(name)
+            await asyncio.sleep(0)
+        return count
+
+    def _is_old(self, variants: Sequence[TagVariant]) -> bool:
         now = self._shelf.clock()
-        old = [
-            name
-            for name, variants in self._catalog.tags.items()
-            if not any(v.digest in self._catalog.objects or 0 <= now - v.checked < TAG_AGE for v in variants)
-        ]
-        for name in old:
-            self._catalog.delete_tag(name)
-        return len(old)
+        return not any(v.digest in self._catalog.objects or abs(now - v.checked) < TAG_AGE for v in variants)
 
     # Writing the index
 
@@ -177,12 +209,15 @@ class Upkeep:
 
     async def _sync(self) -> None:
         """What was stored to the disk itself; what does not get there does not count as stored."""
-        batch = list(self._shelf.unsynced)
+        objects = self._catalog.objects
+        batch = {digest: objects[digest].stamp for digest in self._shelf.unsynced if digest in objects}
         if not batch:
             return
         failed = await self._shelf.in_thread(self._shelf.blobs.sync, batch)
-        self._shelf.unsynced.difference_update(batch)
-        self._catalog.changed_objects.update(digest for digest in batch if digest in self._catalog.objects)
+        # What was stored anew meanwhile is another file, and waits for the next time.
+        synced = {digest for digest, stamp in batch.items() if digest in objects and objects[digest].stamp == stamp}
+        self._shelf.unsynced -= synced
+        self._catalog.changed_objects |= synced
         if failed:
             log.error("%d objects did not get to the disk; dropped", len(failed))
             await self._shelf.remove(failed, "io")
@@ -198,14 +233,21 @@ class Upkeep:
                 return
             rows = [(f"o:{digest}", self._object_row(digest)) for digest in objects]
             rows += [(f"t:{name}", self._tag_row(name)) for name in tags]
-            if not await self._shelf.in_thread(self._index.write, rows):
+            if not await self._shelf.in_thread(self._write_rows, rows):
                 catalog.changed_objects.update(objects)
                 catalog.changed_tags.update(tags)
                 return
 
+    def _write_rows(self, rows: Sequence[tuple[str, Row | None]]) -> bool:
+        """Blocks."""
+        for key, row in rows:
+            if row is not None and key.startswith("o:") and is_index(row["type"]):
+                row["needs"] = children(self._shelf.blobs.read(key[2:]))
+        return self._index.write(rows)
+
     def _object_row(self, digest: str) -> Row | None:
         stored = self._catalog.objects.get(digest)
-        return None if stored is None else write_stored(stored, self._catalog.listed(stored))
+        return None if stored is None else write_stored(stored)
 
     def _tag_row(self, name: str) -> Row | None:
         variants = self._catalog.tags.get(name)
@@ -279,7 +321,7 @@ class Upkeep:
         self.dropped += 1
         shelf.forget(stored)
         if now == before or found is None:
-            await shelf.unlink(digest)
+            await shelf.unlink(digest, now)
         return False
 
     async def _hash_slowly(self, digest: str, rate: int) -> str | None:
@@ -343,6 +385,12 @@ class Upkeep:
 
     async def _save_scrub(self, began: float, cursor: str) -> None:
         await self._shelf.in_thread(self._index.write, [(_SCRUB_KEY, {"began": began, "cursor": cursor})])
+
+
+def _freeze() -> None:
+    """What was loaded stays: the garbage collector need not stop everything to look at it again and again."""
+    gc.collect(1)
+    gc.freeze()
 
 
 def _read_pages(pages: Iterator[list[tuple[str, Row]]]) -> Iterator[list[Stored | tuple[str, tuple[TagVariant, ...]]]]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.content import Content, make_content
+from tests.bench.growth import measure_growth
 from tests.bench.memory import MemoryWatch
 from tests.bench.parts import PARTS, Bench
-from tests.bench.report import Circumstances, goal_table, table, write_json
+from tests.bench.report import Circumstances, goal_table, growth_table, table, write_json
 from tests.bench.results import Results, goals
 from tests.bench.systems import CacheydSystem, Lineup, Missing, Nginx, Origin, RegistryProxy
 
@@ -22,7 +23,8 @@ from tests.bench.systems import CacheydSystem, Lineup, Missing, Nginx, Origin, R
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How much is measured: bytes of the large blobs, rounds, seconds of each wrk run. After `noise_until` seconds what
-    varies is not measured again, after `enough` what can be left out is left out.
+    varies is not measured again, after `enough` what can be left out is left out. `objects`: how many are stored, in turn,
+    for growth.
     """
 
     size: int
@@ -32,25 +34,31 @@ class Plan:
     seconds: int
     noise_until: float
     enough: float
+    objects: tuple[int, ...]
 
 
-FULL = Plan(size=400_000_000, repeats=3, cold=5, herd=3, seconds=3, noise_until=150, enough=270)
-QUICK = Plan(size=100_000_000, repeats=2, cold=3, herd=2, seconds=1, noise_until=40, enough=70)
+FULL = Plan(
+    size=400_000_000, repeats=3, cold=5, herd=3, seconds=3, noise_until=150, enough=270, objects=(1000, 10_000, 100_000)
+)
+QUICK = Plan(size=100_000_000, repeats=2, cold=3, herd=2, seconds=1, noise_until=40, enough=70, objects=(1000, 10_000))
 # More than the 512 replies that cacheyd keeps ready.
 MANIFESTS = 700
+# Not beside the peers.
+ALONE = "growth"
+ALL = (*PARTS, ALONE)
 
 
 def _parts(text: str) -> list[str]:
     chosen = text.split(",")
-    if unknown := set(chosen) - PARTS.keys():
+    if unknown := set(chosen) - set(ALL):
         raise argparse.ArgumentTypeError(f"no such part: {', '.join(sorted(unknown))}")
-    return [part for part in PARTS if part in chosen]
+    return [part for part in ALL if part in chosen]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="blobs of 100 MB and fewer rounds: a minute, rough figures")
-    parser.add_argument("--only", type=_parts, default=list(PARTS), metavar="PARTS", help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--only", type=_parts, default=list(ALL), metavar="PARTS", help=f"some of {','.join(ALL)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there, too")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the files go for the time (a disk)")
     return parser.parse_args(argv)
@@ -102,14 +110,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="cacheyd-bench-", dir=arguments.dir) as name:
         _say(f"files in {name}; load {load_before:.1f}")
         try:
-            content = make_content(Path(name) / "root", size=plan.size, manifests=MANIFESTS, cold=plan.cold, herd=plan.herd)
-            peaks = _measure(plan, arguments.only, Path(name), content, results)
+            if beside := [part for part in arguments.only if part in PARTS]:
+                content = make_content(
+                    Path(name) / "root", size=plan.size, manifests=MANIFESTS, cold=plan.cold, herd=plan.herd
+                )
+                peaks = _measure(plan, beside, Path(name), content, results)
+            if ALONE in arguments.only:
+                _say(f"{ALONE} …")
+                measure_growth(Path(name) / ALONE, plan.objects, plan.seconds, results, _say)
         except Exception as error:  # Said below, with whatever was measured.
             results.failed("the run", error)
     where = Circumstances(plan.size, load_before, os.getloadavg()[0], time.monotonic() - started, peaks)
     found = goals(results, set(arguments.only), max(peaks.values(), default=0))
-    memory = ", ".join(f"{part} {peak / 1e6:.0f}" for part, peak in peaks.items())
-    print(f"\n{where.text()}\n\n{table(results)}\n\n{goal_table(found)}\n\ncacheyd's peak anonymous memory, MB: {memory}")
+    print("\n" + "\n\n".join(filter(None, (where.text(), table(results), growth_table(results), goal_table(found)))))
+    if peaks:
+        memory = ", ".join(f"{part} {peak / 1e6:.0f}" for part, peak in peaks.items())
+        print(f"\ncacheyd's peak anonymous memory, MB: {memory}")
     for failure in results.failures:
         print(f"could not be measured: {failure}")
     if arguments.json:

@@ -6,7 +6,7 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.bench.results import UNITS, Goal, Results
+from tests.bench.results import GROWTH, MEMORY, TRACED, UNITS, Goal, Results
 
 SYSTEMS = ("cacheyd", "docker-registry", "nginx")
 # Where less is better, the ratio is turned round: more than 1 always says that cacheyd is faster.
@@ -61,7 +61,25 @@ def table(results: Results) -> str:
         if set(cells) != {"-"}:
             ratios = [_against(results, measure, system) for system in SYSTEMS[1:]]
             rows.append([measure, unit, *cells, *ratios, _bodies(results, measure)])
-    return _align(rows)
+    return _align(rows) if rows[1:] else ""
+
+
+def growth_table(results: Results) -> str:
+    """A row for each measure by number of stored objects; the last column is the largest against the smallest."""
+    sizes = [size for size in results.sizes() if size]
+    if not sizes:
+        return ""
+    rows = [["objects stored", "unit", *(f"{size:,}" for size in sizes), "growth"]]
+    for measure, unit in GROWTH.items():
+        values = [results.growth.get((measure, size)) for size in sizes]
+        first, last = values[0], values[-1]
+        ratio = f"{last / first:.2f}x" if first and last else "-"
+        rows.append([measure, unit, *("-" if value is None else _number(value) for value in values), ratio])
+    per = ", ".join(
+        f"{measure} {value:.1f}" for measure in (MEMORY, TRACED) if (value := results.memory_per_object(measure)) is not None
+    )
+    lines = ", ".join(f"{line} {size / 1e6:.1f}" for line, size in results.lines.get(sizes[-1], {}).items())
+    return f"{_align(rows)}\n\nMB per 100,000 objects: {per}\nMB by line of code, {sizes[-1]:,} objects: {lines}"
 
 
 def goal_table(found: list[Goal]) -> str:
@@ -96,6 +114,13 @@ def write_json(path: Path, results: Results, found: list[Goal], circumstances: C
     document = {
         "circumstances": asdict(circumstances),
         "measures": measures,
+        "growth": {
+            measure: {
+                "unit": unit,
+                "objects": {size: v for size in results.sizes() if (v := results.growth.get((measure, size)))},
+            }
+            for measure, unit in GROWTH.items()
+        },
         "goals": [asdict(goal) for goal in found],
         "failures": results.failures,
     }

@@ -6,7 +6,8 @@ from pathlib import Path
 from tests.real.procs import program
 
 
-def _run(*args: str) -> None:
+def run_skopeo(*args: str) -> None:
+    """Runs a command; it has to succeed."""
     argv = [program("skopeo"), "--insecure-policy", *args]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{' '.join(argv)}\n{done.stdout}{done.stderr}"
@@ -16,7 +17,7 @@ def push(layout_dir: Path, tag: str, reference: str, creds: str | None = None) -
     """Pushes a tag of an OCI layout, all platforms and digests as they are, to `127.0.0.1:port/repository:tag`."""
     login = ["--dest-creds", creds] if creds else []
     options = ["--all", "--preserve-digests", "--dest-tls-verify=false", *login]
-    _run("copy", *options, f"oci:{layout_dir}:{tag}", f"docker://{reference}")
+    run_skopeo("copy", *options, f"oci:{layout_dir}:{tag}", f"docker://{reference}")
 
 
 def skopeo_copy(reference: str, dest_dir: Path, *, tag: str = "copied", registries_conf: Path | None = None) -> None:
@@ -28,4 +29,4 @@ def skopeo_copy(reference: str, dest_dir: Path, *, tag: str = "copied", registri
     conf = ["--registries-conf", str(registries_conf)] if registries_conf else []
     tls = [] if registries_conf else ["--src-tls-verify=false"]
     options = ["--all", "--preserve-digests", "--src-no-creds", *tls]
-    _run(*conf, "copy", *options, f"docker://{reference}", f"oci:{dest_dir}:{tag}")
+    run_skopeo(*conf, "copy", *options, f"docker://{reference}", f"oci:{dest_dir}:{tag}")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,6 +20,7 @@ from cacheyd.flight import HOLD, BodyBroken
 from cacheyd.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind, Reference, parse_target
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.store import Store
+from tests.support.memory_store import MemoryStore
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
 INDEX = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
@@ -76,6 +78,12 @@ class Registry:
     def tag(self, name: str, *offers: tuple[str, bytes]) -> None:
         self.tags[name] = list(offers)
         self.manifests |= {digest_of(content): (media_type, content) for media_type, content in offers}
+
+    def stock(self) -> None:
+        """What the tests ask for."""
+        self.tag("1.0", (OCI_INDEX, INDEX), (DOCKER_MANIFEST, MANIFEST))
+        self.tag("latest", (OCI_INDEX, INDEX))
+        self.blobs = {digest_of(BLOB): BLOB, digest_of(SMALL): SMALL}
 
     @property
     def log(self) -> list[str]:
@@ -229,9 +237,19 @@ async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     store = Store(tmp_path / "cache", clock=clock)
     await store.start()
     scene = Scene(store, clock)
-    scene.registry.tag("1.0", (OCI_INDEX, INDEX), (DOCKER_MANIFEST, MANIFEST))
-    scene.registry.tag("latest", (OCI_INDEX, INDEX))
-    scene.registry.blobs = {digest_of(BLOB): BLOB, digest_of(SMALL): SMALL}
+    scene.registry.stock()
+    yield scene
+    await scene.fetcher.stop()
+    await store.stop()
+
+
+@pytest.fixture
+async def tight() -> AsyncIterator[Scene]:
+    """A cache in memory that has no room for `BLOB`."""
+    clock = Clock()
+    store = MemoryStore(load(environ={}, flags={"max_size": "100kB"}), clock=clock)
+    scene = Scene(cast(Store, store), clock)
+    scene.registry.stock()
     yield scene
     await scene.fetcher.stop()
     await store.stop()
@@ -863,12 +881,8 @@ async def test_while_the_disk_refuses_blobs_go_straight_through(scene: Scene) ->
     assert scene.store.find(digest_of(BLOB)) is None
 
 
-async def test_a_blob_that_does_not_fit_goes_straight_through(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def no_room(size: int) -> bool:
-        return False
-
-    monkeypatch.setattr(scene.store, "make_room", no_room)
-    assert (await scene.get(LARGE_BLOB)).brief == (200, "BYPASS", BLOB)
+async def test_a_blob_that_does_not_fit_goes_straight_through(tight: Scene) -> None:
+    assert (await tight.get(LARGE_BLOB)).brief == (200, "BYPASS", BLOB)
 
 
 async def test_too_many_waiting_clients_are_sent_on(scene: Scene) -> None:
@@ -885,37 +899,35 @@ async def test_too_many_waiting_clients_are_sent_on(scene: Scene) -> None:
     assert (await scene.get(SMALL_BLOB)).status == 200
 
 
-async def test_a_bypass_that_breaks_off_is_broken_off(scene: Scene) -> None:
-    scene.store.report_write_error(OSError(28, "No space left on device"))
+async def test_a_bypass_that_breaks_off_is_broken_off(tight: Scene) -> None:
     length = ("Content-Length", str(len(BLOB)))
-    scene.registry.override = lambda _: Body(200, (length,), [BLOB[:1000], UpstreamBroken("reset")])
-    answer = await scene.ask(LARGE_BLOB)
+    tight.registry.override = lambda _: Body(200, (length,), [BLOB[:1000], UpstreamBroken("reset")])
+    answer = await tight.ask(LARGE_BLOB)
     with pytest.raises(BodyBroken):
         await received(answer)
 
 
-async def test_a_client_that_leaves_a_bypass_ends_it(scene: Scene) -> None:
-    scene.store.report_write_error(OSError(28, "No space left on device"))
-    answer = await scene.ask(LARGE_BLOB)
+async def test_a_client_that_leaves_a_bypass_ends_it(tight: Scene) -> None:
+    answer = await tight.ask(LARGE_BLOB)
     assert answer.source is not None
     answer.source.close()
-    assert scene.registry.bodies[-1].closed
+    assert tight.registry.bodies[-1].closed
 
 
 @pytest.mark.parametrize("tail", ["tags/list", f"referrers/{digest_of(INDEX)}"])
-async def test_tag_lists_and_referrers_are_never_kept(scene: Scene, tail: str) -> None:
+async def test_tag_lists_and_referrers_are_never_kept(tight: Scene, tail: str) -> None:
     for n in range(1, 3):
-        got = await scene.get(tail)
+        got = await tight.get(tail)
         assert got.brief == (200, "BYPASS", b'{"name": "lab/img", "tags": ["1.0"]}')
         assert got.headers["x-proxied-for"] == "reg.example"
-        assert len(scene.registry.requests) == n
-    head = await scene.head(tail)
+        assert len(tight.registry.requests) == n
+    head = await tight.head(tail)
     assert (head.status, head.body, head.result) == (200, b"", "BYPASS")
 
 
-async def test_a_bypass_while_upstream_is_down(scene: Scene) -> None:
-    scene.registry.down = UpstreamBroken("late", timeout=True)
-    got = await scene.get("tags/list")
+async def test_a_bypass_while_upstream_is_down(tight: Scene) -> None:
+    tight.registry.down = UpstreamBroken("late", timeout=True)
+    got = await tight.get("tags/list")
     assert got.status == 504
     assert got.headers["content-type"] == "application/json"
 

@@ -20,7 +20,10 @@ ORDER = (
     "cacheyd.logs",
     "cacheyd.metrics",
     "cacheyd.reference",
+    "cacheyd.manifest",
+    "cacheyd.layout",
     "cacheyd.parse",
+    "cacheyd.images",
     "cacheyd.status",
     "cacheyd.ranges",
     "cacheyd.config",
@@ -35,6 +38,9 @@ ORDER = (
     "cacheyd.store.room",
     "cacheyd.store.upkeep",
     "cacheyd.store.store",
+    "cacheyd.inventory",
+    "cacheyd.control",
+    "cacheyd.commands",
     "cacheyd.flight",
     "cacheyd.fetch",
     "cacheyd.auth",
@@ -42,6 +48,8 @@ ORDER = (
     "cacheyd.answer",
     "cacheyd.access",
     "cacheyd.cache",
+    "cacheyd.warm",
+    "cacheyd.transfer",
     "cacheyd.proxy",
     "cacheyd.proxy.head",
     "cacheyd.proxy.exchange",
@@ -54,6 +62,8 @@ ORDER = (
     "cacheyd.proxy.stream",
     "cacheyd.proxy.addon",
     "cacheyd.proxy.daemon",
+    "cacheyd.tools",
+    "cacheyd.session",
     "cacheyd.cli",
     "cacheyd.__main__",
 )
@@ -68,6 +78,7 @@ DOORS = {
     "diskcache": ("cacheyd.store.index",),
     "sqlite3": ("cacheyd.store.index",),
     "prometheus_client": ("cacheyd.metrics",),
+    "rich": ("cacheyd.tools", "cacheyd.images"),
 }
 
 
@@ -142,7 +153,7 @@ def test_the_script_hides_no_package() -> None:
     assert not names & ({"cacheyd"} | set(sys.stdlib_module_names) | set(DOORS))
 
 
-@pytest.mark.parametrize("library", ["mitmproxy", "prometheus_client", "diskcache", "hypothesis", "pytest"])
+@pytest.mark.parametrize("library", ["mitmproxy", "prometheus_client", "diskcache", "rich", "hypothesis", "pytest"])
 def test_the_command_line_starts_without(library: str) -> None:
     """mitmproxy takes most of a second to import: not for --help, --version and wrong input."""
     program = f"import sys, cacheyd.cli; sys.exit({library!r} in sys.modules)"

@@ -66,6 +66,17 @@ def test_body_bytes_are_counted_by_where_they_came_from() -> None:
     assert value(metrics, 'cacheyd_bytes_total{source="upstream"}') == 100
 
 
+def test_totals_for_the_tools() -> None:
+    metrics = Metrics()
+    metrics.request("reg.test", "blob", "HIT", 100)
+    metrics.request("reg.test", "blob", "MISS", 7)
+    metrics.evicted("size", 2)
+    metrics.evicted("size", 1)
+
+    assert metrics.sent() == {"disk": 100, "upstream": 7}
+    assert metrics.evictions() == {"size": 3}
+
+
 def test_ignored_tags_are_counted() -> None:
     metrics = Metrics()
     metrics.ignored()

@@ -108,6 +108,30 @@ async def test_how_low_the_low_watermark_is(store: Store, clock: Clock, mark: st
     assert len(left(store)) == expected
 
 
+async def test_the_low_watermark_is_reached_however_many_objects_have_to_go(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cacheyd.store.room.BATCH", 1)
+    configure(store, max_size="1MB", low_watermark="50%")
+    await fill(store, clock, range(6))
+    await store.room.keep()
+    assert left(store) == [4, 5]
+
+
+async def test_who_waits_for_room_does_not_wait_for_the_low_watermark(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cacheyd.store.room.BATCH", 1)
+    configure(store, max_size="1MB", low_watermark="50%")
+    await fill(store, clock, range(5))
+    assert await store.make_room(200_000)
+    assert left(store) == [1, 2, 3, 4]
+
+    await fill(store, clock, range(5, 6))
+    await store.room.keep()
+    assert left(store) == [4, 5]
+
+
 async def test_room_is_made_for_what_comes(store: Store, clock: Clock, evicted: list[tuple[str, int]]) -> None:
     await fill(store, clock, range(5))
     assert await store.make_room(100_000)

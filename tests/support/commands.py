@@ -1,0 +1,36 @@
+"""The commands of cacheyd beside one that runs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Running(Protocol):
+    """A cache that runs."""
+
+    cache_dir: Path
+
+
+def command(*args: str | Path) -> list[str]:
+    """The argv of a command."""
+    return [sys.executable, "-m", "cacheyd", *map(str, args)]
+
+
+def run_command(cache: Running, *args: str | Path, data: bytes = b"", status: int = 0) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command against the cache in this directory; it has to end with this exit code."""
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("CACHEYD_")}
+    environment = {**settings, "CACHE_DIR": str(cache.cache_dir), "PYTHONPATH": str(REPOSITORY)}
+    argv = command(*args)
+    done = subprocess.run(argv, input=data, capture_output=True, timeout=60, check=False, env=environment)
+    assert done.returncode == status, (argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return done
+
+
+def names(done: subprocess.CompletedProcess[bytes]) -> Sequence[str]:
+    """The lines of its output."""
+    return done.stdout.decode().splitlines()

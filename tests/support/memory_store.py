@@ -1,0 +1,219 @@
+"""A store in memory, for tests of what uses the store: the same interface, no directory, no thread, no background work.
+
+Objects are descriptors of `memfd_create`, so they are read and mapped as files are. `test_store_conformance` holds this one
+and the real one to the same behaviour.
+"""
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+from cacheyd import policy
+from cacheyd.config import Settings
+from cacheyd.reference import Kind
+from cacheyd.store.blobs import Mapped, Partial
+from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant, children
+from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+
+
+class MemoryStore:
+    """Objects and tags that end with it."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        on_evicted: Callable[[str, int], None] = lambda reason, count: None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.clock, self.monotonic = clock, monotonic
+        self.in_flight: Callable[[], Collection[str]] = tuple
+        self.incoming: Callable[[], int] = lambda: 0
+        self.on_evicted = on_evicted
+        self.catalog = Catalog()
+        self.write_errors = 0
+        self.open_partials: set[Partial] = set()
+        self._files: dict[str, int] = {}
+        self._idle: dict[Path, int] = {}
+        self._broken_until = 0.0
+
+    async def start(self) -> None:
+        """There is nothing to be read."""
+        self.catalog.pin(self.settings.pin)
+
+    async def stop(self) -> None:
+        """Gives all descriptors back."""
+        for fd in (*self._files.values(), *self._idle.values()):
+            os.close(fd)
+        for partial in self.open_partials:
+            partial.close()
+        self._files.clear()
+        self._idle.clear()
+
+    # Objects
+
+    @property
+    def size(self) -> int:
+        """The size of all objects."""
+        return self.catalog.bytes
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """How many objects there are."""
+        return self.catalog.counts
+
+    def find(self, digest: str) -> Stored | None:
+        """The object if it is there."""
+        return self.catalog.objects.get(digest)
+
+    async def recover(self, digest: str) -> Stored | None:
+        """Nothing is there that does not count."""
+        return self.find(digest)
+
+    def body(self, stored: Stored) -> bytes | Mapped | None:
+        """The object's bytes."""
+        fd = self._files.get(stored.digest)
+        if fd is None:
+            return None
+        return Mapped(fd, os.fstat(fd)) if stored.size > SMALL else os.pread(fd, stored.size, 0)
+
+    def touch(self, digest: str, hits: int = 1) -> None:
+        """The object was used just now."""
+        self.catalog.touch(digest, self.clock(), hits)
+
+    def add_repository(self, stored: Stored, within: str) -> None:
+        """Records that upstream serves an object in another repository, too."""
+        self.catalog.add_repository(stored, within, MAX_REPOSITORIES)
+
+    async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
+        """Removes objects; how many there were, and their bytes."""
+        removed = [stored for digest in digests if (stored := self.catalog.remove(digest)) is not None]
+        self._close(removed, reason)
+        return len(removed), sum(stored.size for stored in removed)
+
+    def _close(self, removed: Sequence[Stored], reason: str) -> None:
+        for stored in removed:
+            os.close(self._files.pop(stored.digest))
+        if removed:
+            self.on_evicted(reason, len(removed))
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the lists of objects and tags."""
+        return self.catalog.snapshot()
+
+    # Room
+
+    @property
+    def partial_bytes(self) -> int:
+        """The size of all partial files."""
+        return sum(os.fstat(fd).st_size for fd in self._idle.values()) + sum(partial.size for partial in self.open_partials)
+
+    async def make_room(self, size: int) -> bool:
+        """Removes what is needed for an object of `size` bytes; whether it fits then."""
+        max_size = self.settings.max_size.of(0)
+        if max_size and size > max_size:
+            return False
+        while over := self._missing(size):
+            if self._idle:
+                os.close(self._idle.pop(next(iter(self._idle))))
+            elif taken := self.catalog.take_oldest(over, 200, frozenset(self.in_flight()).__contains__):
+                self._close(taken, "room")
+            else:
+                return False
+        return True
+
+    def _missing(self, size: int) -> int:
+        held = self.size + self.partial_bytes + self.incoming()
+        low = self.settings.low_watermark.share
+        return policy.to_free(held, self.settings.max_size.of(0), None, 0, low=low, size=size)
+
+    # Writing
+
+    @property
+    def writable(self) -> bool:
+        """False for a while after `report_write_error`."""
+        return self.monotonic() >= self._broken_until
+
+    def report_write_error(self, error: OSError) -> None:
+        """Remembers that writes are refused."""
+        self.write_errors += 1
+        self._broken_until = self.monotonic() + BROKEN_PAUSE
+
+    async def open_partial(self, digest: str, origin: str = "") -> Partial:
+        """What came of the object from this registry already."""
+        path = Path(f"{digest}@{origin}")
+        fd = self._idle.pop(path, None)
+        partial = Partial(path, os.memfd_create(digest, os.MFD_CLOEXEC) if fd is None else fd, digest)
+        while data := partial.read(partial.size, partial.size + (1 << 20)):
+            partial.hash([data])
+            partial.advance(len(data))
+        self.open_partials.add(partial)
+        return partial
+
+    async def append(self, partial: Partial, chunks: Sequence[bytes | memoryview]) -> int:
+        """Hashes and writes; the new size."""
+        partial.write(chunks)
+        partial.hash(chunks)
+        return partial.advance(sum(map(len, chunks)))
+
+    async def commit(
+        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | None = None
+    ) -> Stored | None:
+        """Makes a verified partial an object."""
+        digest = partial.digest
+        self.open_partials.discard(partial)
+        there = self.catalog.objects.get(digest)
+        if there is not None and (there.media_type or not media_type):
+            self.add_repository(there, within)
+            self.touch(digest, 0)
+            return there
+        if there is not None:
+            os.close(self._files[digest])
+        self._files[digest] = os.dup(partial.fd)
+        repositories = tuple(dict.fromkeys((*(there.within if there else ()), within)))
+        now, needs = self.clock(), tuple(children(manifest))
+        stored = Stored(digest, partial.size, media_type, now, repositories, now, needs=needs)
+        self.catalog.add(stored, needs)
+        return stored
+
+    async def put(self, digest: str, data: bytes, media_type: str, *, within: str) -> Stored | None:
+        """Stores a small verified object (a manifest) whole; None if it does not have its digest."""
+        partial = Partial(Path(digest), os.memfd_create(digest, os.MFD_CLOEXEC), digest)
+        try:
+            await self.append(partial, [data])
+            return await self.commit(partial, media_type, within=within, manifest=data) if partial.verified() else None
+        finally:
+            partial.close()
+
+    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
+        """No fetch has the partial any more; what came stays for the next one. `close`: nobody reads it either."""
+        if partial in self.open_partials:
+            self.open_partials.discard(partial)
+            if partial.size and keep and partial.path not in self._idle:
+                self._idle[partial.path] = os.dup(partial.fd)
+        if close:
+            partial.close()
+
+    async def discard(self, partial: Partial) -> None:
+        """Removes a partial that is of no use."""
+        self.open_partials.discard(partial)
+        partial.close()
+
+    # Tags
+
+    def tag_variants(self, registry: str, repository: str, tag: str) -> Sequence[TagVariant]:
+        """What is known of a tag, newest first."""
+        return self.catalog.tags.get(f"{registry}/{repository}:{tag}", ())
+
+    def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
+        """Records what upstream said of a tag to a client that asked with `variant.asked`."""
+        others = [v for v in self.tag_variants(registry, repository, tag) if v.asked != variant.asked]
+        self.catalog.set_tag(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
+
+    def delete_tag(self, registry: str, repository: str, tag: str) -> None:
+        """Forgets a tag."""
+        self.catalog.delete_tag(f"{registry}/{repository}:{tag}")

@@ -1,0 +1,115 @@
+"""Platforms and descriptors: what is for whom, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+
+from cacheyd.manifest import Descriptor, own_platform, parse_manifest, parse_platform, select, unmet
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def entry(platform: str | None, number: int = 0) -> Descriptor:
+    return Descriptor(f"sha256:{number:064x}", 1, "t", parse_platform(platform) if platform else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("linux/arm64", "linux/arm64/v8"),
+        ("linux/aarch64", "linux/arm64"),
+        ("linux/arm", "linux/arm/v7"),
+        ("linux/armhf", "linux/arm/v7"),
+        ("linux/arm/6", "linux/arm/v6"),
+        ("Linux/x86_64", "linux/amd64"),
+        ("linux/amd64/v1", "linux/amd64"),
+    ],
+)
+def test_platforms_have_several_names(text: str, same: str) -> None:
+    assert parse_platform(text) == parse_platform(same)
+
+
+@pytest.mark.parametrize(("text", "shown"), [("linux/arm64/v8", "linux/arm64"), ("linux/arm/v6", "linux/arm/v6")])
+def test_a_platform_is_shown_as_it_is_usually_written(text: str, shown: str) -> None:
+    assert str(parse_platform(text)) == shown
+
+
+@pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux/am d64", "a/b\n"])
+def test_what_is_no_platform_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a platform"):
+        parse_platform(text)
+
+
+def test_this_machine_has_a_platform() -> None:
+    assert own_platform().system == "linux"
+    assert own_platform().rank(own_platform())
+
+
+@pytest.mark.parametrize(
+    ("offered", "wanted", "chosen"),
+    [
+        (["linux/amd64", "linux/arm64", "unknown/unknown"], "linux/arm64/v8", [1]),
+        (["linux/arm/v5", "linux/arm/v6", "linux/arm/v7"], "linux/arm/v7", [2]),
+        (["linux/arm/v5", "linux/arm/v6"], "linux/arm/v7", [1]),
+        (["linux/arm/v7"], "linux/arm/v6", []),
+        (["linux/amd64", "linux/amd64/v3"], "linux/amd64", [0]),
+        (["linux/amd64", "linux/amd64/v3"], "linux/amd64/v4", [1]),
+        (["windows/amd64", "windows/amd64"], "windows/amd64", [0, 1]),
+        (["linux/amd64", None], "linux/s390x", [1]),
+        (["linux/386"], "linux/386", [0]),
+    ],
+)
+def test_the_best_for_a_platform_is_chosen(offered: list[str | None], wanted: str, chosen: list[int]) -> None:
+    entries = [entry(platform, number) for number, platform in enumerate(offered)]
+    assert select(entries, [parse_platform(wanted)]) == [entries[number] for number in chosen]
+    assert unmet([parse_platform(wanted)], [entries[number] for number in chosen]) == (
+        [] if chosen else [parse_platform(wanted)]
+    )
+
+
+def test_all_platforms_are_all_entries() -> None:
+    entries = [entry("linux/amd64", 1), entry("unknown/unknown", 2)]
+    assert select(entries, None) == entries
+    assert unmet(None, []) == []
+
+
+def test_a_manifest_is_its_config_and_layers() -> None:
+    config = {"mediaType": "c", "digest": DIGEST, "size": 1}
+    layer = {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": DIGEST, "size": 2}
+    manifest = parse_manifest(json.dumps({"config": config, "layers": [layer, {**config, "urls": ["https://x"]}]}).encode())
+
+    assert not manifest.is_index
+    assert [(e.size, e.foreign) for e in manifest.entries] == [(1, False), (2, True), (1, True)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {},
+        {"manifests": {}},
+        {"config": {}, "layers": []},
+        {"manifests": [{"digest": DIGEST}]},
+        {"manifests": [{"digest": "md5:1", "size": 1}]},
+        {"manifests": [{"digest": DIGEST, "size": -1}]},
+        {"manifests": [{"digest": DIGEST, "size": True}]},
+        {"manifests": [None]},
+        {"manifests": [{"digest": DIGEST, "size": 1, "mediaType": 1}]},
+    ],
+)
+def test_what_is_no_manifest_is_refused(content: Any) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_manifest(json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b"null"])
+def test_what_is_no_json_object_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not"):
+        parse_manifest(data)
+
+
+@pytest.mark.parametrize("platform", [{"os": 1, "architecture": "amd64"}, [], {"architecture": "amd64"}])
+def test_a_platform_that_cannot_be_read_is_none(platform: Any) -> None:
+    item = {"digest": DIGEST, "size": 1, "platform": platform}
+    assert parse_manifest(json.dumps({"manifests": [item]}).encode()).entries[0].platform is None
