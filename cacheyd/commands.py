@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import batched
 from typing import Any
 
+from cacheyd import parse
 from cacheyd.control import CommandError, Reply, closable
 from cacheyd.inventory import Ambiguous, Inventory, Removal, Target, parse_target
 from cacheyd.reference import Kind
 from cacheyd.store.store import Store
+
+log = logging.getLogger(__name__)
 
 type Handler = Callable[[dict[str, Any]], AsyncIterator[Reply]]
 
@@ -124,6 +128,8 @@ class Commands:
         removed, size = (len(removal.objects), removal.bytes) if dry_run else await self._remove(removal)
         if args.get("all") and not dry_run:
             await self._store.room.drop_idle()
+        if removed and not dry_run:
+            log.info("removed on request: %d objects, %s", removed, parse.shown_size(size))
         yield {
             "result": {
                 "dry_run": dry_run,

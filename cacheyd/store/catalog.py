@@ -23,8 +23,8 @@ MAX_TREE = 10_000
 FEW = 16
 # The look for what was not used for long ends after so many roots that were.
 MAX_YOUNG = 100
-# So many bytes of a digest are kept of what an index lists: enough to know it by, and a quarter of the memory.
-_HEAD = 8
+# So many bytes of a digest are kept of what an index lists: enough to know it by, and an eighth of the memory.
+_HEAD = 4
 
 
 @dataclass(frozen=True, slots=True)

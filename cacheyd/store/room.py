@@ -82,7 +82,9 @@ class Room:
                     break
         # Down to the low watermark is for `keep`: below the high one is enough here.
         fits = not self.missing(size)
-        self._is_full(not fits)
+        if fits or self._shelf.loaded:
+            # Before that nobody knows what may go.
+            self._is_full(not fits)
         return fits
 
     def _is_full(self, full: bool) -> None:

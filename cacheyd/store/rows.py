@@ -11,7 +11,7 @@ from cacheyd.store.index import Row
 
 MAX_VARIANTS = 8
 _INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
-MAX_SHARED = 4096
+MAX_SHARED = 1024
 # A manifest that refers to more than this is not looked into (real ones have tens): it would fill the memory.
 MAX_CHILDREN = 1024
 

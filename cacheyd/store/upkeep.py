@@ -34,7 +34,9 @@ PARTIAL_AGE = 24 * 3600.0
 TAG_AGE = 24 * 3600.0
 # So many rows or files at a time: between them the event loop does something else.
 PAGE = 500
-PAGES_TO_FREEZE = 20
+# Rows are read in smaller pages: what a page leaves between what stays is memory lost.
+ROWS = 100
+PAGES_TO_FREEZE = 100
 SCRUB_PIECE = 1 << 20
 SCRUB_IDLE = 60.0
 _SCRUB_KEY = "m:scrub"
@@ -61,7 +63,7 @@ class Upkeep:
 
     async def load(self) -> None:
         """Reads all rows into the catalogue."""
-        pages = _read_pages(self._index.pages(PAGE))
+        pages = _read_pages(self._index.pages(ROWS))
         tags: list[tuple[str, tuple[TagVariant, ...]]] = []
         count = 0
         while (page := await self._shelf.in_thread(next, pages, None)) is not None:
@@ -109,15 +111,16 @@ class Upkeep:
         """Drops rows without their file, takes up files without a row, sweeps partial files and old tags; counts."""
         async with self._reconciling:
             before = len(self._catalog.objects)
-            missing = set(self._catalog.objects)
+            present = 0
             unknown = []
             async for digest, size, stamp in self._scan():
                 stored = self._catalog.objects.get(digest)
                 if stored is not None and (stored.size, stored.stamp) == (size, stamp):
-                    missing.discard(digest)
+                    present += 1
                 else:
                     unknown.append(digest)
-            lost = await self._drop_missing(missing)
+            # Mostly all are there, and none has to be looked for.
+            lost = await self._drop_missing() if present < len(self._catalog.objects) else 0
             adopted = 0
             for digest in unknown:
                 adopted += digest not in self._catalog.objects and await self._shelf.recover(digest) is not None
@@ -147,9 +150,9 @@ class Upkeep:
             for found in page:
                 yield found
 
-    async def _drop_missing(self, missing: set[str]) -> int:
+    async def _drop_missing(self) -> int:
         count = 0
-        for page in batched(missing, PAGE):
+        for page in batched(list(self._catalog.objects), PAGE):
             stats = await self._shelf.in_thread(lambda page=page: [self._shelf.blobs.stat(digest) for digest in page])
             for digest, found in zip(page, stats, strict=True):
                 stored = self._catalog.objects.get(digest)
