@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cacheyd import policy
 from cacheyd.access import Access
@@ -143,7 +144,9 @@ class Cache:
         if body is None:
             return None
         if isinstance(body, Mapped):
-            source = MappedReader(body, part.start, part.end)
+            source = MappedReader(body, part.start, part.end, partial(self.store.lost, stored))
+            if not source.begin():
+                return None
             return Answer(status, headers, b"", source, part.length, result, ref, stored)
         return Answer(status, headers, body[part.start : part.end], None, part.length, result, ref, stored)
 

@@ -239,21 +239,38 @@ class FlightReader:
 
 
 class MappedReader:
-    """Reads part of a stored object in windows of its shared mapping."""
+    """Reads part of a stored object in windows of its shared mapping; `on_broken` hears of a file that cannot be read."""
 
-    def __init__(self, mapped: Mapped, start: int, end: int) -> None:
+    def __init__(self, mapped: Mapped, start: int, end: int, on_broken: Callable[[], None] = lambda: None) -> None:
         self._mapped = mapped
         self._at = start
         self._end = end
+        self._on_broken = on_broken
+        self._first: memoryview | None = None
+
+    def begin(self) -> bool:
+        """Whether the first window can be read, so that there can be a head that promises it."""
+        try:
+            self._first = self.take()
+        except BodyBroken:
+            return False
+        return True
 
     async def read(self) -> bytes | memoryview:
         """The next window, empty at the end."""
         return self.take()
 
     def take(self) -> memoryview:
-        """The next window, empty at the end."""
+        """The next window, empty at the end. Raises BodyBroken."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
         start, self._at = self._at, min(self._end, self._at + WINDOW)
-        return self._mapped.view(start, self._at)
+        try:
+            return self._mapped.view(start, self._at)
+        except OSError as error:
+            self._on_broken()
+            raise BodyBroken(f"the file cannot be read: {error.strerror}") from error
 
     def close(self) -> None:
         """Nothing to let go of: views keep the mapping."""

@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http._http1 import make_body_reader
 
 from cacheyd.answer import Answer, error_answer
 from cacheyd.errors import Code, client_error, upstream_error
-from cacheyd.flight import WINDOW, MappedReader, Source
+from cacheyd.flight import WINDOW, BodyBroken, MappedReader, Source
 from cacheyd.proxy.head import MAX_HEAD, BadHead, Head, parse_head, render_head
 
 # A request body that is longer is refused: nothing here wants one (bytes).
@@ -165,9 +165,12 @@ class CacheHttp1Server(Http1Server):
     def _send_source(self, source: Source, length: int) -> layer.CommandGenerator[tuple[int, str | None]]:
         if length <= piece_limit(self.context.client) and isinstance(source, MappedReader):
             sent = 0
-            while piece := source.take():
-                yield commands.SendData(self.conn, piece)  # type: ignore[arg-type]
-                sent += len(piece)
+            try:
+                while piece := source.take():
+                    yield commands.SendData(self.conn, piece)  # type: ignore[arg-type]
+                    sent += len(piece)
+            except BodyBroken as error:
+                return sent, str(error)
             return sent, None
         pump, hook = self._make_pump(self.context.client, source)
         sent = 0

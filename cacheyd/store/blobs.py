@@ -22,6 +22,9 @@ from pathlib import Path
 # What says nothing about the file.
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _READ = 4 << 20
+# MADV_POPULATE_READ of madvise(2), Linux 5.14: brings pages in, or says that they cannot be had (older ones: EINVAL).
+_POPULATE_READ = 22
+_MAX_LOADED = 4096
 # How often a partial file that somebody looks at, or just removed, is opened again, and after which pause (seconds).
 OPEN_TRIES, OPEN_PAUSE = 3, 0.001
 _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
@@ -41,10 +44,26 @@ class Mapped:
         self.size = size = status.st_size
         self.file = (status.st_dev, status.st_ino)
         self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None
+        # What was brought in for one reader is there for the others, who mostly ask for the same pieces.
+        self._loaded: set[tuple[int, int]] = set()
 
     def view(self, start: int, end: int) -> memoryview:
-        """Bytes `start` to `end`, without a copy; the view keeps the mapping alive."""
-        return memoryview(self._map)[start:end] if self._map is not None else memoryview(b"")
+        """Bytes `start` to `end`, without a copy; the view keeps the mapping alive.
+
+        Raises OSError if they cannot be read: later that would be a broken connection, or the end of this process (SIGBUS).
+        """
+        if self._map is None or start >= end:
+            return memoryview(b"")
+        if (start, end) not in self._loaded:
+            page = start - start % mmap.PAGESIZE
+            try:
+                self._map.madvise(_POPULATE_READ, page, end - page)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            if len(self._loaded) < _MAX_LOADED:
+                self._loaded.add((start, end))
+        return memoryview(self._map)[start:end]
 
 
 class Partial:

@@ -116,9 +116,11 @@ class Shelf:
         return stored
 
     def lost(self, stored: Stored) -> None:
-        """The object's file is gone, or somebody changed it: what is there instead is hashed before it counts."""
+        """The object's file is gone, unreadable, or somebody changed it: what is there is hashed before it counts."""
+        if self.catalog.objects.get(stored.digest) is not stored:
+            return  # It was stored anew since.
         if (size := self.blobs.size(stored.digest)) is not None:
-            log.warning("%s (%d bytes) is not what was stored there", self.blobs.path(stored.digest), size)
+            log.warning("%s (%d bytes) is not what was stored there, or cannot be read", self.blobs.path(stored.digest), size)
         self.forget(stored)
 
     def forget(self, stored: Stored) -> None:

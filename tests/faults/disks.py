@@ -80,3 +80,42 @@ def use_up_inodes(where: Path) -> Path:
         for number in range(100_000):
             (directory / str(number)).touch()
     return directory
+
+
+class FailingDisk:
+    """A disk whose end cannot be read (EIO) once `fail` was called; what was cached of it is forgotten then."""
+
+    def __init__(self, where: Path, image: Path) -> None:
+        self.where = where
+        self._image = image
+
+    def fail(self, beyond: int) -> None:
+        """What lies beyond so many bytes cannot be read any more."""
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        os.truncate(self._image, beyond)
+
+
+@contextmanager
+def failing_disk(where: Path, size: int) -> Iterator[FailingDisk]:
+    """A real file system on a loop device that passes read errors on: only direct I/O does."""
+    image = where.with_name(f"{where.name}.img")
+    image.parent.mkdir(parents=True, exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", image], check=True, capture_output=True)
+    attached = subprocess.run(
+        ["losetup", "--find", "--show", "--direct-io=on", image], capture_output=True, text=True, check=False
+    )
+    if attached.returncode and not os.environ.get("CI"):
+        pytest.skip(f"no loop device: {attached.stderr.strip()}")
+    assert attached.returncode == 0, attached.stderr
+    device = attached.stdout.strip()
+    try:
+        mount(where, device)
+        try:
+            yield FailingDisk(where, image)
+        finally:
+            subprocess.run(["umount", "-l", where], check=True)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.conftest import MakeDaemon
 from tests.faults.scene import STREAMED, Scene, assert_whole, blob_target, eventually, registry_table
+from tests.real.procs import wait_until
 from tests.support.images import Blob, random_bytes
 from tests.support.origin import Origin
 
@@ -135,12 +136,18 @@ def test_what_takes_the_place_of_a_wrong_file_is_counted(scene: Scene, what: str
     def counted() -> tuple[float, float]:
         return scene.cache.metric("cacheyd_store_bytes"), scene.cache.metric("cacheyd_store_objects")
 
+    def on_disk() -> tuple[float, float]:
+        sizes = [path.stat().st_size for path in (scene.cache.cache_dir / "blobs").glob("*/*")]
+        return float(sum(sizes)), float(len(sizes))
+
     blob = scene.blob(SIZES[0])
     scene.assert_served(blob)
+    # What other tests wiped is noticed within seconds.
+    wait_until(lambda: counted() == on_disk(), "what is there is counted")
     before = counted()
     spoil(scene.cache.blob_file(blob.digest), what, SIZES[0])
     assert_kept_again(scene, blob)
-    assert counted() == before
+    eventually(counted, before)
 
 
 def test_a_manifest_file_of_another_size_is_never_served(scene: Scene) -> None:

@@ -81,6 +81,10 @@ class MemoryStore:
             return None
         return Mapped(fd, os.fstat(fd)) if stored.size > SMALL else os.pread(fd, stored.size, 0)
 
+    def lost(self, stored: Stored) -> None:
+        """The object cannot be read."""
+        self.catalog.remove(stored.digest)
+
     def touch(self, digest: str, hits: int = 1) -> None:
         """The object was used just now."""
         self.catalog.touch(digest, self.clock(), hits)

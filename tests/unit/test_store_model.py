@@ -31,7 +31,7 @@ from cacheyd.store.store import Store
 
 MACHINE = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 PROFILES = {
-    "default": settings(MACHINE, max_examples=80, stateful_step_count=25, derandomize=True, database=None),
+    "default": settings(MACHINE, max_examples=60, stateful_step_count=25, derandomize=True, database=None),
     "soak": settings(MACHINE, max_examples=3000, stateful_step_count=80),
 }
 
@@ -582,7 +582,11 @@ class StoreMachine(RuleBasedStateMachine):
 
 def test_whatever_happens_to_the_store() -> None:
     logging.getLogger("cacheyd").setLevel(logging.CRITICAL)
+    # What other tests left need not be looked through each time that a process ends.
+    gc.collect()
+    gc.freeze()
     try:
         run_state_machine_as_test(StoreMachine, settings=PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "default")])
     finally:
+        gc.unfreeze()
         logging.getLogger("cacheyd").setLevel(logging.NOTSET)
