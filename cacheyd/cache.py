@@ -28,6 +28,8 @@ SMALL_WAIT = 10.0
 LENGTH_WAIT = 15.0
 # Answers to HEAD that say nothing of GET: some registries do not know HEAD, or leave out the digest.
 ASK_WITH_GET = frozenset({200, 404, 405, 501})
+# A file that has to be hashed before it counts is waited for so long, then fetched instead (seconds): it may be huge.
+RECOVER_WAIT = 10.0
 MISS, HIT, STALE, REVALIDATED, BYPASS = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS"
 
 
@@ -182,7 +184,7 @@ class Cache:
             self._check_allowed(request.ref.registry)
             asked = await self.access.check(request.ref, request.headers)
             digest = request.ref.digest
-            recovered = digest is not None and await self.store.recover(digest) is not None
+            recovered = digest is not None and await self.store.recover(digest, wait=RECOVER_WAIT) is not None
             # Where nobody had to be asked, `hit` has just said that there is none.
             answer = self.hit(request, permitted=asked) if asked or recovered else None
             return answer or await self._miss(request)

@@ -20,6 +20,8 @@ RESERVE = 16 << 20
 FEW_FILES = 64
 # After there was nothing that could go, it is not tried again for so long (seconds).
 FULL_PAUSE = 5.0
+# The room of files that went is waited for so often, with such pauses (seconds).
+ROOM_LOOKS, ROOM_PAUSE = 20, 0.05
 # That there is no room for large objects while there is for small ones is said no more often than this (seconds).
 SAY_EVERY = 60.0
 
@@ -75,11 +77,19 @@ class Room:
             self._is_full(True)
         if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
             return False
+        evicted = False
         async with self._lock:
             while over := self.missing(size):
                 self._aim = self._held() + size - over
                 if not await self._evict("room", over):
                     break
+                evicted = True
+        for _ in range(ROOM_LOOKS if evicted else 0):
+            # What somebody has open still comes back when he is done: to the disk, not to max_size.
+            max_size = self._shelf.settings.max_size.of(self._shelf.blobs.total())
+            if not self.missing(size) or (max_size and self._held() + size > max_size):
+                break
+            await asyncio.sleep(ROOM_PAUSE)
         # Down to the low watermark is for `keep`: below the high one is enough here.
         fits = not self.missing(size)
         if fits or self._shelf.loaded:

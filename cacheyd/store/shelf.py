@@ -166,13 +166,20 @@ class Shelf:
         """A copy of the lists of objects and tags, to be read in another thread."""
         return self.catalog.snapshot()
 
-    async def recover(self, digest: str) -> Stored | None:
-        """Takes up a file that does not count: after a crash, a lost index, a change of it. It is hashed first."""
+    async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
+        """Takes up a file that does not count: after a crash, a lost index, a change of it. It is hashed first.
+
+        That goes on where it takes longer than `wait` seconds, and None is the answer.
+        """
         there = self.blobs.stat(digest)
         if there is None or (digest, there) in self._leaving:
             return None
         _, found = self._recovering.join(digest, None, lambda: self._recover(digest))
-        return await found
+        try:
+            async with asyncio.timeout(wait):
+                return await found
+        except TimeoutError:
+            return None
 
     async def _recover(self, digest: str) -> Stored | None:
         before = await self.in_thread(self.blobs.stat, digest)

@@ -70,7 +70,7 @@ class MemoryStore:
         """The object if it is there."""
         return self.catalog.objects.get(digest)
 
-    async def recover(self, digest: str) -> Stored | None:
+    async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
         """Nothing is there that does not count."""
         return self.find(digest)
 

@@ -499,6 +499,19 @@ async def test_a_file_is_hashed_once_for_all_who_ask_for_it(store: Store, monkey
     assert None not in found
 
 
+async def test_a_file_that_takes_long_to_hash_is_taken_up_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = await add(store, LARGE)
+    store.forget(stored)
+    go = threading.Event()
+    hash_ = store._hash
+    monkeypatch.setattr(store, "_hash", lambda *args: (go.wait(10), hash_(*args))[1])
+
+    assert await store.recover(stored.digest, wait=0.01) is None
+    assert store.find(stored.digest) is None
+    go.set()
+    assert await store.recover(stored.digest) is store.find(stored.digest) is not None
+
+
 async def test_without_descriptors_nothing_is_removed(store: Store) -> None:
     """A file that cannot be read now is not one that is wrong."""
     path = replace_file(store, LARGE, LARGE)

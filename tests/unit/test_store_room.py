@@ -355,3 +355,21 @@ async def test_many_who_need_room_at_once_evict_once(store: Store, clock: Clock)
     await fill(store, clock, range(5))
     assert await asyncio.gather(*(store.make_room(50_000) for _ in range(20))) == [True] * 20
     assert len(left(store)) == 4
+
+
+async def test_the_room_of_a_file_that_somebody_has_open_is_waited_for(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(store, min_free="50MB")
+    await fill(store, clock, range(5))
+    disk = Disk(store, monkeypatch, others=49_300_000)
+    remove = store.blobs.remove
+
+    def remove_open_file(digest: str, known: tuple[int, int] | None = None) -> None:
+        remove(digest, known)
+        disk.others += len(blob(0))
+
+    monkeypatch.setattr(store.blobs, "remove", remove_open_file)
+    asyncio.get_running_loop().call_later(0.12, lambda: setattr(disk, "others", 49_300_000))
+    assert await store.make_room(len(blob(0)))
+    assert not store.room.full
