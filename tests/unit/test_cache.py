@@ -21,6 +21,7 @@ from cacheyd.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIF
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore
+from tests.support.stores import Clock
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
 INDEX = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
@@ -147,13 +148,6 @@ def text(status: int, body: str, *headers: tuple[str, str]) -> Body:
 
 
 # The rest of the scene
-
-
-class Clock:
-    now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass

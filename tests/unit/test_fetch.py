@@ -36,6 +36,7 @@ from cacheyd.flight import HOLD, BodyBroken, Flight, FlightReader, NotKept, Rela
 from cacheyd.reference import OCI_INDEX, OCI_MANIFEST, Reference, parse_target
 from cacheyd.store.blobs import Mapped, digest_of
 from cacheyd.store.store import Store
+from tests.support.stores import Clock
 
 BLOB = random.Random(1).randbytes(300_000)
 BREAK = UpstreamBroken("connection reset")
@@ -116,13 +117,6 @@ def refusal(status: int, *headers: tuple[str, str], body: bytes = b'{"errors": [
 
 
 # The rest of the scene
-
-
-class Clock:
-    now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Scene:

@@ -36,16 +36,6 @@ from tests.support.stores import (
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def monotonic() -> Clock:
-    return Clock(1000.0)
-
-
-@pytest.fixture
 async def store(tmp_path: Path, clock: Clock, monotonic: Clock) -> AsyncIterator[Store]:
     store = StoppableStore(tmp_path / "cache", clock=clock, monotonic=monotonic)
     await store.start(background=False)

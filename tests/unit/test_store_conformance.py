@@ -13,6 +13,7 @@ from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
 from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
 from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore
+from tests.support.stores import Clock
 
 type AnyStore = Store | MemoryStore
 
@@ -20,18 +21,6 @@ WITHIN = "docker.io/library/nginx"
 LARGE = bytes(range(256)) * 1024
 TAG = ("docker.io", "library/nginx", "1")
 FLAGS = {"max_size": "1MB", "min_free": "0", "pin": "docker.io/library/nginx:1"}
-
-
-class Clock:
-    now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture(params=["disk", "memory"])

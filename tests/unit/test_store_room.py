@@ -21,21 +21,6 @@ DAY = 86400.0
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def monotonic() -> Clock:
-    return Clock(1000.0)
-
-
-@pytest.fixture
-def evicted() -> list[tuple[str, int]]:
-    return []
-
-
-@pytest.fixture
 async def store(tmp_path: Path, clock: Clock, monotonic: Clock, evicted: list[tuple[str, int]]) -> AsyncIterator[Store]:
     """A cache of 1 MB."""
     store = StoppableStore(

@@ -41,23 +41,8 @@ DAY = 86400.0
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def monotonic() -> Clock:
-    return Clock(1000.0)
-
-
-@pytest.fixture
 def settings() -> Settings:
     return load(environ={}, flags={"scrub_every": "1d", "scrub_rate": "1GiB"})
-
-
-@pytest.fixture
-def evicted() -> list[tuple[str, int]]:
-    return []
 
 
 @pytest.fixture
