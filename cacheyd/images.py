@@ -8,7 +8,6 @@ import base64
 import binascii
 import json
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +15,7 @@ from itertools import batched
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, Self, TextIO
 
+from cacheyd import descriptors
 from cacheyd.errors import RequestError
 from cacheyd.layout import Image, IncompleteError, Kept, LayoutError, import_layout, write_layout
 from cacheyd.manifest import Descriptor, Platform, own_platform, parse_object, parse_platform
@@ -240,7 +240,7 @@ def export(call: Call, root: Path, images: Sequence[ImageName], platforms: Seque
         Image(parse_image(item["name"]), Descriptor(item["digest"], item["size"], item["media_type"]))
         for item in answer["images"]
     ]
-    _raise_descriptor_limit()
+    descriptors.raise_limit()  # Each object of the images is one open file.
     with _output(target) as out:
         return write_layout(out, found, lambda digest: _open_blob(root, digest), platforms)
 
@@ -250,12 +250,6 @@ def _open_blob(root: Path, digest: str) -> BinaryIO | None:
         return open(root / "blobs" / digest.replace(":", "/"), "rb")
     except FileNotFoundError:
         return None
-
-
-def _raise_descriptor_limit() -> None:
-    """Each object of the images is one open file."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
@@ -300,7 +294,7 @@ def import_images(
     def reserve(size: int) -> None:
         _all(call("import-room", {"size": size}))
 
-    _raise_descriptor_limit()
+    descriptors.raise_limit()
     with _input(source) as file:
         images = import_layout(file, root / "partial", keep, set_tag, given, progress, reserve)
     gone = 0

@@ -3,7 +3,6 @@
 No I/O but for the reader that it is given, and no state of the store: a snapshot is enough, so all of it runs in a thread.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from functools import cached_property
 from typing import NamedTuple, TypedDict
 
 from cacheyd import parse
+from cacheyd.manifest import parse_object
 from cacheyd.reference import DIGEST, ImageName, Kind, parse_image
 from cacheyd.store.catalog import Snapshot
 from cacheyd.store.rows import Stored, is_index
@@ -409,10 +409,9 @@ def _largest_first(usage: Usage) -> tuple[int, str]:
 def _entries(data: bytes | None) -> Iterator[tuple[str, str]]:
     """Digest and platform of each manifest that an index lists (image-spec, "Image Index")."""
     try:
-        content = json.loads(data or b"{}")
-    except (ValueError, RecursionError):
+        items = parse_object(data or b"{}").get("manifests")
+    except ValueError:
         return
-    items = content.get("manifests") if isinstance(content, dict) else None
     for item in items if isinstance(items, list) else ():
         if isinstance(item, dict) and isinstance(digest := item.get("digest"), str) and DIGEST.fullmatch(digest):
             annotations = item.get("annotations")

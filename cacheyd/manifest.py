@@ -9,6 +9,7 @@ import platform
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from cacheyd.reference import DIGEST, OCI_INDEX, OCI_MANIFEST
 
@@ -110,7 +111,7 @@ def parse_manifest(data: bytes) -> Manifest:
     raise ValueError("neither the manifest of an image nor an index")
 
 
-def parse_object(data: bytes) -> dict[str, object]:
+def parse_object(data: bytes) -> dict[str, Any]:
     """A JSON object. Raises ValueError."""
     try:
         content = json.loads(data)

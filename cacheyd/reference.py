@@ -145,10 +145,16 @@ def canonical_registry(ns: str) -> str:
     return DOCKER_HUB if name in _DOCKER_ALIASES else name
 
 
+def has_registry(name: str) -> bool:
+    """Whether a name begins with a registry, as docker tells: its first part has a dot or a port, or is `localhost`."""
+    first, slash, _ = name.partition("/")
+    return bool(slash) and ("." in first or ":" in first or first == "localhost")
+
+
 def _split_prefix(name: str, default_registry: str) -> tuple[str, str]:
     """Registry and repository of a request without `ns`: the first component if it looks like a host."""
-    first, slash, rest = name.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
+    if has_registry(name):
+        first, _, rest = name.partition("/")
         return canonical_registry(first), rest
     if default_registry:
         return default_registry, name
@@ -158,12 +164,6 @@ def _split_prefix(name: str, default_registry: str) -> tuple[str, str]:
         "which registry? cacheyd needs ?ns=<registry> (containerd's hosts.toml adds it) or /v2/<registry host>/<name>/…",
         name=name[:MAX_NAME],
     )
-
-
-def has_registry(name: str) -> bool:
-    """Whether an image's name begins with a registry, as docker tells: its first part has a dot or a port."""
-    first, slash, _ = name.partition("/")
-    return bool(slash) and (any(mark in first for mark in ".:[") or first == "localhost")
 
 
 def parse_image(name: str, *, default_tag: str = "latest") -> ImageName:

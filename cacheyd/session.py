@@ -15,6 +15,7 @@ from typing import Any
 from cacheyd import control, images
 from cacheyd.config import ConfigError, Settings
 from cacheyd.control import CommandError, NoServer, NotAnswering
+from cacheyd.tools import set_up_log
 
 # A process that is about to end, or has just begun, gets so long to let go of the directory or to answer (seconds).
 PATIENCE = 3.0
@@ -94,7 +95,7 @@ class _Own(threading.Thread):
         # mitmproxy takes most of a second to import.
         from cacheyd.proxy.daemon import Daemon  # noqa: PLC0415
 
-        _set_up_log()
+        set_up_log(logging.ERROR)
         self._daemon = Daemon(self._settings, lambda: self._settings, None, patience=PATIENCE)
         self._loop = asyncio.get_running_loop()
         await self._daemon.run()
@@ -112,10 +113,3 @@ class _Own(threading.Thread):
             with suppress(RuntimeError):  # It has just ended.
                 self._loop.call_soon_threadsafe(self._daemon.stop)
         self.join()
-
-
-def _set_up_log() -> None:
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.ERROR)
-    handler.setFormatter(logging.Formatter("cacheyd: %(message)s"))
-    logging.getLogger().handlers[:] = [handler]

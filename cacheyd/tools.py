@@ -126,7 +126,7 @@ async def _do(settings: Settings, command: str, args: dict[str, Any], consume: C
     from cacheyd.store.store import Store  # noqa: PLC0415
 
     _check_access(settings.cache_dir)
-    _set_up_log()
+    set_up_log()
     store = Store(settings.cache_dir, settings)
     await store.start(background=False)
     try:
@@ -147,8 +147,10 @@ def _check_access(directory: Path) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
 
-def _set_up_log() -> None:
+def set_up_log(level: int = logging.NOTSET) -> None:
+    """What is logged in a tool's own process is for the terminal."""
     handler = logging.StreamHandler()
+    handler.setLevel(level)
     handler.setFormatter(logging.Formatter("cacheyd: %(message)s"))
     logging.getLogger().handlers[:] = [handler]
 

@@ -16,14 +16,13 @@ from cacheyd.reference import (
     ImageName,
     parse_image,
 )
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.rows import INDEXES, TagVariant
 from cacheyd.store.store import Store
 
 type Handler = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
 
 # An imported tag is for all clients that take every type of manifest, as containerd does.
 ASKED = policy.asked_types(frozenset({DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}))
-_INDEXES = frozenset({DOCKER_LIST, OCI_INDEX})
 _FILE = re.compile(r"import\.[0-9]+-[0-9]+-[0-9a-f]{8}")
 
 
@@ -58,7 +57,7 @@ def _root(store: Store, image: ImageName) -> dict[str, Any] | None:
     variants = store.tag_variants(image.registry, image.repository, image.tag)
     here = [variant for variant in variants if store.find(variant.digest) is not None]
     # What clients were told who take an index; others may have been given one platform.
-    best = max(here, key=lambda variant: (bool(_INDEXES & variant.asked), variant.checked), default=None)
+    best = max(here, key=lambda variant: (bool(INDEXES & variant.asked), variant.checked), default=None)
     return {"digest": best.digest, "media_type": best.media_type, "size": best.size} if best else None
 
 

@@ -15,7 +15,7 @@ from mitmproxy.proxy import layer
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
 
-from cacheyd import __version__, config, status
+from cacheyd import __version__, config, descriptors, status
 from cacheyd.answer import API_VERSION, Answer, error_answer, text_answer
 from cacheyd.auth import Authorizer
 from cacheyd.cache import Cache, Request
@@ -85,7 +85,7 @@ class RegistryCache:
         self._started = time.time()
         self._quick: dict[bytes, _Quick] = {}
         self._inspect = False
-        self._descriptors = connections_for(_raise_descriptor_limit())
+        self._descriptors = connections_for(descriptors.raise_limit())
 
     # Lifecycle
 
@@ -300,6 +300,7 @@ class RegistryCache:
             return None
         now = time.time()
         if now >= known.until or self._stopping:
+            self.store.touch(known.digest, known.uses)
             del self._quick[raw]
             return None
         known.uses += 1
@@ -345,8 +346,7 @@ class RegistryCache:
         if len(self._quick) >= QUICK_REPLIES:
             del self._quick[next(iter(self._quick))]
         now = time.time()
-        digest, size = answer.stored.digest, answer.stored.size
-        self._quick[raw] = _Quick(int(now) + 1.0, now + LOOK_EVERY, reply, digest, size, head.method, answer)
+        self._quick[raw] = _Quick(int(now) + 1.0, now + LOOK_EVERY, reply, answer.stored.digest, head.method, answer)
 
     # Flows
 
@@ -488,29 +488,18 @@ class _Quick:
     look_again: float
     reply: bytes
     digest: str
-    size: int
     method: str
     answer: Answer
     uses: int = 0
 
 
-def _raise_descriptor_limit() -> int:
-    """Takes the descriptors that this process may have; how many those are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        return soft
-    return hard
-
-
-def connections_for(descriptors: int) -> int:
+def connections_for(limit: int) -> int:
     """How many clients that many descriptors are enough for.
 
     The other half is for files and upstreams, and for bursts: asyncio accepts its whole backlog before the first of them
     can be closed again. Without a descriptor a client cannot even be refused, and a mirror that hangs is worse than none.
     """
-    return sys.maxsize if descriptors == resource.RLIM_INFINITY else max(4, descriptors // 2 - 32)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else max(4, limit // 2 - 32)
 
 
 def _writer(client: connection.Client) -> asyncio.StreamWriter | None:

@@ -176,10 +176,8 @@ class BlobDir:
 
     def size(self, digest: str) -> int | None:
         """The size of the stored file in bytes, None if there is none."""
-        try:
-            return os.stat(self.path(digest)).st_size
-        except OSError:
-            return None
+        found = self.stat(digest)
+        return None if found is None else found[0]
 
     def stat(self, digest: str) -> tuple[int, int] | None:
         """Size in bytes and time of change in nanoseconds of the stored file, None if there is none."""
@@ -341,27 +339,24 @@ class BlobDir:
 
     def total(self) -> int:
         """The size of the disk in bytes, 0 if unknown."""
-        try:
-            status = os.statvfs(self.root)
-        except OSError:
-            return 0
-        return status.f_blocks * status.f_frsize
+        disk = self._disk()
+        return disk.f_blocks * disk.f_frsize if disk is not None else 0
 
     def free_files(self) -> int | None:
         """How many files may still be made, None if that is unknown or without limit."""
-        try:
-            status = os.statvfs(self.root)
-        except OSError:
-            return None
-        return status.f_favail if status.f_files else None
+        disk = self._disk()
+        return disk.f_favail if disk is not None and disk.f_files else None
 
     def free(self) -> int | None:
         """Bytes that this process may still write, None if unknown."""
+        disk = self._disk()
+        return disk.f_bavail * disk.f_frsize if disk is not None else None
+
+    def _disk(self) -> os.statvfs_result | None:
         try:
-            status = os.statvfs(self.root)
+            return os.statvfs(self.root)
         except OSError:
             return None
-        return status.f_bavail * status.f_frsize
 
 
 def _drop_from_before_boot(path: Path) -> None:

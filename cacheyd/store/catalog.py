@@ -74,11 +74,7 @@ class Catalog:
         if is_index(stored.media_type):
             stored.needs = ()
             self._listed[stored.digest] = b"".join(map(_head, listed))
-            for digest in listed:
-                child = self.objects.get(digest)
-                if child is not None and child.media_type:
-                    self._need(stored, child.digest)
-                    stored.needs += (child.digest,)
+            self.link(stored.digest, listed)
         else:
             stored.needs = tuple(map(self._one, stored.needs))
             for digest in stored.needs:
@@ -101,11 +97,17 @@ class Catalog:
     def link(self, digest: str, listed: Iterable[str]) -> None:
         """Links an index to those of its manifests that are stored, whatever repositories they were found in."""
         index = self.objects.get(digest)
-        for child in listed if index is not None else ():
+        if index is None:
+            return
+        for child in listed:
             stored = self.objects.get(child)
-            if index is not None and stored is not None and stored.media_type and child not in index.needs:
-                index.needs += (stored.digest,)
-                self._need(index, stored.digest)
+            if stored is not None and stored.media_type:
+                self._list(index, stored)
+
+    def _list(self, index: Stored, manifest: Stored) -> None:
+        if manifest.digest not in index.needs:
+            index.needs += (manifest.digest,)
+            self._need(index, manifest.digest)
 
     def _need(self, parent: Stored, digest: str) -> None:
         known = self._parents.get(digest)
@@ -149,10 +151,8 @@ class Catalog:
         if stored.media_type:
             head = _head(stored.digest)
             for digest in self._indexes(repositories):
-                index = self.objects[digest]
-                if self._listed[digest].find(head) % _HEAD == 0 and stored.digest not in index.needs:
-                    index.needs += (stored.digest,)
-                    self._need(index, stored.digest)
+                if self._listed[digest].find(head) % _HEAD == 0:
+                    self._list(self.objects[digest], stored)
 
     def _indexes(self, repositories: tuple[str, ...]) -> Iterator[str]:
         """Those that may list a manifest of these repositories, the newest first; any where nobody knows its repositories."""
@@ -284,19 +284,19 @@ class Catalog:
             self._order.move_to_end(digest, last=False)
         return taken
 
-    def take(self, root: Stored, *, pinned_too: bool = False) -> list[Stored]:
-        """Takes out an object and what only it needs, from the blobs up."""
+    def take(self, root: Stored) -> list[Stored]:
+        """Takes out an object and what only it needs, from the blobs up; not what is pinned below it."""
         taken: list[Stored] = []
-        self._take(root, taken, MAX_DEPTH, pinned_too)
+        self._take(root, taken, MAX_DEPTH)
         return taken
 
-    def _take(self, stored: Stored, taken: list[Stored], depth: int, pinned_too: bool) -> None:
+    def _take(self, stored: Stored, taken: list[Stored], depth: int) -> None:
         for digest in stored.needs if depth else ():
             child = self.objects.get(digest)
             if child is None or self._parents.get(digest) != stored.digest:
                 continue
-            if pinned_too or not self._is_pinned(child):
-                self._take(child, taken, depth - 1, pinned_too)
+            if not self._is_pinned(child):
+                self._take(child, taken, depth - 1)
         if self.remove(stored.digest) is not None:
             taken.append(stored)
 

@@ -1,16 +1,16 @@
 """What the index's rows mean, and what manifests refer to."""
 
-import json
 import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cacheyd.manifest import parse_object
 from cacheyd.reference import DIGEST, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Kind
 from cacheyd.store.index import Row
 
 MAX_VARIANTS = 8
-_INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
+INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 MAX_SHARED = 1024
 # A manifest that refers to more than this is not looked into (real ones have tens): it would fill the memory.
 MAX_CHILDREN = 1024
@@ -132,10 +132,9 @@ def _content(data: bytes | None) -> dict[str, Any]:
     if not data or data.lstrip()[:1] != b"{":
         return {}
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
+        return parse_object(data)
+    except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def guess_media_type(data: bytes | None) -> str:
@@ -165,4 +164,4 @@ def children(data: bytes | None) -> list[str]:
 
 def is_index(media_type: str) -> bool:
     """Whether this is the type of a list of manifests (OCI index, Docker manifest list)."""
-    return media_type.lower() in _INDEXES
+    return media_type.lower() in INDEXES

@@ -7,7 +7,6 @@ file is not there, or not the one that it was written for, is none.
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from cacheyd import parse
 from cacheyd.config import Settings
-from cacheyd.store.blobs import Partial
+from cacheyd.store.blobs import BlobDir, Partial
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.room import Room
 from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
@@ -292,8 +291,5 @@ async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, No
 
 def free_space(path: Path) -> str:
     """The free space below `path` for people, for the start line."""
-    try:
-        status = os.statvfs(path)
-    except OSError:
-        return "unknown"
-    return parse.shown_size(status.f_bavail * status.f_frsize)
+    free = BlobDir(path).free()
+    return "unknown" if free is None else parse.shown_size(free)

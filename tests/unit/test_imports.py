@@ -17,6 +17,7 @@ ORDER = (
     "cacheyd",
     "cacheyd.errors",
     "cacheyd.once",
+    "cacheyd.descriptors",
     "cacheyd.logs",
     "cacheyd.metrics",
     "cacheyd.reference",
