@@ -51,6 +51,8 @@ class Upkeep:
         self._index = shelf.index
         self._reconciling = asyncio.Lock()
         self._reopen_at = 0.0
+        # The index was made anew: whatever happened to it may have happened to the files, also while there was none.
+        self._look_through = False
         # Bytes that the scrub has read, and objects that did not have their digest.
         self.scrubbed = 0
         self.dropped = 0
@@ -263,6 +265,7 @@ class Upkeep:
         self._reopen_at = self._shelf.monotonic() + REOPEN_EVERY
         if not await self._shelf.in_thread(self._index.open):
             return False
+        self._look_through = True
         if not self._shelf.index_read:
             await self.load()
         self._catalog.changed_objects.update(self._catalog.objects)
@@ -278,6 +281,9 @@ class Upkeep:
                 if self._index.usable and not await self._shelf.in_thread(self._index.is_there):
                     log.warning("the index below %s is gone; starting a new one", self._shelf.root)
                     await self._shelf.in_thread(self._index.close)
+                    self._look_through = True
+                if self._look_through:
+                    self._look_through = False
                     await self.reconcile()
             except OSError as error:
                 log.debug("looking at %s failed: %s", self._shelf.root, error)
