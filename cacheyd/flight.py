@@ -190,39 +190,35 @@ class FlightReader:
     """Reads bytes `start` to `end` (None: to the end) of a flight while it grows."""
 
     def __init__(self, flight: Flight, start: int, end: int | None) -> None:
-        self._flight = flight
+        # None once it is closed: who read keeps this reader for a while, and the flight keeps the file's descriptor.
+        self.flight: Flight | None = flight
         self._partial = flight.partial
         flight.readers += 1
         self._at = start
         self._end = end
 
-    @property
-    def flight(self) -> Flight:
-        """What it reads from."""
-        return self._flight
-
     async def read(self) -> bytes | memoryview:
         """The next piece as soon as there is one; empty at the end. Raises BodyBroken when the flight failed."""
-        flight = self._flight
         while True:
             if self._end is not None and self._at >= self._end:
                 return b""
-            if flight.error is not None or self._partial is None:
-                raise BodyBroken(str(flight.error))
+            flight, partial = self.flight, self._partial
+            if flight is None or flight.error is not None or partial is None:
+                raise BodyBroken("closed" if flight is None else str(flight.error))
             limit = flight.readable if self._end is None else min(flight.readable, self._end)
             if self._at < limit:
-                return self._take(self._partial, limit)
+                return self._take(flight, partial, limit)
             if flight.verified:
                 return b""
             await flight.changed()
 
-    def _take(self, partial: Partial, limit: int) -> bytes | memoryview:
+    def _take(self, flight: Flight, partial: Partial, limit: int) -> bytes | memoryview:
         index, offset = divmod(self._at, WINDOW)
         window_end = (index + 1) * WINDOW
-        piece = self._flight.recent(self._at, limit)
+        piece = flight.recent(self._at, limit)
         if piece:
             pass
-        elif window_end <= self._flight.received:
+        elif window_end <= flight.received:
             piece = partial.window(index, WINDOW)[offset : offset + limit - self._at]
         else:
             piece = partial.read(self._at, min(limit, self._at + COPY, window_end))
@@ -233,9 +229,9 @@ class FlightReader:
 
     def close(self) -> None:
         """Lets go of the file."""
-        if self._partial is not None:
-            self._flight.readers -= 1
-        self._partial = None
+        if self.flight is not None:
+            self.flight.readers -= 1
+        self.flight = self._partial = None
 
 
 class MappedReader:

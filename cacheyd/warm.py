@@ -202,9 +202,10 @@ class Warmer:
         """Has the blob in the cache, and says where it came from. Raises Failed."""
         progress(0)
         answer = await session.get(Kind.BLOB, blob.digest)
+        flight = answer.source.flight if isinstance(answer.source, FlightReader) else None
         _close(answer)
-        if isinstance(answer.source, FlightReader):
-            await self._follow(answer.source.flight, blob, progress)
+        if flight is not None:
+            await self._follow(flight, blob, progress)
         elif answer.stored is None:
             raise Failed(self._not_kept(blob.size))
         return answer.result

@@ -28,6 +28,7 @@ from cacheyd.logs import AccessLine, AccessLog
 from cacheyd.metrics import CONTENT_TYPE, Metrics
 from cacheyd.origins import Origins
 from cacheyd.proxy.connection import FETCH
+from cacheyd.proxy.exchange import without_end
 from cacheyd.proxy.head import Head
 from cacheyd.proxy.listener import ListenerTls
 from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, PlainRefused, Pump
@@ -422,10 +423,12 @@ class RegistryCache:
         elif http10:
             fields.append((b"Connection", b"keep-alive"))
         head_only = request.method == "HEAD" or answer.source is not None
-        return http.Response(
+        now = time.time()
+        response = http.Response(
             b"HTTP/1.1", answer.status, reason(answer.status).encode(), http.Headers(fields),
-            b"" if head_only else bytes(answer.body), None, time.time(), None,
+            b"" if head_only else bytes(answer.body), http.Headers(), now, now,
         )  # fmt: skip
+        return without_end(response)
 
     def response(self, flow: http.HTTPFlow) -> None:
         """The response is complete."""

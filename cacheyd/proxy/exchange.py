@@ -82,3 +82,14 @@ class Exchange:
         self._buffered = 0
         self._room.set()
         return chunks
+
+
+def without_end[M: http.Message](message: M) -> M:
+    """The message without trailers and the time of its end, which it was made with.
+
+    mitmproxy's check of a None in their places leaves an exception that refers to itself, and with it the frames of all
+    callers: what they hold, the descriptor of a flight's file for one, would stay open until the garbage collector comes by.
+    """
+    message.data.trailers = None
+    message.data.timestamp_end = None
+    return message

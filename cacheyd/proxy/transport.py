@@ -14,7 +14,7 @@ from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import Chunk, UpstreamBroken, content_length, header, without
 from cacheyd.proxy.connection import FetchConnection, Streams
-from cacheyd.proxy.exchange import Exchange
+from cacheyd.proxy.exchange import Exchange, without_end
 from cacheyd.proxy.trust import (
     Origin,
     Trust,
@@ -264,7 +264,8 @@ def _make_request(origin: Origin, method: str, url: str, headers: HeaderList) ->
     absolute = bool(origin.proxy) and origin.scheme == "http"
     if absolute and (login := proxy_login(origin.proxy)):
         fields.append(("Proxy-Authorization", login))
-    return http.Request(
+    now = time.time()
+    request = http.Request(
         host=origin.host,
         port=origin.port,
         method=method.encode(),
@@ -277,7 +278,8 @@ def _make_request(origin: Origin, method: str, url: str, headers: HeaderList) ->
             [(k.encode("utf-8", "surrogateescape"), v.encode("utf-8", "surrogateescape")) for k, v in fields]
         ),
         content=b"",
-        trailers=None,
-        timestamp_start=time.time(),
-        timestamp_end=None,
+        trailers=http.Headers(),
+        timestamp_start=now,
+        timestamp_end=now,
     )
+    return without_end(request)

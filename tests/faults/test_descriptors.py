@@ -1,11 +1,12 @@
 """A process that may open few files: clients that are too many are told so at once, and the others are served."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.faults.client import Client, ClosedError
 from tests.faults.daemon import Daemon
 from tests.faults.scene import blob_target, eventually, registry_table
+from tests.real.procs import wait_until
 from tests.support.images import digest_of, random_bytes
 from tests.support.origin import Origin
 
@@ -32,6 +33,27 @@ def test_clients_beyond_the_descriptors_are_closed_and_not_left_hanging(tmp_path
         eventually(lambda: served_again(daemon, target), data)
         assert daemon.stop() == 0
         assert daemon.problems() == []
+
+
+def test_what_was_fetched_and_sent_keeps_no_file_open(tmp_path: Path) -> None:
+    """Its room would not come back when it is evicted; the garbage collector is not to be waited for."""
+    with Origin() as origin, Daemon(tmp_path / "daemon", registry_table("reg.test", origin.url)) as daemon:
+        for seed in range(8):
+            data = random_bytes(1 << 20, seed=seed)
+            origin.add_blob("acme/img", data)
+            assert daemon.get(blob_target("acme/img", digest_of(data), "reg.test")).body == data
+            wait_until(lambda: not objects_open(daemon), "its file is closed", seconds=1)
+        assert daemon.stop() == 0
+
+
+def objects_open(daemon: Daemon) -> list[str]:
+    """The files of objects, whole or not, that it has open."""
+    found = []
+    for link in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            target = str(link.readlink())
+            found += [target] if "/blobs/" in target or "/partial/" in target else []
+    return found
 
 
 def is_served(client: Client) -> bool:
