@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
+import resource
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,19 @@ async def add(store: Store, data: bytes, media_type: str = "", within: str = WIT
     store.release(partial)
     assert stored is not None
     return stored
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Nothing can be opened; what is open works, also for other threads (a limit below what is polled would end those)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def eventually(holds: Callable[[], object], seconds: float = 5.0) -> None:

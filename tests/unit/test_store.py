@@ -28,6 +28,7 @@ from tests.support.stores import (
     add,
     content,
     eventually,
+    no_descriptors,
     object_file,
     reopened,
     replace_file,
@@ -506,12 +507,8 @@ async def test_without_descriptors_nothing_is_removed(store: Store) -> None:
     """A file that cannot be read now is not one that is wrong."""
     path = replace_file(store, LARGE, LARGE)
     await store.recover(digest_of(b"threads are there"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
+    with no_descriptors():
         assert await store.recover(digest_of(LARGE)) is None
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert path.exists()
     assert await store.recover(digest_of(LARGE)) is not None
 

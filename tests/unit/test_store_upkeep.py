@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import os
-import resource
 import shutil
 import sqlite3
 import time
@@ -30,6 +29,7 @@ from tests.support.stores import (
     add,
     content,
     eventually,
+    no_descriptors,
     object_file,
     reopened,
     replace_file,
@@ -555,12 +555,8 @@ async def test_what_cannot_be_read_is_dropped(store: Store, monkeypatch: pytest.
 @pytest.mark.parametrize("rate", [0, 1 << 30])
 async def test_what_cannot_be_opened_for_want_of_descriptors_stays(store: Store, rate: int) -> None:
     stored = await add(store, LARGE)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
+    with no_descriptors():
         assert await store.upkeep.check(stored, rate)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert content(store, stored.digest) == LARGE
     assert store.upkeep.dropped == 0
 
