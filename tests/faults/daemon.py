@@ -53,10 +53,6 @@ class Daemon(Cacheyd):
         """Lines of level error with this in them are right in this test."""
         self.expected.append(re.compile(pattern))
 
-    def has_said(self, text: str, times: int = 1) -> bool:
-        """Whether this is in the log so often."""
-        return self.log().count(text) >= times
-
     def log_size(self) -> int:
         """How many bytes of whole lines the log has, for `problems`."""
         return self.process.log_file.read_bytes().rfind(b"\n") + 1
