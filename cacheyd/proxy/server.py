@@ -76,20 +76,38 @@ class CacheHttp1Server(Http1Server):
         super().__init__(context)
         self._hits = hits
         self._make_pump = make_pump
-        self._deadline: commands.RequestWakeup | None = None
+        # When the connection is closed, and who will look then: each alarm costs memory until it rings.
+        self._deadline: float | None = None
+        self._alarm: commands.RequestWakeup | None = None
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Wakeup):
-            if event.command is self._deadline:
-                yield commands.CloseConnection(self.conn)
-                self.state = self.done
+            if event.command is self._alarm:
+                yield from self._on_alarm()
         else:
             yield from super()._handle_event(event)
 
+    def _on_alarm(self) -> layer.CommandGenerator[None]:
+        self._alarm = None
+        if self._deadline is None:
+            return
+        left = self._deadline - time.monotonic()
+        if left > 0:
+            yield from self._set_alarm(left)
+        else:
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+
+    def _set_alarm(self, seconds: float) -> layer.CommandGenerator[None]:
+        self._alarm = commands.RequestWakeup(seconds)
+        yield self._alarm
+
     def _watch(self, seconds: float) -> layer.CommandGenerator[None]:
-        """Closes the connection if it is not called off within `seconds`."""
-        self._deadline = commands.RequestWakeup(seconds)
-        yield self._deadline
+        """Closes the connection if it is not called off within `seconds`; one alarm at a time is enough for that."""
+        self._deadline = time.monotonic() + seconds
+        # One that is set already was set for less than HEAD_DEADLINE from now.
+        if self._alarm is None or seconds < HEAD_DEADLINE:
+            yield from self._set_alarm(seconds)
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         """Answers hits until a request needs a flow or the next head is incomplete."""
@@ -100,7 +118,9 @@ class CacheHttp1Server(Http1Server):
             try:
                 raw = self._next_head()
                 if raw is None:
-                    if self.buf and self._deadline is None:
+                    if not self.buf:
+                        self._deadline = None
+                    elif self._deadline is None:
                         yield from self._watch(HEAD_DEADLINE)
                     return
                 self._deadline = None
@@ -119,20 +139,23 @@ class CacheHttp1Server(Http1Server):
         start = 0
         while data.startswith(b"\r\n", start):  # RFC 9112 section 2.2: empty lines before a request are ignored.
             start += 2
-        end = data.find(b"\r\n\r\n", start)
+        if start:
+            self.buf.maybe_extract_at_most(start)
+            data = data[start:]
+        end = data.find(b"\r\n\r\n")
         if end < 0:
-            if data[start : start + 1] and not data[start : start + 1].isalpha():
+            if data and not data[:1].isalpha() and data != b"\r":
                 # TLS, for one: skopeo tries it first, and would wait for an answer.
                 raise BadHead("this is not HTTP")
-            if len(data) - start > MAX_HEAD:
+            if len(data) > MAX_HEAD:
                 raise BadHead("the request head is too large", 431)
             if _BARE_LF.search(data):
                 raise BadHead("lines end with CR LF")
             return None
-        if end - start > MAX_HEAD:
+        if end > MAX_HEAD:
             raise BadHead("the request head is too large", 431)
         self.buf.maybe_extract_at_most(end + 4)
-        return data[start:end]
+        return data[:end]
 
     def _serve(self, head: Head, raw: bytes) -> layer.CommandGenerator[None]:
         started = time.monotonic()

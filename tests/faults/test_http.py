@@ -1,6 +1,7 @@
 """HTTP/1 as clients speak it: connections, pipelines, conditions and ranges (RFC 9110, RFC 9112)."""
 
 import json
+import time
 from email import message_from_bytes
 
 import pytest
@@ -98,6 +99,26 @@ def test_heads_that_dribble_in(scene: Scene, kept: Blob, step: int) -> None:
         assert_whole(client.read_reply(), kept)
         assert_whole(client.read_reply(), cold)
         assert client.read_reply(method="HEAD").length == SMALL
+
+
+@pytest.mark.parametrize("pieces", [(b"\r", b"\n"), (b"\r\n\r", b"\n"), (b"\r\n", b"\r\n\r"), (b"\r\n" * 500_000,)])
+def test_empty_lines_before_a_request(scene: Scene, kept: Blob, pieces: tuple[bytes, ...]) -> None:
+    """However they arrive (RFC 9112 section 2.2)."""
+    with scene.cache.connect() as client:
+        for piece in pieces:
+            client.send(piece)
+            time.sleep(0.05)
+        rest = b"\n" if pieces[-1].endswith(b"\r") else b""
+        client.send(rest + request(scene.target(kept)))
+        assert_whole(client.read_reply(), kept)
+
+
+def test_half_an_empty_line_is_no_request(scene: Scene) -> None:
+    with scene.cache.connect() as client:
+        client.send(b"\r")
+        time.sleep(0.05)
+        client.send(b"GET / HTTP/1.1\r\n\r\n")
+        assert client.read_reply().status == 400
 
 
 def test_a_body_that_nobody_wants_does_not_disturb_the_next_request(scene: Scene, kept: Blob) -> None:
