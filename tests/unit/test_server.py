@@ -1,41 +1,17 @@
 """How long a client may take for a head, one event at a time."""
 
 import time
+from unittest.mock import Mock
 
 import pytest
 from mitmproxy import connection, options
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 
-from cacheyd.answer import Answer
-from cacheyd.proxy.head import Head
-from cacheyd.proxy.server import HEAD_DEADLINE, LINGER, CacheHttp1Server
+from cacheyd.proxy.server import HEAD_DEADLINE, LINGER, CacheHttp1Server, Hits
 from tests.support.stores import Clock
 
 HEAD = b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-class SameAnswer:
-    """Has one at once, whatever is asked."""
-
-    def quick(self, raw: bytes, client: connection.Client) -> bytes | None:
-        """The same for each head."""
-        return b"answer"
-
-    def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
-        """Is not needed."""
-
-    def hit(self, head: Head) -> Answer | None:
-        """Is not needed."""
-
-    def sent(
-        self, client: connection.Client, head: Head, answer: Answer, sent: int, started: float, error: str | None
-    ) -> None:
-        """Is not needed."""
-
-    def closing(self) -> bool:
-        """Never."""
-        return False
 
 
 class Side:
@@ -46,7 +22,9 @@ class Side:
         client.state = connection.ConnectionState.OPEN
         context = Context(client, options.Options())
         self.client = client
-        self.server = CacheHttp1Server(context, SameAnswer(), lambda client, source: pytest.fail("nothing is pumped"))
+        hits = Mock(spec=Hits)
+        hits.quick.return_value = b"answer"
+        self.server = CacheHttp1Server(context, hits, lambda client, source: pytest.fail("nothing is pumped"))
         self.alarms: list[commands.RequestWakeup] = []
         self.server_says(events.Start())
 
