@@ -5,10 +5,8 @@ import logging
 import os
 import re
 import time
-from contextlib import suppress
 from pathlib import Path
 from random import Random
-from stat import S_ISREG
 
 from cacheyd.cache import BYPASS, Cache, Request
 from cacheyd.config import Settings
@@ -19,6 +17,7 @@ from cacheyd.reference import OCI_INDEX, OCI_MANIFEST, Kind, Reference
 from cacheyd.store import room, upkeep
 from cacheyd.store.store import Store
 from tests.faults.crash_content import MAX_SIZE, Content, ContentUpstream
+from tests.support.files import sizes
 
 CLIENTS = 6
 ACCEPT = f"{OCI_MANIFEST}, {OCI_INDEX}, */*"
@@ -197,14 +196,3 @@ def at_rest_on_disk(root: Path, content: Content) -> list[str]:
     if other > OTHER:
         problems.append(f"{other} bytes are neither objects nor partial files")
     return problems
-
-
-def sizes(directory: Path) -> dict[Path, int]:
-    """The files below; what goes meanwhile is left out."""
-    found = {}
-    for path in directory.rglob("*"):
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            if S_ISREG(status.st_mode):
-                found[path] = status.st_size
-    return found

@@ -19,8 +19,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.faults.crash_child import Raise, WrongError, check, load, sizes
+from tests.faults.crash_child import Raise, WrongError, check, load
 from tests.faults.crash_content import Content
+from tests.support.files import sizes
 
 CHECK_EVERY = 20
 # A child's life (seconds): mostly within its start and first requests, sometimes with evictions all along.

@@ -18,12 +18,13 @@ import pytest
 
 from tests.faults.client import Client, ClosedError, End
 from tests.faults.conftest import MakeDaemon
-from tests.faults.crash_child import READY, at_rest_on_disk, sizes
+from tests.faults.crash_child import READY, at_rest_on_disk
 from tests.faults.crash_content import MAX_SIZE, Content
 from tests.faults.daemon import Daemon
 from tests.faults.scene import blob_target, eventually, manifest_target, registry_table
 from tests.real.cache import REPOSITORY
 from tests.real.procs import Process
+from tests.support.files import sizes
 from tests.support.origin import FaultSpec, Origin
 
 NS, REPO = "up.test", "lab/img"

@@ -9,6 +9,7 @@ import pytest
 from tests.faults.conftest import MakeDaemon
 from tests.faults.scene import STREAMED, Scene, assert_whole, blob_target, eventually, registry_table
 from tests.real.procs import wait_until
+from tests.support.files import sizes
 from tests.support.images import Blob, random_bytes
 from tests.support.origin import Origin
 
@@ -150,8 +151,8 @@ def test_what_takes_the_place_of_a_wrong_file_is_counted(scene: Scene, what: str
         return scene.cache.metric("cacheyd_store_bytes"), scene.cache.metric("cacheyd_store_objects")
 
     def on_disk() -> tuple[float, float]:
-        sizes = [path.stat().st_size for path in (scene.cache.cache_dir / "blobs").glob("*/*")]
-        return float(sum(sizes)), float(len(sizes))
+        there = sizes(scene.cache.cache_dir / "blobs")
+        return float(sum(there.values())), float(len(there))
 
     blob = scene.blob(SIZES[0])
     scene.assert_served(blob)

@@ -12,6 +12,7 @@ from tests.faults.daemon import Daemon
 from tests.faults.scene import blob_target, eventually, manifest_target, registry_table
 from tests.policy.conftest import Starter
 from tests.policy.lab import Lab, assert_ok
+from tests.support.files import sizes
 from tests.support.images import Blob, Image, make_image
 from tests.support.origin import Origin
 
@@ -40,7 +41,7 @@ def here(lab: Lab, blob: Blob) -> bool:
 
 def stored(lab: Lab) -> int:
     """Bytes of what is kept."""
-    return sum(path.stat().st_size for path in (lab.cache.cache_dir / "blobs" / "sha256").iterdir())
+    return sum(sizes(lab.cache.cache_dir / "blobs" / "sha256").values())
 
 
 def pull_image(lab: Lab, repo: str, seed: int) -> Image:

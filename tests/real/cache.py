@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.real.procs import Process, Service, free_port, wait_until
+from tests.support.files import sizes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADDON = REPOSITORY / "addons" / "registry_cache.py"
@@ -78,14 +79,17 @@ class Cacheyd(Service):
 
     def partial(self, digest: str) -> int:
         """Bytes of this blob that are on disk, but not yet complete."""
-        path = next(iter((self.cache_dir / "partial").glob(f"{digest.replace(':', '-')}*")), self.cache_dir / "none")
-        return path.stat().st_size if path.is_file() else 0
+        found = sizes(self.cache_dir / "partial").items()
+        return next((size for path, size in found if path.name.startswith(digest.replace(":", "-"))), 0)
 
     def stored(self) -> set[str]:
         """The digests of what it keeps; asserts that each file is what its name says."""
         found = set()
         for path in (self.cache_dir / "blobs" / "sha256").glob("*"):
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            try:
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            except FileNotFoundError:
+                continue  # Evicted just now.
             assert path.name == digest, f"{path} holds {digest}"
             found.add(f"sha256:{digest}")
         return found

@@ -1,12 +1,11 @@
 """containerd pulls more than the cache holds, several images at a time: evictions run during pulls, and harm none."""
 
-import os
 import random
 import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.real.cache import Cacheyd
@@ -14,6 +13,7 @@ from tests.real.conftest import MakeCache
 from tests.real.containerd import Containerd, write_hosts
 from tests.real.lab import REGISTRY, Lab, contents, image_for, new_image, registry_table
 from tests.real.procs import program, wait_until
+from tests.support.files import sizes
 from tests.support.images import Index
 
 LOCAL = "linux/amd64"
@@ -90,9 +90,4 @@ def watched(cache: Cacheyd) -> Iterator[list[int]]:
 
 def stored(directory: Path) -> int:
     """Bytes of objects and partial files; what goes meanwhile is left out."""
-    size = 0
-    for part in ("blobs/sha256", "partial"):
-        for entry in os.scandir(directory / part):
-            with suppress(FileNotFoundError):
-                size += entry.stat().st_size
-    return size
+    return sum(size for part in ("blobs/sha256", "partial") for size in sizes(directory / part).values())
