@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,18 +11,22 @@ from cacheyd import policy
 from cacheyd.access import Access
 from cacheyd.answer import Answer, error_answer, hit_headers, object_headers, relay_answer, stream_answer
 from cacheyd.config import Settings
-from cacheyd.errors import HeaderList, RequestError, cache_error
-from cacheyd.fetch import Fetcher, asker, content_length, end_to_end, header, without
+from cacheyd.errors import HeaderList, RequestError, cache_error, upstream_error
+from cacheyd.fetch import Fetcher, UpstreamResponse, asker, content_length, end_to_end, header, without
 from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
 from cacheyd.once import Once
-from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_range
+from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_content_range, parse_range
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store
+from cacheyd.verified import VerifiedSource
 
-# A bounded range that starts so far beyond what a flight has is asked of upstream on its own (bytes).
-FAR_AHEAD = 8 << 20
+# A piece of up to so many bytes is asked of upstream on its own where a flight has more than that to go (bytes), or does
+# not come to its end in so little time (seconds).
+FAR_AHEAD, PIECE_WAIT = 8 << 20, 0.5
+# No registry's clients may be more than half of those who wait, but so many in any case.
+FEW_WAITING = 64
 # A small blob is verified before its head goes out, if that takes no longer than this (seconds).
 SMALL_WAIT = 10.0
 # A blob of unknown length is waited for so long, so that clients learn its length (seconds).
@@ -74,6 +79,7 @@ class Cache:
         self._below_floor = below_floor
         self._check_allowed = check_allowed
         self._waiting = 0
+        self._waiting_for: Counter[str] = Counter()
         self._resolving: Once[tuple[str, ...], Asker, Relay] = Once()
 
     # Hits
@@ -88,6 +94,8 @@ class Cache:
         if not permitted and not (self._is_allowed(ref.registry) and self.access.granted(ref, request.headers)):
             return None
         if ref.kind is Kind.BLOB and ref.digest:
+            if request.range is not None and self._refused_resume(ref, parse_range(request.range)):
+                return None
             stored = self.store.find(ref.digest)
             return self._from_store(request, stored, OCTET_STREAM, HIT, stored.created) if stored else None
         if ref.kind is not Kind.MANIFEST:
@@ -177,9 +185,11 @@ class Cache:
             return error_answer(error, request.ref)
 
     async def _wait(self, request: Request) -> Answer:
-        if self._waiting >= self.settings.max_waiting:
+        registry, most = request.ref.registry, self.settings.max_waiting
+        if self._waiting >= most or self._waiting_for[registry] >= max(FEW_WAITING, most // 2):
             raise cache_error("too many clients are waiting for upstreams", 503)
         self._waiting += 1
+        self._waiting_for[registry] += 1
         try:
             self._check_allowed(request.ref.registry)
             asked = await self.access.check(request.ref, request.headers)
@@ -190,6 +200,9 @@ class Cache:
             return answer or await self._miss(request)
         finally:
             self._waiting -= 1
+            self._waiting_for[registry] -= 1
+            if not self._waiting_for[registry]:
+                del self._waiting_for[registry]
 
     def _is_allowed(self, registry: str) -> bool:
         try:
@@ -218,16 +231,56 @@ class Cache:
         return await self._manifest_by_digest(request)
 
     async def _bypass(self, request: Request, result: str = BYPASS) -> Answer:
-        ranged = request.ref.kind is Kind.BLOB and not request.head  # RFC 9110 section 14.2: Range is for GET.
-        extra = [("Range", request.range), ("If-Range", request.if_range)] if ranged else []
-        headers = (*request.headers, *((name, value) for name, value in extra if value is not None))
+        """Upstream's own answer, not kept; what is asked for by its digest is verified all the same."""
+        ref, headers = request.ref, request.headers
         # What a stored login may list is not for clients that have to show their own.
-        lists = request.ref.kind in (Kind.TAGS, Kind.REFERRERS)
-        as_client = lists and self.settings.registry(request.ref.registry).access == "verify"
-        response = await self.fetcher.open(request.ref, request.method, headers, as_client=as_client)
+        lists = ref.kind in (Kind.TAGS, Kind.REFERRERS)
+        as_client = lists and self.settings.registry(ref.registry).access == "verify"
+        response = await self.fetcher.open(ref, request.method, headers, as_client=as_client)
         if request.head:
-            return relay_answer(request.ref, await self.fetcher.relay(response), result, head=True)
-        return stream_answer(request.ref, response, result, content_length(response.headers))
+            return relay_answer(ref, await self.fetcher.relay(response), result, head=True)
+        if ref.digest is None or lists or response.status >= 400:
+            return stream_answer(ref, response, result, content_length(response.headers))
+        if response.status != 200:
+            # Nobody asked for a part.
+            response.close()
+            raise upstream_error(502, f"upstream answered {response.status} to a GET of all of it")
+        return self._verified(request, response, result)
+
+    def _verified(self, request: Request, response: UpstreamResponse, result: str) -> Answer:
+        """A response with all of an object, or the part of it that is asked for."""
+        ref, size = request.ref, content_length(response.headers)
+        assert ref.digest
+        answer = stream_answer(ref, response, result, size)
+        part = None
+        if ref.kind is Kind.BLOB and request.range is not None and size is not None:
+            try:
+                parts = _parts(request, ref.digest, size)
+            except Unsatisfiable:
+                response.close()
+                return _unsatisfiable(ref, size, answer.headers, result)
+            # Of several parts all of it is a right answer, too (RFC 9110 section 14.2).
+            part = parts[0] if len(parts) == 1 else None
+        if part is not None:
+            answer.status, answer.length = 206, part.length
+            answer.headers = (*without(answer.headers, "content-range"), ("Content-Range", part.content_range(size or 0)))
+        answer.source = VerifiedSource(response, ref.digest, part, partial(self.fetcher.mismatched, ref.registry))
+        return answer
+
+    async def _piece(self, request: Request) -> Answer:
+        """A small piece in the middle of a blob, as upstream has it: nothing can verify a piece before all is there."""
+        ref = request.ref
+        assert ref.digest
+        wanted = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
+        response = await self.fetcher.open(ref, request.method, (*request.headers, *wanted))
+        if response.status == 200:
+            return self._verified(request, response, BYPASS)
+        part = parse_content_range(header(response.headers, "content-range"))
+        if response.status == 206 and part is not None and part[0] == 0 and part[1] == part[2]:
+            # All of it is no piece.
+            response.close()
+            raise upstream_error(502, "upstream answered another range than was asked for")
+        return stream_answer(ref, response, BYPASS, content_length(response.headers))
 
     # Manifests
 
@@ -337,19 +390,36 @@ class Cache:
     async def _blob(self, request: Request) -> Answer:
         ref = request.ref
         assert ref.digest
-        if error := self.fetcher.recent_failure(ref.registry, ref.digest):
-            raise error
         running = self.fetcher.flights.get(ref.registry, ref.digest)
         if request.head and (running is None or running.size is None):
             return await self._bypass(request, MISS)
         wanted = parse_range(request.range) if if_range_holds(request.if_range, f'"{ref.digest}"') else None
+        if error := self._refused_resume(ref, wanted):
+            raise error
         try:
             flight = await self._board(request)
         except NotKept:
             return await self._bypass(request)
-        if wanted is not None and not flight.verified and _elsewhere(wanted, flight):
-            return await self._bypass(request)
+        if wanted is not None and not request.head and await self._is_elsewhere(wanted, flight):
+            return await self._piece(request)
         return await self._join(request, flight)
+
+    def _refused_resume(self, ref: Reference, wanted: RangeRequest | None) -> RequestError | None:
+        """Why a client may not go on here where a broken fetch ended; it may begin anew."""
+        if wanted is None or wanted.start is None or ref.digest is None:
+            return None
+        return self.fetcher.resume_refused(ref.registry, ref.digest, wanted.start)
+
+    async def _is_elsewhere(self, wanted: RangeRequest, flight: Flight) -> bool:
+        """Whether a small piece is wanted (lazy pulling) that this flight will not have, or not have verified, for a while."""
+        if flight.verified or not _is_small_piece(wanted, flight):
+            return False
+        with flight.wanted():
+            # What is there in a moment is worth that moment: upstream need not send it twice.
+            missing = (flight.size or 0) - flight.received
+            if missing <= FAR_AHEAD:
+                await flight.settled(PIECE_WAIT)
+        return not flight.verified
 
     async def _board(self, request: Request) -> Flight:
         """The blob's flight once upstream has answered; a refusal of somebody else's credentials is not this client's."""
@@ -357,11 +427,15 @@ class Cache:
         while True:
             flight = self.fetcher.flight(request.ref, request.headers)
             try:
-                await flight.opened()
-                if flight.size is None:
-                    await flight.settled(LENGTH_WAIT)
-                elif flight.size <= HOLD:
-                    await flight.settled(SMALL_WAIT)
+                with flight.wanted():
+                    await flight.opened()
+                    if flight.size is None:
+                        await flight.settled(LENGTH_WAIT)
+                    elif flight.size <= HOLD:
+                        await flight.settled(SMALL_WAIT)
+                    elif self.fetcher.recent_failure(*flight.key):
+                        # A client that gets a head and no byte, again and again, never asks elsewhere.
+                        await flight.begun(SMALL_WAIT)
             except (Relayed, RequestError) as error:
                 if mine.shares(flight.asker, error):
                     raise
@@ -405,13 +479,13 @@ def _parts(request: Request, digest: str, size: int) -> tuple[Part, ...]:
     return parts if len(parts) > 1 and sum(part.length for part in parts) <= size else ()
 
 
-def _elsewhere(wanted: RangeRequest, flight: Flight) -> bool:
-    """Whether small pieces are wanted (lazy pulling) that this flight will not have for a while: upstream has them."""
-    ends = [last for _, last in wanted.specs]
-    if None in ends or any(first is None for first, _ in wanted.specs):
+def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
+    """Whether all that is wanted is little, and said in full: an open end is what a client asks for that goes on."""
+    if flight.size is None or any(first is None or last is None for first, last in wanted.specs):
         return False
-    furthest = max(last for last in ends if last is not None)
-    return flight.size is not None and furthest < flight.size and furthest > flight.received + FAR_AHEAD
+    bounds = [(first or 0, last or 0) for first, last in wanted.specs]
+    length = sum(last - first + 1 for first, last in bounds if first <= last)
+    return length <= FAR_AHEAD and length < flight.size
 
 
 def _unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:

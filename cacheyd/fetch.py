@@ -11,27 +11,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from cacheyd.budget import Budget, Pace
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstream_error
 from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
 from cacheyd.once import Once
 from cacheyd.ranges import parse_content_range
 from cacheyd.reference import OCTET_STREAM, Reference
+from cacheyd.slots import Slots
 from cacheyd.store.blobs import Partial, digest_of
 from cacheyd.store.rows import TagVariant
-from cacheyd.store.store import Store
+from cacheyd.store.store import LARGE_CHUNK, Store
 
 log = logging.getLogger(__name__)
 
 # The most that an answer held in memory may have: manifests (clients refuse more than 4 MiB) and error bodies (bytes).
 MANIFEST_MAX = 8 << 20
-RELAY_MAX = 1 << 20
+RELAY_MAX = 64 << 10
+# Of an answer that is remembered, for many at once: the body, each header, and which headers (bytes).
+REMEMBERED_BODY, REMEMBERED_HEADER = 4 << 10, 1 << 10
+_REMEMBERED = frozenset({"content-type", "retry-after", "docker-distribution-api-version"})
 # How long the body of an error is waited for (seconds).
 RELAY_WAIT = 5.0
 # A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
 FAILURE_PAUSE = 15.0
 MISMATCH_PAUSE = 60.0
 RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
+# A fetch that waits for its turn looks so often whether another one has to make way (seconds): one that nobody waits for,
+# or the slowest below this rate (bytes a second), but none in its first seconds.
+LOOK_FOR_WAY, WAY_EVERY, SLOW, YOUNG = 1.0, 0.1, 64 << 10, 5.0
 # Progress of so many bytes makes the next break a first one again.
 PROGRESS = 64 << 10
 _HOP_BY_HOP = frozenset(
@@ -42,7 +50,7 @@ _HOP_BY_HOP = frozenset(
 )  # fmt: skip
 
 
-type Chunk = bytes | memoryview
+type Chunk = bytes | bytearray | memoryview
 
 
 class UpstreamBroken(Exception):
@@ -147,15 +155,22 @@ def retry_after(headers: HeaderList) -> float:
     return min(float(value), RATE_LIMIT_MAX) if re.fullmatch(r"\d{1,9}", value) else RATE_LIMIT_DEFAULT
 
 
-async def read_all(response: UpstreamResponse, limit: int) -> bytes | None:
-    """The whole body; None if it has more than `limit` bytes. Raises UpstreamBroken."""
+async def read_all(response: UpstreamResponse, limit: int, budget: Budget | None = None) -> bytes | None:
+    """The whole body; None if it has more than `limit` bytes, or than the budget allows. Raises UpstreamBroken."""
     data = bytearray()
-    while chunks := await response.read():
-        for chunk in chunks:
-            data += chunk
-        if len(data) > limit:
-            return None
-    return bytes(data)
+    try:
+        while chunks := await response.read():
+            before = len(data)
+            for chunk in chunks:
+                data += chunk
+            if budget is not None:
+                budget.take(len(data) - before)
+            if len(data) > limit or (budget is not None and len(data) > budget.share(limit)):
+                return None
+        return bytes(data)
+    finally:
+        if budget is not None:
+            budget.give(len(data))
 
 
 class Fetcher:
@@ -167,6 +182,7 @@ class Fetcher:
         upstream: Upstream,
         settings: Settings,
         *,
+        budget: Budget | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         on_verify_failure: Callable[[str], None] = lambda registry: None,
@@ -174,15 +190,18 @@ class Fetcher:
         self.store = store
         self.settings = settings
         self.flights = FlightTable()
+        self.budget = budget or Budget(settings.flight_memory)
         self._upstream = upstream
         self._clock = clock
         self._monotonic = monotonic
         self._on_verify_failure = on_verify_failure
         self._manifests: Once[tuple[str, ...], Asker, ManifestContent] = Once()
-        self._failed: dict[tuple[str, str], tuple[float, RequestError]] = {}
+        # Until when an object's flight counts as broken, why, and how much of it a client may have.
+        self._failed: dict[tuple[str, str], tuple[float, Failure, int]] = {}
         self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(settings.max_flights)
+        self._slots = Slots(settings.max_flights)
+        self._made_way = float("-inf")
 
     # What every request goes through
 
@@ -204,7 +223,7 @@ class Fetcher:
         if response.status == 429:
             relay = replace(await self.relay(response), from_head=method == "HEAD")
             _bound(self._limited)
-            self._limited[limited] = (self._monotonic() + retry_after(response.headers), relay)
+            self._limited[limited] = (self._monotonic() + retry_after(response.headers), _to_remember(relay))
             raise Relayed(relay)
         return response
 
@@ -212,7 +231,7 @@ class Fetcher:
         """A response as it is, its body in memory; a body that breaks or is too large is left out."""
         try:
             async with asyncio.timeout(RELAY_WAIT):
-                body = await read_all(response, RELAY_MAX)
+                body = await read_all(response, RELAY_MAX, self.budget)
         except (UpstreamBroken, TimeoutError):
             body = None
         finally:
@@ -220,12 +239,30 @@ class Fetcher:
         return Relay(response.status, end_to_end(response.headers), body or b"")
 
     def recent_failure(self, registry: str, digest: str) -> RequestError | None:
-        """Why an object could not be fetched just now, while it makes no sense to try again."""
+        """Why an object could not be fetched just now."""
+        if (known := self._recently_failed(registry, digest)) is None:
+            return None
+        return RequestError(known[1])
+
+    def resume_refused(self, registry: str, digest: str, start: int) -> RequestError | None:
+        """Why a client may not go on at byte `start` here: what it has may be of a flight that broke, and be wrong.
+
+        A new fetch from the first byte is another matter.
+        """
+        if not self._failed or (known := self._recently_failed(registry, digest)) is None or not 0 < start <= known[2]:
+            return None
+        return RequestError(known[1])
+
+    def _recently_failed(self, registry: str, digest: str) -> tuple[float, Failure, int] | None:
         known = self._failed.get((registry, digest))
         if known and self._monotonic() < known[0]:
-            return known[1]
+            return known
         self._failed.pop((registry, digest), None)
         return None
+
+    def mismatched(self, registry: str) -> None:
+        """Bytes of this registry that passed through did not have their digest."""
+        self._on_verify_failure(registry)
 
     def in_flight(self) -> set[str]:
         """The digests of the objects that are on their way in."""
@@ -242,7 +279,7 @@ class Fetcher:
         assert ref.digest
         flight = self.flights.get(ref.registry, ref.digest)
         if flight is None:
-            flight = Flight(ref.digest, asker(ref, headers))
+            flight = Flight(ref.digest, asker(ref, headers), self.budget)
             self.flights.add(flight)
             task = asyncio.create_task(self._run(flight, ref, headers), name=f"flight {ref.digest[:19]}")
             if not task.done():
@@ -259,16 +296,17 @@ class Fetcher:
 
     async def _run(self, flight: Flight, ref: Reference, headers: HeaderList) -> None:
         try:
-            await self._take_slot()
+            await self._take_slot(flight)
             try:
+                flight.began = self._monotonic()
                 await self._fly(flight, ref, headers)
             finally:
-                self._slots.release()
+                self._slots.leave(ref.registry)
         except (Relayed, RequestError, NotKept) as error:
             if flight.streaming and isinstance(error, RequestError):
                 pause = MISMATCH_PAUSE if error.failure.code is Code.DIGEST_INVALID else FAILURE_PAUSE
                 _bound(self._failed)
-                self._failed[flight.key] = (self._monotonic() + pause, error)
+                self._failed[flight.key] = (self._monotonic() + pause, error.failure, flight.received)
             self._end(flight, error)
         except asyncio.CancelledError:
             # The descriptor stays open: a thread may still be writing to it.
@@ -281,12 +319,41 @@ class Fetcher:
             self.flights.remove(flight)
             flight.end()
 
-    async def _take_slot(self) -> None:
+    async def _take_slot(self, flight: Flight) -> None:
+        registry = flight.asker.registry
+        if self._slots.try_enter(registry):
+            return
+        turn = asyncio.ensure_future(self._slots.enter(registry))
         try:
             async with asyncio.timeout(self.settings.head_timeout):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise upstream_error(503, "too many objects are being fetched") from None
+                while not (await asyncio.wait({turn}, timeout=LOOK_FOR_WAY))[0]:
+                    if not flight.audience:
+                        raise upstream_error(503, "nobody waits for it any more")
+                    self._make_way(registry)
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._slots.leave(registry)
+            turn.cancel()
+            if isinstance(error, TimeoutError):
+                raise upstream_error(503, "too many objects are being fetched") from None
+            raise
+
+    def _make_way(self, registry: str) -> None:
+        """Ends one flight for those who wait: one that nobody waits for, or the slowest of a registry that has more turns."""
+        now = self._monotonic()
+        if now - self._made_way < WAY_EVERY:
+            return
+        self._made_way = now
+        mine = self._slots.taken(registry)
+        old = [flight for flight in self.flights if flight.cut is None and 0 < flight.began <= now - YOUNG]
+        if not self._slots.full:
+            old = [flight for flight in old if flight.asker.registry == registry]
+        chosen = [flight for flight in old if not flight.audience] or [
+            flight for flight in old if flight.rate(now) < SLOW and self._slots.taken(flight.asker.registry) > mine + 1
+        ]
+        if chosen:
+            slowest = min(chosen, key=lambda flight: flight.rate(now))
+            slowest.cut_off(upstream_error(503, "the fetch made way for others: it was slow, or nobody waited for it"))
 
     def _end(self, flight: Flight, error: FlightError) -> None:
         self.flights.remove(flight)
@@ -311,8 +378,11 @@ class Fetcher:
         if flight.partial.size and flight.partial.verified():
             await self._land(flight, flight.partial, ref)
             return
+        flight.resumed_at = flight.received
         attempt = 0
         while not flight.over:
+            if flight.cut is not None:
+                raise flight.cut
             before = flight.received
             try:
                 await self._attempt(flight, flight.partial, ref, headers)
@@ -324,8 +394,9 @@ class Fetcher:
                     await self._land(flight, flight.partial, ref)
                     return
                 attempt = 1 if flight.received - before >= PROGRESS else attempt + 1
-                if not flight.streaming or attempt > self.settings.retries:
-                    raise _as_request_error(error) from error
+                given_up = attempt > self.settings.retries or (error.timeout and not flight.audience)
+                if not flight.streaming or given_up or flight.cut is not None:
+                    raise flight.cut or _as_request_error(error) from error
                 log.info("fetch of %s broke at byte %d (%s); resuming", flight.digest, flight.received, error)
                 await asyncio.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
 
@@ -342,10 +413,12 @@ class Fetcher:
             if flight.streaming:
                 raise UpstreamBroken(str(error)) from error
             raise
+        flight.on_cut = response.close
         try:
             skip = await self._begin(flight, partial, ref, response)
             await self._receive(flight, partial, ref, response, skip)
         finally:
+            flight.on_cut = None
             response.close()
         await self._finish(flight, partial, ref)
 
@@ -394,7 +467,9 @@ class Fetcher:
         return _StartOver()
 
     async def _receive(self, flight: Flight, partial: Partial, ref: Reference, response: UpstreamResponse, skip: int) -> None:
+        pace = Pace(self.settings.min_rate, self.settings.progress_timeout)
         while True:
+            began = pace.begin()
             try:
                 async with asyncio.timeout(self.settings.progress_timeout):
                     chunks = await response.read()
@@ -402,17 +477,37 @@ class Fetcher:
                 raise UpstreamBroken("no progress", timeout=True) from None
             if not chunks:
                 return
+            if not pace.end(began, sum(map(len, chunks))):
+                raise UpstreamBroken("too slow", timeout=True)
             if skip:
                 chunks, skip = _drop(chunks, skip)
             if chunks:
-                await self._check_length(flight, partial, ref, sum(map(len, chunks)))
-                try:
-                    start, flight.received = flight.received, await self.store.append(partial, chunks)
-                except OSError as error:
-                    self.store.report_write_error(error)
-                    raise NotKept from error
-                flight.remember(start, chunks)
-                flight.notify()
+                await self._keep_chunks(flight, partial, ref, chunks)
+            if self._is_abandoned(flight):
+                raise upstream_error(503, "nobody waits for it any more")
+
+    async def _keep_chunks(self, flight: Flight, partial: Partial, ref: Reference, chunks: Sequence[Chunk]) -> None:
+        await self._check_length(flight, partial, ref, sum(map(len, chunks)))
+        if len(chunks) > 1 and sum(map(len, chunks)) < LARGE_CHUNK * len(chunks):
+            chunks = [b"".join(chunks)]
+        try:
+            start, flight.received = flight.received, await self.store.append(partial, chunks)
+        except OSError as error:
+            self.store.report_write_error(error)
+            raise NotKept from error
+        flight.remember(start, chunks)
+        flight.notify()
+
+    def _is_abandoned(self, flight: Flight) -> bool:
+        """Whether nobody has wanted it for longer than it may go on like this."""
+        now = self._monotonic()
+        if flight.audience:
+            flight.alone_since = None
+        elif flight.alone_since is None:
+            flight.alone_since = now
+        else:
+            return now - flight.alone_since >= self.settings.finish_abandoned
+        return False
 
     async def _check_length(self, flight: Flight, partial: Partial, ref: Reference, more: int) -> None:
         """No more is written than was announced, nor more than there is room for."""
@@ -477,7 +572,7 @@ class Fetcher:
             raise Relayed(relay)
         try:
             async with asyncio.timeout(self.settings.progress_timeout):
-                data = await read_all(response, MANIFEST_MAX)
+                data = await read_all(response, MANIFEST_MAX, self.budget)
         except UpstreamBroken as error:
             raise _as_request_error(error) from error
         except TimeoutError:
@@ -514,6 +609,19 @@ class Fetcher:
         if self.store.writable and await self.store.make_room(len(data)):
             stored = await self.store.put(expected, data, media_type, within=ref.name)
         return ManifestContent(expected, media_type, data, stored is not None)
+
+
+def _to_remember(relay: Relay) -> Relay:
+    """What is kept of an answer for those who ask again: it may be large, and there may be thousands."""
+    headers = tuple(
+        (name, value)
+        for name, value in relay.headers
+        if len(value) <= REMEMBERED_HEADER and (name.lower() in _REMEMBERED or name.lower().startswith("ratelimit-"))
+    )
+    if len(relay.body) <= REMEMBERED_BODY:
+        return replace(relay, headers=headers)
+    # As an answer to a HEAD it gets a body of ours.
+    return replace(relay, headers=without(headers, "content-type"), body=b"", from_head=True)
 
 
 class _StartOver(Exception):

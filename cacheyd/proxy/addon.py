@@ -121,7 +121,13 @@ class RegistryCache:
         self.transport = MitmTransport(ctx.options, settings)
         self.authorizer = Authorizer(settings)
         self.origins = Origins(self.transport, self.authorizer, settings, self.metrics)
-        self.fetcher = Fetcher(self.store, self.origins, settings, on_verify_failure=self.metrics.verify_failure)
+        self.fetcher = Fetcher(
+            self.store,
+            self.origins,
+            settings,
+            budget=self.transport.budget,
+            on_verify_failure=self.metrics.verify_failure,
+        )
         self.cache = Cache(
             self.store,
             self.fetcher,

@@ -10,6 +10,7 @@ from mitmproxy import http
 from mitmproxy.options import Options
 from OpenSSL import SSL
 
+from cacheyd.budget import Budget, Pace
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import Chunk, UpstreamBroken, content_length, header, without
@@ -39,11 +40,13 @@ class FetchResponse:
         self._transport = transport
         self._conn: FetchConnection | None = conn
         self._exchange = exchange
+        self._pace = Pace(transport.settings.min_rate, transport.settings.progress_timeout)
         self.status = head.status_code
         self.headers: HeaderList = tuple(head.headers.items(multi=True))
 
     async def read(self) -> list[Chunk]:
-        """What has come of the body since; empty at its end. Raises UpstreamBroken, also where nothing comes for too long."""
+        """What has come of the body since; empty at its end. Raises UpstreamBroken, also where too little comes."""
+        began = self._pace.begin()
         try:
             async with asyncio.timeout(self._transport.settings.progress_timeout):
                 chunks = await self._exchange.read()
@@ -51,6 +54,8 @@ class FetchResponse:
             raise UpstreamBroken("no progress", timeout=True) from None
         if not chunks:
             self.close()
+        elif not self._pace.end(began, sum(map(len, chunks))):
+            raise UpstreamBroken("too slow", timeout=True)
         return chunks
 
     def close(self) -> None:
@@ -63,8 +68,9 @@ class FetchResponse:
 class MitmTransport:
     """Fetch connections, pooled by origin."""
 
-    def __init__(self, options: Options, settings: Settings) -> None:
+    def __init__(self, options: Options, settings: Settings, budget: Budget | None = None) -> None:
         self.settings = settings
+        self.budget = budget or Budget(settings.flight_memory)
         self._options = options
         self._idle: dict[Origin, list[FetchConnection]] = {}
         self._ssl_contexts: dict[Trust, SSL.Context] = {}
@@ -169,7 +175,7 @@ class MitmTransport:
             if conn.alive:
                 return conn
             conn.close()
-        return FetchConnection(self._options, origin, self._dial, self._ssl_context)
+        return FetchConnection(self._options, origin, self._dial, self._ssl_context, self.budget)
 
     def _ssl_context(self, trust: Trust) -> SSL.Context:
         if trust not in self._ssl_contexts:
@@ -178,6 +184,7 @@ class MitmTransport:
 
     def release(self, conn: FetchConnection, exchange: Exchange) -> None:
         """Takes a connection back after its response."""
+        exchange.over()
         idle = self._idle.setdefault(conn.origin, [])
         if exchange.complete and conn.alive and len(idle) < MAX_IDLE:
             conn.idle_since = time.monotonic()
@@ -218,6 +225,7 @@ class MitmTransport:
     def reload(self, settings: Settings) -> None:
         """New settings: certificates are read anew, and no connection made with the old ones is used again."""
         self.settings = settings
+        self.budget.limit = settings.flight_memory
         self._ssl_contexts.clear()
         self.close()
 

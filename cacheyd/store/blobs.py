@@ -96,7 +96,7 @@ class Partial:
             raise
         return partial
 
-    def write(self, chunks: Sequence[bytes | memoryview]) -> None:
+    def write(self, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
         """Writes the chunks at the end; `advance` is to follow. Blocks; raises OSError, with `size` as it was."""
         offset = self.size
         for chunk in chunks:
@@ -105,7 +105,7 @@ class Partial:
                 written = os.pwrite(self.fd, view, offset)
                 offset, view = offset + written, view[written:]
 
-    def hash(self, chunks: Sequence[bytes | memoryview]) -> None:
+    def hash(self, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
         """Takes the chunks into the running hash. Blocks; may run beside `write`."""
         for chunk in chunks:
             self._hash.update(chunk)

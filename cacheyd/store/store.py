@@ -133,7 +133,7 @@ class Store(Shelf):
             # Who fetched it must be able to say so to those who wait for it.
             self.report_write_error(error)
 
-    async def append(self, partial: Partial, chunks: Sequence[bytes | memoryview]) -> int:
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
         """Hashes and writes side by side in threads; the new size. Raises OSError.
 
         Small chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
