@@ -8,7 +8,6 @@ gets at a digest of one repository by naming another one, or another registry.
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList
@@ -92,7 +91,7 @@ class Access:
             method = "GET"
             response = await self._fetcher.open(ref, method, headers, as_client=as_client)
         if response.status != 200:
-            raise Relayed(replace(await self._fetcher.relay(response), from_head=method == "HEAD"))
+            raise Relayed(await self._fetcher.relay(response, from_head=method == "HEAD"))
         response.close()
         ttl = self._fetcher.settings.registry(ref.registry).access_ttl
         self._grants[asker(ref, headers)] = self._clock() + ttl

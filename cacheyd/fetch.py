@@ -57,7 +57,7 @@ class UpstreamBroken(Exception):
     """The upstream gave no response, or broke off in one.
 
     `timeout` tells a deadline from the rest, `refused` that it was not even asked, and `elsewhere` that it was not the
-    registry's own host that failed but one that it redirected to.
+    registry's own host that failed but one that it redirected to. `hopeless`: the same request would fail again.
     """
 
     def __init__(self, message: str, *, timeout: bool = False, refused: bool = False) -> None:
@@ -65,6 +65,7 @@ class UpstreamBroken(Exception):
         self.timeout = timeout
         self.refused = refused
         self.elsewhere = False
+        self.hopeless = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +222,14 @@ class Fetcher:
             response.close()
             raise upstream_error(502, f"upstream answered {response.status}")
         if response.status == 429:
-            relay = replace(await self.relay(response), from_head=method == "HEAD")
+            relay = await self.relay(response, from_head=method == "HEAD")
             _bound(self._limited)
             self._limited[limited] = (self._monotonic() + retry_after(response.headers), _to_remember(relay))
             raise Relayed(relay)
         return response
 
-    async def relay(self, response: UpstreamResponse) -> Relay:
-        """A response as it is, its body in memory; a body that breaks or is too large is left out."""
+    async def relay(self, response: UpstreamResponse, *, from_head: bool = False) -> Relay:
+        """A response as it is, its body in memory; for one that breaks or is too large, an error gets one of ours."""
         try:
             async with asyncio.timeout(RELAY_WAIT):
                 body = await read_all(response, RELAY_MAX, self.budget)
@@ -236,7 +237,7 @@ class Fetcher:
             body = None
         finally:
             response.close()
-        return Relay(response.status, end_to_end(response.headers), body or b"")
+        return Relay(response.status, end_to_end(response.headers), body or b"", from_head or body is None)
 
     def recent_failure(self, registry: str, digest: str) -> RequestError | None:
         """Why an object could not be fetched just now."""
@@ -394,7 +395,7 @@ class Fetcher:
                     await self._land(flight, flight.partial, ref)
                     return
                 attempt = 1 if flight.received - before >= PROGRESS else attempt + 1
-                given_up = attempt > self.settings.retries or (error.timeout and not flight.audience)
+                given_up = attempt > self.settings.retries or error.hopeless or (error.timeout and not flight.audience)
                 if not flight.streaming or given_up or flight.cut is not None:
                     raise flight.cut or _as_request_error(error) from error
                 log.info("fetch of %s broke at byte %d (%s); resuming", flight.digest, flight.received, error)

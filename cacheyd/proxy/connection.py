@@ -35,8 +35,8 @@ type Dial = Callable[[Origin, str, int], Awaitable[Streams]]
 FETCH = "cacheyd_fetch"
 # The longest head of a response, and the longest line in a chunked body (bytes); with TLS, a handshake comes on top.
 MAX_HEAD, HANDSHAKE = 64 << 10, 256 << 10
-# What is read at once of a body that comes in tiny chunks, each of which costs the time of all layers (bytes).
-TINY_READ, FEW_BYTES = 1 << 10, 512
+# What is read at once with a head, and of a body in tiny chunks, each of which costs the time of all layers (bytes).
+HEAD_READ, TINY_READ, FEW_BYTES = 4 << 10, 1 << 10, 512
 
 
 class _Submit(events.ConnectionEvent):
@@ -131,7 +131,7 @@ class FetchConnection(server.ConnectionHandler):
         self._closed = False
         # Bytes that came since the request, and after its answer; how many the layers get at once.
         self._came = self._idle_bytes = 0
-        self._appetite = FIRST_READ
+        self._appetite = HEAD_READ
         self._seen = (0, 0)
         self.layer = layers.HttpLayer(context, HTTPMode.upstream if origin.proxy else HTTPMode.transparent)
         self.layer.connections[client] = _Requests(context.fork())
@@ -148,7 +148,7 @@ class FetchConnection(server.ConnectionHandler):
         fetch.metadata[FETCH] = True
         exchange = self._exchange = Exchange(self._budget)
         self._came = self._idle_bytes = 0
-        self._appetite, self._seen = FIRST_READ, (0, 0)
+        self._appetite, self._seen = HEAD_READ, (0, 0)
         if not self.used:
             self.used = True
             await self.server_event(events.Start())
@@ -221,7 +221,7 @@ class FetchConnection(server.ConnectionHandler):
         """How many bytes the layers get at once: few of a body in tiny chunks, as all of them are worked off in one go."""
         exchange = self._exchange
         if exchange is None or exchange.response is None:
-            return FIRST_READ
+            return HEAD_READ
         pieces, size = exchange.pieces - self._seen[0], exchange.piece_bytes - self._seen[1]
         self._seen = exchange.pieces, exchange.piece_bytes
         if pieces and size < FEW_BYTES * pieces:
@@ -245,7 +245,7 @@ class FetchConnection(server.ConnectionHandler):
             client = getattr(self.layer.connections.get(conn), "child_layer", None)
             unread = len(client.buf) - MAX_HEAD if isinstance(client, Http1Client) else 0
         if unread > 0:
-            exchange.fail("the head of its response, or a line in it, has no end")
+            exchange.fail("the head of its response, or a line in it, has no end", hopeless=True)
             self.close()
             raise OSError("a head without an end")
 

@@ -13,7 +13,7 @@ BUFFER = 4 << 20
 # Pieces below this size are put together up to so many bytes: each object of its own costs a hundred bytes.
 TINY, JOINED = 4 << 10, 64 << 10
 # A body in more pieces than this with fewer bytes than that on average is an attack on the CPU: honest ones have thousands.
-MANY_PIECES, FEW_BYTES = 20_000, 32
+MANY_PIECES, FEW_BYTES = 5_000, 32
 # What is passed on of a message that may quote a peer (characters).
 MAX_MESSAGE = 300
 
@@ -25,6 +25,7 @@ class Exchange:
         self.budget = budget or Budget(BUFFER * 32)
         self.response: http.Response | None = None
         self.error: str | None = None
+        self._hopeless = False
         self.complete = False
         # Called when somebody begins to wait for more of the body.
         self.on_hungry: Callable[[], None] | None = None
@@ -48,7 +49,7 @@ class Exchange:
 
     def data(self, data: Chunk) -> None:
         """A part of the body has arrived."""
-        if self._over:
+        if self._over or self._hopeless:
             return
         last = self._chunks[-1] if self._chunks else b""
         if len(data) < TINY and isinstance(last, bytearray) and len(last) < JOINED:
@@ -66,7 +67,7 @@ class Exchange:
         self.pieces += 1
         self.piece_bytes += len(data)
         if self.pieces > MANY_PIECES and self.piece_bytes < FEW_BYTES * self.pieces:
-            self.fail("the body comes in absurdly small pieces")
+            self.fail("the body comes in absurdly small pieces", hopeless=True)
         self.data(data)
 
     def end(self) -> None:
@@ -74,11 +75,15 @@ class Exchange:
         self.complete = True
         self._changed.set()
 
-    def fail(self, message: str) -> None:
-        """Nothing more will come."""
+    def fail(self, message: str, *, hopeless: bool = False) -> None:
+        """Nothing more will come; `hopeless`: nor would it with another request."""
         if not self.complete and self.error is None:
             # With it, nothing of the peer's in full length is passed on.
             self.error = message[:MAX_MESSAGE]
+            self._hopeless = hopeless
+            if hopeless:
+                # What came of it is of no use.
+                self._chunks.clear()
         self._room.set()
         self._changed.set()
 
@@ -98,20 +103,25 @@ class Exchange:
         """The head of the response. Raises UpstreamBroken."""
         while self.response is None:
             if self.error is not None:
-                raise UpstreamBroken(self.error)
+                raise self._broken(self.error)
             self._changed.clear()
             await self._changed.wait()
         return self.response
+
+    def _broken(self, message: str) -> UpstreamBroken:
+        error = UpstreamBroken(message)
+        error.hopeless = self._hopeless
+        return error
 
     async def read(self) -> list[Chunk]:
         """What has come since the last read; empty at the end. Raises UpstreamBroken."""
         self.budget.give(self._reading)
         self._reading = 0
         while not self._chunks:
-            if self.complete:
+            if self.complete and not self._hopeless:
                 return []
             if self.error is not None:
-                raise UpstreamBroken(self.error)
+                raise self._broken(self.error)
             self._changed.clear()
             self.hungry = True
             if self.on_hungry is not None:

@@ -80,6 +80,9 @@ class Wire(asyncio.BufferedProtocol):
 
     async def read(self, most: int) -> bytes:
         """What has come, up to `most` bytes and at least one; empty at the end. Raises OSError where the connection broke."""
+        if self._filled:
+            # Others get their turn between two pieces of what has come.
+            await asyncio.sleep(0)
         while not self._filled:
             if self._ended:
                 if isinstance(self._closed, OSError):
