@@ -19,6 +19,7 @@ from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, pa
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import Store
 from cacheyd.verified import VerifiedSource
 
@@ -302,6 +303,11 @@ class Cache:
         headers = object_headers(ref, content.digest, content.media_type, MISS)
         if _not_modified(request.if_none_match, content.digest):
             return Answer(304, headers, length=None, result=MISS, ref=ref)
+        stored = self.store.find(content.digest) if len(content.data) > SMALL else None
+        # From its file: in memory it would be there for as long as the client takes to read it.
+        if stored and (answer := self._from_store(request, stored, content.media_type, MISS, stored.created)):
+            answer.headers = headers
+            return answer
         body = b"" if request.head else content.data
         return Answer(200, headers, body, None, len(content.data), MISS, ref)
 

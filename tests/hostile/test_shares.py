@@ -173,11 +173,10 @@ def test_small_requests_never_wait_behind_layers(own: Starter) -> None:
 
 
 def test_no_registry_has_more_than_half_of_those_who_wait(own: Starter) -> None:
-    with (
-        dripping(1.0) as _,
-        RawOrigin(lambda connection, _: evil.stopping.wait(PATIENCE) and None) as evil,
-        Origin() as honest,
-    ):
+    def hang(_: socket.socket, __: bytes) -> None:
+        evil.stopping.wait(PATIENCE)
+
+    with RawOrigin(hang) as evil, Origin() as honest:
         settings = ROUGH | {"max_waiting": "140", "head_timeout": "15s"}
         daemon = own.daemon(registry_table("evil.test", evil.url) + registry_table("good.test", honest.url), settings)
         honest.push("a/b", "v1", image := make_image(seed=5))
