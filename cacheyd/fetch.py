@@ -127,7 +127,9 @@ def end_to_end(headers: HeaderList) -> HeaderList:
 
 def credentials_of(headers: HeaderList) -> bytes:
     """What tells two clients' credentials apart without keeping them."""
-    return hashlib.blake2b((header(headers, "authorization") or "").encode(), digest_size=16).digest()
+    # All lines of it: which of them an upstream believes is its own affair.
+    lines = [value for key, value in headers if key.lower() == "authorization"]
+    return hashlib.blake2b("".join(f"{line}\n" for line in lines).encode(), digest_size=16).digest()
 
 
 def asker(ref: Reference, headers: HeaderList) -> Asker:
@@ -178,7 +180,8 @@ class Fetcher:
         self._clock = clock
         self._monotonic = monotonic
         self._on_verify_failure = on_verify_failure
-        self._manifests: Once[tuple[str, ...], Asker, ManifestContent] = Once()
+        self._manifests: Once[tuple[int | str, ...], Asker, ManifestContent] = Once()
+        self._generation = 0
         self._failed: dict[tuple[str, str], tuple[float, RequestError]] = {}
         self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -188,7 +191,7 @@ class Fetcher:
 
     async def open(self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False) -> UpstreamResponse:
         """Asks upstream; raises Relayed for a rate limit that is still in force, RequestError 502, 503 or 504 if it fails."""
-        limited = (ref.registry, credentials_of(headers))
+        limited, generation = (ref.registry, credentials_of(headers)), self._generation
         if known := self._limited.get(limited):
             if self._monotonic() < known[0]:
                 raise Relayed(known[1])
@@ -204,7 +207,8 @@ class Fetcher:
         if response.status == 429:
             relay = replace(await self.relay(response), from_head=method == "HEAD")
             _bound(self._limited)
-            self._limited[limited] = (self._monotonic() + retry_after(response.headers), relay)
+            if generation == self._generation:
+                self._limited[limited] = (self._monotonic() + retry_after(response.headers), relay)
             raise Relayed(relay)
         return response
 
@@ -226,6 +230,12 @@ class Fetcher:
             return known[1]
         self._failed.pop((registry, digest), None)
         return None
+
+    def forget(self) -> None:
+        """After a change of settings: failures and rate limits of before count no more, and nobody joins what is asked for."""
+        self._generation += 1
+        self._failed.clear()
+        self._limited.clear()
 
     def in_flight(self) -> set[str]:
         """The digests of the objects that are on their way in."""
@@ -308,7 +318,9 @@ class Fetcher:
             self.store.report_write_error(error)
             raise NotKept from error
         flight.received = flight.partial.size
-        if flight.partial.size and flight.partial.verified():
+        # Where logins are verified, what is complete may be another repository's: upstream is asked for the rest.
+        trusted = self.settings.registry(ref.registry).access == "open"
+        if trusted and flight.partial.size and flight.partial.verified():
             await self._land(flight, flight.partial, ref)
             return
         attempt = 0
@@ -319,7 +331,7 @@ class Fetcher:
             except _StartOver:
                 continue
             except UpstreamBroken as error:
-                if flight.partial.size and flight.partial.verified():
+                if flight.streaming and flight.partial.size and flight.partial.verified():
                     # All is there; only the end of the message was missing.
                     await self._land(flight, flight.partial, ref)
                     return
@@ -457,7 +469,8 @@ class Fetcher:
         Raises Relayed for an answer that is not the manifest, RequestError if upstream cannot be had.
         """
         # By repository, also a digest: who may read it in one may not in another.
-        key = (ref.registry, ref.repository, ref.reference, *(() if ref.digest else sorted(asked)))
+        of_tag = () if ref.digest else sorted(asked)
+        key: tuple[int | str, ...] = (self._generation, ref.registry, ref.repository, ref.reference, *of_tag)
         mine = asker(ref, headers)
         while True:
             theirs, content = self._manifests.join(key, mine, lambda: self._manifest(ref, headers, asked))
