@@ -93,9 +93,10 @@ class Cache:
         now = self._clock()
         if permitted:
             # It may say so of what it does not have itself.
-            if ref.digest and not self.access.has(ref):
-                return None
-        elif not (self._is_allowed(ref.registry) and self.access.granted(ref, request.headers)):
+            allowed = ref.digest is None or self.access.has(ref)
+        else:
+            allowed = self._is_allowed(ref.registry) and self.access.granted(ref, request.headers)
+        if not allowed:
             return None
         if ref.kind is Kind.BLOB and ref.digest:
             stored = self.store.find(ref.digest)
@@ -111,9 +112,7 @@ class Cache:
         variant = self._variant(ref, types)
         if variant is None or not policy.is_fresh(variant, policy.tag_ttl(self.settings, ref), now):
             return None
-        if self.access.is_gone(ref, request.headers):
-            return None
-        return self._from_variant(request, variant, HIT)
+        return None if self.access.is_gone(ref, request.headers) else self._from_variant(request, variant, HIT)
 
     def _variant(self, ref: Reference, types: frozenset[str]) -> TagVariant | None:
         variants = self.store.tag_variants(ref.registry, ref.repository, ref.reference)

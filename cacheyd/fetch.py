@@ -129,7 +129,7 @@ def credentials_of(headers: HeaderList) -> bytes:
     """What tells two clients' credentials apart without keeping them."""
     # All lines of it: which of them an upstream believes is its own affair.
     lines = [value for key, value in headers if key.lower() == "authorization"]
-    return hashlib.blake2b("".join(f"{line}\n" for line in lines).encode(), digest_size=16).digest()
+    return hashlib.blake2b("\n".join((*lines, "")).encode(), digest_size=16).digest()
 
 
 def asker(ref: Reference, headers: HeaderList) -> Asker:
@@ -331,7 +331,7 @@ class Fetcher:
             except _StartOver:
                 continue
             except UpstreamBroken as error:
-                if flight.streaming and flight.partial.size and flight.partial.verified():
+                if flight.partial.size and flight.partial.verified():
                     # All is there; only the end of the message was missing.
                     await self._land(flight, flight.partial, ref)
                     return
