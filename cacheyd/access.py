@@ -19,19 +19,24 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
+from cacheyd import policy
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList
 from cacheyd.fetch import Fetcher, credentials_of
 from cacheyd.flight import Relayed
-from cacheyd.reference import Kind, Reference
+from cacheyd.reference import Kind, Reference, accepted_types
 from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store
 
-# Each takes about 150 bytes: names are kept as hashes.
+# Names are kept as hashes, so that a grant takes 250 bytes and what is gone 600 at most.
 MAX_GRANTS = 50_000
-MAX_GONE = 50_000
+MAX_GONE = 20_000
 NO_HEAD = frozenset({404, 405, 501})
 REFUSED = frozenset({401, 403})
+
+
+# Credentials, and the types that were asked for.
+type Told = tuple[bytes, int]
 
 
 class Access:
@@ -164,13 +169,15 @@ class Access:
 class Gone:
     """Tags that upstream said are not there, each for the logins that were told so; others know better, perhaps.
 
-    Registries hide private repositories by a 404, so a stranger's question must not take the owner's tag away.
+    Registries hide private repositories by a 404, so a stranger's question must not take the owner's tag away. Some also
+    say 404 of a tag of other types than were asked for, and nobody in particular is a login of many: so it is for those
+    who ask for the same types.
     """
 
     def __init__(self, limit: int = MAX_GONE) -> None:
         self._limit = limit
         # By the hash of the tag, so that those who ask for another one need no hash of their login.
-        self._logins: OrderedDict[int, dict[bytes, None]] = OrderedDict()
+        self._logins: OrderedDict[int, dict[Told, None]] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
@@ -179,7 +186,7 @@ class Gone:
     def add(self, ref: Reference, headers: HeaderList) -> None:
         """This login was told so; the tags that were told of longest ago are forgotten, where there are too many."""
         logins = self._logins.setdefault(_tag(ref), {})
-        login = credentials_of(headers)
+        login = _told(headers)
         self._count += login not in logins
         logins[login] = None
         while self._count > self._limit:
@@ -189,9 +196,9 @@ class Gone:
     def discard(self, ref: Reference, headers: HeaderList) -> None:
         """This login was told otherwise."""
         if (tag := _tag(ref)) in self._logins:
-            self._discard(tag, credentials_of(headers))
+            self._discard(tag, _told(headers))
 
-    def _discard(self, tag: int, login: bytes) -> None:
+    def _discard(self, tag: int, login: Told) -> None:
         logins = self._logins[tag]
         if login in logins:
             del logins[login]
@@ -202,7 +209,7 @@ class Gone:
     def has(self, ref: Reference, headers: HeaderList) -> bool:
         """Whether this login was told so."""
         logins = self._logins.get(_tag(ref))
-        return logins is not None and credentials_of(headers) in logins
+        return logins is not None and _told(headers) in logins
 
 
 def _is_tag(ref: Reference) -> bool:
@@ -212,6 +219,11 @@ def _is_tag(ref: Reference) -> bool:
 def _tag(ref: Reference) -> int:
     """Names are long, and strangers choose them; nobody can choose their hash."""
     return hash((ref.registry, ref.repository, ref.reference))
+
+
+def _told(headers: HeaderList) -> Told:
+    accept = tuple(value for name, value in headers if name.lower() == "accept")
+    return credentials_of(headers), hash(policy.asked_types(accepted_types(accept)))
 
 
 def _login(ref: Reference, headers: HeaderList) -> bytes:

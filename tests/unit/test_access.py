@@ -14,7 +14,7 @@ from cacheyd.errors import HeaderList
 from cacheyd.fetch import Fetcher, UpstreamBroken, UpstreamRequest, credentials_of, header
 from cacheyd.flight import BodyBroken
 from cacheyd.origins import Breaker
-from cacheyd.reference import Kind, Reference
+from cacheyd.reference import OCI_MANIFEST, Kind, Reference
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.rows import Stored, add_repository
 from cacheyd.store.store import Store
@@ -219,6 +219,7 @@ def test_gone_is_for_one_login_and_one_tag() -> None:
     assert not gone.has(tag("1.0"), authorized(ALICE))
     assert not gone.has(tag("1.0"), ())
     assert not gone.has(tag("1.1"), authorized(BOB))
+    assert not gone.has(tag("1.0"), (("Accept", OCI_MANIFEST), *authorized(BOB)))
     gone.discard(tag("1.0"), authorized(ALICE))
     gone.discard(tag("1.1"), authorized(BOB))
     assert gone.has(tag("1.0"), authorized(BOB))
