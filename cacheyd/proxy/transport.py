@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from urllib.parse import urljoin, urlsplit
+from weakref import WeakSet
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 from mitmproxy import http
@@ -67,6 +68,8 @@ class MitmTransport:
         self.settings = settings
         self._options = options
         self._idle: dict[Origin, list[FetchConnection]] = {}
+        # Made with the settings in force, idle or in use.
+        self._current: WeakSet[FetchConnection] = WeakSet()
         self._ssl_contexts: dict[Trust, SSL.Context] = {}
         self._reaper: asyncio.Task[None] | None = None
 
@@ -169,7 +172,9 @@ class MitmTransport:
             if conn.alive:
                 return conn
             conn.close()
-        return FetchConnection(self._options, origin, self._dial, self._ssl_context)
+        conn = FetchConnection(self._options, origin, self._dial, self._ssl_context)
+        self._current.add(conn)
+        return conn
 
     def _ssl_context(self, trust: Trust) -> SSL.Context:
         if trust not in self._ssl_contexts:
@@ -179,7 +184,7 @@ class MitmTransport:
     def release(self, conn: FetchConnection, exchange: Exchange) -> None:
         """Takes a connection back after its response."""
         idle = self._idle.setdefault(conn.origin, [])
-        if exchange.complete and conn.alive and len(idle) < MAX_IDLE:
+        if exchange.complete and conn.alive and len(idle) < MAX_IDLE and conn in self._current:
             conn.idle_since = time.monotonic()
             idle.append(conn)
             if self._reaper is None or self._reaper.done():
@@ -219,6 +224,7 @@ class MitmTransport:
         """New settings: certificates are read anew, and no connection made with the old ones is used again."""
         self.settings = settings
         self._ssl_contexts.clear()
+        self._current = WeakSet()
         self.close()
 
     def close(self) -> None:

@@ -151,6 +151,25 @@ def test_a_rate_limit(lab: Lab) -> None:
     assert_ok(lab.get(target, mine), image.manifest)
 
 
+def test_a_connection_in_use(lab: Lab) -> None:
+    """Made by the old settings (certificates, say), it does not serve the next request."""
+    reload(lab)
+    repo, origin = lab.repo(), lab.origins["floor"]
+    image = lab.image("floor", repo)
+    release = threading.Event()
+    with ExitStack() as clients:
+        fault = origin.fault(repo, times=1, hold=release, hold_at=-1)
+        clients.callback(fault.remove)
+        clients.callback(release.set)
+        client = clients.enter_context(lab.cache.connect())
+        client.ask(manifest_target(repo, "1.0", "floor.test"))
+        lab.wait_asked("floor", repo, 1)
+        reload(lab)
+        release.set()
+        assert_ok(client.read_reply(), image.manifest)
+    wait_until(lambda: not origin._connections, "it is closed", seconds=5)
+
+
 def test_a_dead_origin(lab: Lab) -> None:
     reload(lab)
     repo = lab.repo()
