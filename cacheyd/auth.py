@@ -97,8 +97,8 @@ class Authorizer:
 
     def forget(self) -> None:
         """After a change of settings: no token of before is used."""
-        self._tokens.clear()
-        self._basic.clear()
+        # A new table: what is asked for now is put into the old one.
+        self._tokens, self._basic = {}, set()
 
     async def fetch(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
         """The upstream's response to the request, as whom the settings say. Raises UpstreamBroken."""
@@ -187,6 +187,7 @@ class Authorizer:
 
     async def _ask(self, transport: Transport, key: _Key, registry: RegistrySettings, challenge: Challenge) -> str:
         name, base, scope, _ = key
+        tokens = self._tokens
         realm = challenge.params["realm"]
         login = self._login(registry)
         if login and not realm_belongs(realm, base, registry.token_realms):
@@ -195,9 +196,9 @@ class Authorizer:
             )
             raise UpstreamBroken("its token service is not one that may see the stored login", refused=True)
         token, life = await _request_token(transport, name, challenge, scope, login)
-        if len(self._tokens) >= MAX_TOKENS:
-            self._tokens.clear()
-        self._tokens[key] = _Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN))
+        if len(tokens) >= MAX_TOKENS:
+            tokens.clear()
+        tokens[key] = _Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN))
         return token
 
 

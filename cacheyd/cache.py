@@ -81,7 +81,13 @@ class Cache:
         self._check_allowed = check_allowed
         self._waiting = 0
         self._waiting_for: Counter[str] = Counter()
-        self._resolving: Once[tuple[str, ...], Asker, Relay] = Once()
+        self._generation = 0
+        self._resolving: Once[tuple[int | str, ...], Asker, Relay] = Once()
+
+    def forget(self) -> None:
+        """After a change of settings: nothing that was decided, or is being asked, by the old ones is used."""
+        self._generation += 1
+        self.access.forget()
 
     # Hits
 
@@ -92,7 +98,12 @@ class Cache:
         """
         ref = request.ref
         now = self._clock()
-        if not permitted and not (self._is_allowed(ref.registry) and self.access.granted(ref, request.headers)):
+        if permitted:
+            # It may say so of what it does not have itself.
+            allowed = ref.digest is None or self.access.has(ref)
+        else:
+            allowed = self._is_allowed(ref.registry) and self.access.granted(ref, request.headers)
+        if not allowed:
             return None
         if ref.kind is Kind.BLOB and ref.digest:
             if request.range is not None and self._refused_resume(ref, parse_range(request.range)):
@@ -110,7 +121,7 @@ class Cache:
         variant = self._variant(ref, types)
         if variant is None or not policy.is_fresh(variant, policy.tag_ttl(self.settings, ref), now):
             return None
-        return self._from_variant(request, variant, HIT)
+        return None if self.access.is_gone(ref, request.headers) else self._from_variant(request, variant, HIT)
 
     def _variant(self, ref: Reference, types: frozenset[str]) -> TagVariant | None:
         variants = self.store.tag_variants(ref.registry, ref.repository, ref.reference)
@@ -180,6 +191,7 @@ class Cache:
         try:
             return self.hit(request) or await self._wait(request)
         except Relayed as error:
+            self.access.refused(request.ref, request.headers, error.relay.status)
             result = MISS if request.ref.kind in (Kind.MANIFEST, Kind.BLOB) else BYPASS
             return relay_answer(request.ref, error.relay, result, head=request.head)
         except RequestError as error:
@@ -198,7 +210,7 @@ class Cache:
             recovered = digest is not None and await self.store.recover(digest, wait=RECOVER_WAIT) is not None
             # Where nobody had to be asked, `hit` has just said that there is none.
             answer = self.hit(request, permitted=asked) if asked or recovered else None
-            return answer or await self._miss(request)
+            return answer or await self._miss(request, permitted=asked)
         finally:
             self._waiting -= 1
             self._waiting_for[registry] -= 1
@@ -217,16 +229,16 @@ class Cache:
         """How many clients wait for upstreams."""
         return self._waiting
 
-    async def _miss(self, request: Request) -> Answer:
+    async def _miss(self, request: Request, *, permitted: bool) -> Answer:
         ref = request.ref
         if ref.kind is Kind.BLOB:
-            return await self._blob(request)
+            return await self._blob(request, permitted=permitted)
         if ref.kind is not Kind.MANIFEST:
             return await self._bypass(request)
         if ref.digest is None:
             return await self._tag(request)
         stored = self.store.find(ref.digest)
-        if stored is not None and stored.media_type and not request.head:
+        if stored is not None and stored.media_type and not request.head and self.access.may_serve(ref, stored):
             # It is here, but not of a type that this client takes: upstream knows what to say.
             return await self._bypass(request)
         return await self._manifest_by_digest(request)
@@ -320,17 +332,22 @@ class Cache:
         if self._below_floor(ref.registry) and (answer := self._saved(request, known)):
             return answer
         try:
-            if request.head or (known and self.store.find(known.digest)):
+            answer = None
+            if request.head or (known and self._is_here(ref, known.digest)):
                 relay = await self._resolve(request)
-                if answer := self._confirmed(request, relay, known):
-                    return answer
-            return await self._content(request)
+                answer = self._confirmed(request, relay, known)
+            answer = answer or await self._content(request)
         except (Relayed, RequestError) as error:
             if answer := self._stale(request, known, error):
                 return answer
-            if isinstance(error, Relayed) and error.relay.status == 404:
-                self.store.delete_tag(ref.registry, ref.repository, ref.reference)
             raise
+        self.access.found(ref, request.headers)
+        return answer
+
+    def _is_here(self, ref: Reference, digest: str) -> bool:
+        """Whether an object can be served under this registry; what others have there is not told to it."""
+        stored = self.store.find(digest)
+        return stored is not None and self.access.may_serve(ref, stored)
 
     def _confirmed(self, request: Request, relay: Relay, known: TagVariant | None) -> Answer | None:
         """The answer after upstream's HEAD; None if only a GET can tell. Raises Relayed for an answer that is an error."""
@@ -359,6 +376,8 @@ class Cache:
         stale_if_error = self.settings.registry(request.ref.registry).stale_if_error
         if known is None or not policy.may_be_stale(known, stale_if_error, self._clock()):
             return None
+        if self.access.is_gone(request.ref, request.headers):
+            return None
         answer = self._from_variant(request, known, STALE)
         if answer is not None:
             # RFC 9111 dropped Warning, but people grep for it.
@@ -369,7 +388,7 @@ class Cache:
         """Upstream's answer to a HEAD of this manifest, once for all who ask at once with the same Accept."""
         ref = request.ref
         asked = policy.asked_types(accepted_types(request.accept))
-        key = (ref.registry, ref.repository, ref.reference, *sorted(asked))
+        key: tuple[int | str, ...] = (self._generation, ref.registry, ref.repository, ref.reference, *sorted(asked))
         mine = asker(ref, request.headers)
         while True:
             theirs, answer = self._resolving.join(key, mine, lambda: self._head(ref, request.headers, asked))
@@ -393,7 +412,7 @@ class Cache:
 
     # Blobs
 
-    async def _blob(self, request: Request) -> Answer:
+    async def _blob(self, request: Request, *, permitted: bool) -> Answer:
         ref = request.ref
         assert ref.digest
         running = self.fetcher.flights.get(ref.registry, ref.digest)
@@ -403,7 +422,7 @@ class Cache:
         if error := self._refused_resume(ref, wanted):
             raise error
         try:
-            flight = await self._board(request)
+            flight = await self._board(request, permitted=permitted)
         except NotKept:
             return await self._bypass(request)
         if wanted is not None and not request.head and await self._is_elsewhere(wanted, flight):
@@ -427,11 +446,19 @@ class Cache:
                 await flight.settled(PIECE_WAIT)
         return not flight.verified
 
-    async def _board(self, request: Request) -> Flight:
+    async def _board(self, request: Request, *, permitted: bool) -> Flight:
         """The blob's flight once upstream has answered; a refusal of somebody else's credentials is not this client's."""
-        mine = asker(request.ref, request.headers)
+        ref = request.ref
+        mine = asker(ref, request.headers)
         while True:
-            flight = self.fetcher.flight(request.ref, request.headers)
+            running = self.fetcher.flights.get(ref.registry, ref.digest or "")
+            others = running is not None and running.asker.repository != ref.repository
+            if others and not permitted and self.access.verifies(ref):
+                # It began since this client was let through: what is in one repository may not be in another.
+                await self.access.ask(ref, request.headers)
+                permitted = True
+                continue
+            flight = self.fetcher.flight(ref, request.headers)
             try:
                 with flight.wanted():
                     await flight.opened()

@@ -136,7 +136,9 @@ def end_to_end(headers: HeaderList) -> HeaderList:
 
 def credentials_of(headers: HeaderList) -> bytes:
     """What tells two clients' credentials apart without keeping them."""
-    return hashlib.blake2b((header(headers, "authorization") or "").encode(), digest_size=16).digest()
+    # All lines of it: which of them an upstream believes is its own affair.
+    lines = [value for key, value in headers if key.lower() == "authorization"]
+    return hashlib.blake2b("\n".join((*lines, "")).encode(), digest_size=16).digest()
 
 
 def asker(ref: Reference, headers: HeaderList) -> Asker:
@@ -196,7 +198,8 @@ class Fetcher:
         self._clock = clock
         self._monotonic = monotonic
         self._on_verify_failure = on_verify_failure
-        self._manifests: Once[tuple[str, ...], Asker, ManifestContent] = Once()
+        self._manifests: Once[tuple[int | str, ...], Asker, ManifestContent] = Once()
+        self._generation = 0
         # Until when an object's flight counts as broken, why, and how much of it a client may have.
         self._failed: dict[tuple[str, str], tuple[float, Failure, int]] = {}
         self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
@@ -208,7 +211,7 @@ class Fetcher:
 
     async def open(self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False) -> UpstreamResponse:
         """Asks upstream; raises Relayed for a rate limit that is still in force, RequestError 502, 503 or 504 if it fails."""
-        limited = (ref.registry, credentials_of(headers))
+        limited, generation = (ref.registry, credentials_of(headers)), self._generation
         if known := self._limited.get(limited):
             if self._monotonic() < known[0]:
                 raise Relayed(known[1])
@@ -224,7 +227,8 @@ class Fetcher:
         if response.status == 429:
             relay = await self.relay(response, from_head=method == "HEAD")
             _bound(self._limited)
-            self._limited[limited] = (self._monotonic() + retry_after(response.headers), _to_remember(relay))
+            if generation == self._generation:
+                self._limited[limited] = (self._monotonic() + retry_after(response.headers), _to_remember(relay))
             raise Relayed(relay)
         return response
 
@@ -264,6 +268,12 @@ class Fetcher:
     def mismatched(self, registry: str) -> None:
         """Bytes of this registry that passed through did not have their digest."""
         self._on_verify_failure(registry)
+
+    def forget(self) -> None:
+        """After a change of settings: failures and rate limits of before count no more, and nobody joins what is asked for."""
+        self._generation += 1
+        self._failed.clear()
+        self._limited.clear()
 
     def in_flight(self) -> set[str]:
         """The digests of the objects that are on their way in."""
@@ -376,7 +386,9 @@ class Fetcher:
             self.store.report_write_error(error)
             raise NotKept from error
         flight.received = flight.partial.size
-        if flight.partial.size and flight.partial.verified():
+        # Where logins are verified, what is complete may be another repository's: upstream is asked for the rest.
+        trusted = self.settings.registry(ref.registry).access == "open"
+        if trusted and flight.partial.size and flight.partial.verified():
             await self._land(flight, flight.partial, ref)
             return
         flight.resumed_at = flight.received
@@ -553,7 +565,8 @@ class Fetcher:
         Raises Relayed for an answer that is not the manifest, RequestError if upstream cannot be had.
         """
         # By repository, also a digest: who may read it in one may not in another.
-        key = (ref.registry, ref.repository, ref.reference, *(() if ref.digest else sorted(asked)))
+        of_tag = () if ref.digest else sorted(asked)
+        key: tuple[int | str, ...] = (self._generation, ref.registry, ref.repository, ref.reference, *of_tag)
         mine = asker(ref, headers)
         while True:
             theirs, content = self._manifests.join(key, mine, lambda: self._manifest(ref, headers, asked))

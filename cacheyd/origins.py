@@ -53,6 +53,12 @@ class Breaker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._health: dict[str, _Health] = {}
+        self._since = float("-inf")
+
+    def forget(self) -> None:
+        """After a change of settings: nothing is dead, and what was asked before does not say so any more."""
+        self._health.clear()
+        self._since = self._clock()
 
     def _of(self, origin: str) -> _Health:
         if len(self._health) >= MAX_TRACKED and origin not in self._health:
@@ -85,6 +91,8 @@ class Breaker:
 
         Where it answered another one meanwhile, that one object is slow, and not the origin dead.
         """
+        if since < self._since:
+            return
         health = self._of(origin)
         health.probing = False
         if health.answered > since:
@@ -193,6 +201,11 @@ class Origins:
         self._authorizer = authorizer
         self._events = events
         self._turnstile = Turnstile()
+
+    def forget(self) -> None:
+        """After a change of settings: what is known of origins may be of other ones, or of another login."""
+        self.breaker.forget()
+        self._remaining.clear()
 
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
         """The first answer of the registry's origins that is one. Raises UpstreamBroken, and RequestError 403 for a

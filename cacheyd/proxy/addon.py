@@ -188,7 +188,9 @@ class RegistryCache:
         self.store.settings = self.origins.settings = self.authorizer.settings = settings
         self.fetcher.settings = self.cache.settings = settings
         self.transport.reload(settings)
-        self.authorizer.forget()
+        # What was decided by the old settings, or learned from whom they named, counts no more.
+        for one in (self.authorizer, self.origins, self.fetcher, self.cache):
+            one.forget()
         self.metrics.configure(settings.registries)
         self._quick.clear()
         if self._daemon:

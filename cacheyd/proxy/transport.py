@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from urllib.parse import urljoin, urlsplit
+from weakref import WeakSet
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 from mitmproxy import http
@@ -73,6 +74,8 @@ class MitmTransport:
         self.budget = budget or Budget(settings.flight_memory)
         self._options = options
         self._idle: dict[Origin, list[FetchConnection]] = {}
+        # Made with the settings in force, idle or in use.
+        self._current: WeakSet[FetchConnection] = WeakSet()
         self._ssl_contexts: dict[Trust, SSL.Context] = {}
         self._reaper: asyncio.Task[None] | None = None
 
@@ -175,7 +178,9 @@ class MitmTransport:
             if conn.alive:
                 return conn
             conn.close()
-        return FetchConnection(self._options, origin, self._dial, self._ssl_context, self.budget)
+        conn = FetchConnection(self._options, origin, self._dial, self._ssl_context, self.budget)
+        self._current.add(conn)
+        return conn
 
     def _ssl_context(self, trust: Trust) -> SSL.Context:
         if trust not in self._ssl_contexts:
@@ -186,7 +191,7 @@ class MitmTransport:
         """Takes a connection back after its response."""
         exchange.over()
         idle = self._idle.setdefault(conn.origin, [])
-        if exchange.complete and conn.alive and len(idle) < MAX_IDLE:
+        if exchange.complete and conn.alive and len(idle) < MAX_IDLE and conn in self._current:
             conn.idle_since = time.monotonic()
             idle.append(conn)
             if self._reaper is None or self._reaper.done():
@@ -227,6 +232,7 @@ class MitmTransport:
         self.settings = settings
         self.budget.limit = settings.flight_memory
         self._ssl_contexts.clear()
+        self._current = WeakSet()
         self.close()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from itertools import islice
 
 from cacheyd import parse
 from cacheyd.reference import Kind
-from cacheyd.store.rows import Stored, TagVariant, is_index, shared
+from cacheyd.store.rows import Stored, TagVariant, add_repository, is_index, shared
 
 # How deep indexes within indexes are followed (real ones: one level).
 MAX_DEPTH = 8
@@ -162,13 +162,14 @@ class Catalog:
             yield from islice(reversed(self._families.get(name, {})), MAX_FAMILY)
 
     def add_repository(self, stored: Stored, name: str, limit: int) -> None:
-        """Upstream serves the object in this repository, too; the last `limit` are remembered."""
+        """Upstream serves the object in this repository, too; `limit` of them are remembered."""
         if name in stored.within:
             return
-        kept = (*stored.within, name)
-        for old in kept[:-limit]:
-            self._leave_family(old, stored.digest)
-        stored.within = shared(kept[-limit:])
+        kept = add_repository(stored.within, name, limit)
+        for old in stored.within:
+            if old not in kept:
+                self._leave_family(old, stored.digest)
+        stored.within = shared(kept)
         self._join_families(stored, (name,))
         self.changed_objects.add(stored.digest)
 

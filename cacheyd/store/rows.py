@@ -1,6 +1,7 @@
 """What the index's rows mean, and what manifests refer to."""
 
 import sys
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ class Stored:
 
     `created` and `used` are in seconds since the epoch; `stamp` is the file's time of change in nanoseconds, by which a
     file that somebody put in its place is told from it; `within` names the repositories (`registry/repository`) that
-    upstream served it in, the last ones; `needs` are the digests that an image is made of, and of an index those of its
-    manifests that are stored (or were, and are looked for again).
+    upstream served it in, of each registry the last ones: each registry in it has itself delivered these bytes; `needs`
+    are the digests that an image is made of, and of an index those of its manifests that are stored (or were, and are
+    looked for again).
     """
 
     digest: str
@@ -126,6 +128,26 @@ def write_variants(variants: Sequence[TagVariant]) -> Row:
             for v in variants[:MAX_VARIANTS]
         ]
     }
+
+
+def add_repository(names: tuple[str, ...], name: str, limit: int) -> tuple[str, ...]:
+    """The repositories of an object with one more, the last ones that fit.
+
+    What is too many is at the cost of the registry that has the most: nobody pushes others out by naming ever more
+    repositories of his own. Where each has one, the first stays: what is private was there before a stranger had it.
+    """
+    if name in names:
+        return names
+    kept = [*names, name]
+    while len(kept) > limit:
+        counts = Counter(map(_registry, kept))
+        most = max(counts.values())
+        kept.remove(next(one for one in kept[most == 1 :] if counts[_registry(one)] == most))
+    return tuple(kept)
+
+
+def _registry(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _content(data: bytes | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cacheyd.config import Settings
 from cacheyd.store.blobs import BlobDir, Partial
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.room import Room
-from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
+from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant, add_repository
 from cacheyd.store.shelf import MANIFEST_MAX, MAX_REPOSITORIES, SMALL, Shelf
 from cacheyd.store.upkeep import Upkeep
 
@@ -171,7 +171,8 @@ class Store(Shelf):
         now = self.clock()
         repositories = () if there is None else there.within
         media_type = media_type or ("" if there is None else there.media_type)
-        stored = Stored(digest, partial.size, media_type, now, _add_last(repositories, within), now, stamp=stamp)
+        repositories = add_repository(repositories, within, MAX_REPOSITORIES)
+        stored = Stored(digest, partial.size, media_type, now, repositories, now, stamp=stamp)
         self.add(stored, manifest, synced=sync)
         return stored
 
@@ -277,10 +278,6 @@ class Store(Shelf):
                 read += stored.size
             progress(done, len(digests), read)
         return {"checked": len(digests), "bytes": read, "dropped": dropped}
-
-
-def _add_last(repositories: tuple[str, ...], one: str) -> tuple[str, ...]:
-    return repositories if one in repositories else (*repositories, one)[-MAX_REPOSITORIES:]
 
 
 async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:

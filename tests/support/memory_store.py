@@ -14,7 +14,7 @@ from cacheyd.config import Settings
 from cacheyd.reference import Kind
 from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.catalog import Catalog, Snapshot
-from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant, children
+from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant, add_repository, children
 from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
 
 
@@ -178,7 +178,7 @@ class MemoryStore:
         if there is not None:
             os.close(self._files[digest])
         self._files[digest] = os.dup(partial.fd)
-        repositories = tuple(dict.fromkeys((*(there.within if there else ()), within)))
+        repositories = add_repository(there.within if there else (), within, MAX_REPOSITORIES)
         now, needs = self.clock(), tuple(children(manifest))
         stored = Stored(digest, partial.size, media_type, now, repositories, now, needs=needs)
         self.catalog.add(stored, needs)

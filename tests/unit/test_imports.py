@@ -58,6 +58,7 @@ ORDER = (
     "cacheyd.proxy.head",
     "cacheyd.proxy.exchange",
     "cacheyd.proxy.wire",
+    "cacheyd.proxy.names",
     "cacheyd.proxy.listener",
     "cacheyd.proxy.trust",
     "cacheyd.proxy.connection",

@@ -534,7 +534,7 @@ def test_the_repositories_of_an_object_are_bounded(lists: Lists) -> None:
     for n in range(100):
         lists.catalog.add_repository(index, f"reg.example/{n}", 4)
 
-    assert index.within == tuple(f"reg.example/{n}" for n in range(96, 100))
+    assert index.within == (REPOSITORY, *(f"reg.example/{n}" for n in range(97, 100)))
     lists.manifest("amd64", within=("reg.example/99",))
     assert lists.roots() == ["index"]
     lists.catalog.remove(index.digest)
