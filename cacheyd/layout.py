@@ -3,7 +3,6 @@
 Knows files and digests only: what is in the cache comes through functions.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -28,6 +27,7 @@ from cacheyd.manifest import (
     unmet,
 )
 from cacheyd.reference import OCI_INDEX, TAG, ImageName, has_registry, parse_image
+from cacheyd.store import partials
 
 # What containerd and docker call the image, and what the specification calls its tag.
 FULL_NAME = "io.containerd.image.name"
@@ -212,7 +212,7 @@ def _json(value: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A blob of the tar in a temporary file, its digest verified. `held` is open and locked."""
+    """A blob of the tar in a temporary file, its digest verified. `held` is open and locked, shared with who keeps it."""
 
     digest: str
     size: int
@@ -223,10 +223,6 @@ class Received:
         """All of it; for manifests."""
         self.held.seek(0)
         return self.held.read()
-
-    def hand_over(self) -> None:
-        """Whoever keeps the file may lock it."""
-        fcntl.flock(self.held, fcntl.LOCK_UN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +235,7 @@ class Kept:
 
 
 class Unpacked:
-    """What a tar holds, in temporary files in `directory` that go at the end of the `with` block, or are swept.
-
-    A file that is locked belongs to somebody who runs; the lock goes with the process.
-    """
+    """What a tar holds, in temporary files in `directory` that go at the end of the `with` block, or are swept afterwards."""
 
     def __init__(self, directory: Path, reserve: Callable[[int], None] = lambda size: None) -> None:
         self._directory = directory
@@ -256,8 +249,8 @@ class Unpacked:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for received in self.blobs.values():
-            received.path.unlink(missing_ok=True)
-            received.held.close()
+            with received.held:
+                partials.discard(received.path, received.held.fileno())
 
     def read(self, source: IO[bytes], progress: Callable[[int], None] = lambda size: None) -> None:
         """Takes in a tar stream, plain or compressed, in one pass. Raises LayoutError, and OSError for the disk."""
@@ -295,15 +288,14 @@ class Unpacked:
             raise LayoutError(f"{name!r} is not named by a digest that can be checked")
 
     def _receive(self, source: IO[bytes], digest: str, progress: Callable[[int], None]) -> None:
-        path = self._directory / f"import.{os.getpid()}-{len(self.blobs)}-{os.urandom(4).hex()}"
-        held = open(path, "x+b", buffering=0)  # noqa: SIM115
+        path, fd = partials.make_for_import(self._directory, len(self.blobs))
+        held = open(fd, "r+b", buffering=0)  # noqa: SIM115
         received = Received(digest, 0, path, held)
         self.blobs[digest] = received
         if os.geteuid() == 0:
             # The cache may run as somebody else, and has to open it.
             owner = self._directory.stat()
             os.fchown(held.fileno(), owner.st_uid, owner.st_gid)
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         checked, size = _Checked(source, digest), 0
         while data := checked.read(_COPY):
             view = memoryview(data)
@@ -486,7 +478,6 @@ def import_layout(
         unpacked.read(source, progress)
         images, objects = images_in(unpacked, given)
         for kept in objects:
-            kept.file.hand_over()
             keep(kept)
         for image in images:
             if image.name.tag:

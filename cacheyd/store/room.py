@@ -4,9 +4,9 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from cacheyd import parse, policy
+from cacheyd.store import partials
 from cacheyd.store.shelf import Shelf
 
 log = logging.getLogger(__name__)
@@ -198,14 +198,11 @@ class Room:
             if freed >= size:
                 break
             known = self._shelf.idle.pop(path, None)
-            if known is not None and self._remove(Path(path)):
+            if known is None:
+                continue
+            if partials.remove(path):
                 freed, count = freed + known, count + 1
+            elif os.path.exists(path) and all(str(partial.path) != path for partial in list(self._shelf.open_partials)):
+                # Somebody still reads what came of it.
+                self._shelf.idle[path] = known
         return count
-
-    @staticmethod
-    def _remove(path: Path) -> bool:
-        try:
-            os.unlink(path)
-        except OSError:
-            return False
-        return True

@@ -207,7 +207,7 @@ class Store(Shelf):
             return None
         self.idle.pop(str(path), None)
         try:
-            partial = await self.in_thread(Partial.open, path, digest)
+            partial = await self.in_thread(self.blobs.open_import, path, digest)
             self.open_partials.add(partial)
             try:
                 if not partial.verified() or not await self.make_room(0):
