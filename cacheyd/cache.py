@@ -110,7 +110,10 @@ class Cache:
     def _from_variant(self, request: Request, variant: TagVariant, result: str) -> Answer | None:
         stored = self.store.find(variant.digest)
         if stored is not None and self.access.may_serve(request.ref, stored):
-            return self._from_store(request, stored, variant.media_type, result, variant.checked)
+            # The type that its bytes have, not the one that a HEAD said.
+            if not stored.media_type or not accepts(accepted_types(request.accept), stored.media_type):
+                return None
+            return self._from_store(request, stored, stored.media_type, result, variant.checked)
         if not request.head:
             return None
         headers = object_headers(request.ref, variant.digest, variant.media_type, result)
@@ -245,7 +248,15 @@ class Cache:
         """The manifest itself, from upstream."""
         ref = request.ref
         asked = policy.asked_types(accepted_types(request.accept))
-        content = await self.fetcher.manifest(ref, request.headers, asked)
+        try:
+            content = await self.fetcher.manifest(ref, request.headers, asked)
+        except NotKept:
+            # Too large to be held in memory.
+            return await self._bypass(request, MISS)
+        if content.stored and not content.data:
+            stored = self.store.find(content.digest)
+            answer = self._from_store(request, stored, content.media_type, MISS, self._clock()) if stored else None
+            return answer or await self._bypass(request, MISS)
         headers = object_headers(ref, content.digest, content.media_type, MISS)
         if _not_modified(request.if_none_match, content.digest):
             return Answer(304, headers, length=None, result=MISS, ref=ref)

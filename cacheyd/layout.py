@@ -20,6 +20,7 @@ from cacheyd.manifest import (
     Descriptor,
     Manifest,
     Platform,
+    media_type_of,
     parse_descriptor,
     parse_manifest,
     parse_object,
@@ -35,7 +36,7 @@ REF_NAME = "org.opencontainers.image.ref.name"
 _LAYOUT = {"imageLayoutVersion": "1.0.0"}
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))")
 # The most that index.json, a manifest, and a header of the tar may have (bytes), and how many files and images.
-INDEX_MAX, MANIFEST_MAX, HEADER_MAX = 4 << 20, 8 << 20, 1 << 20
+INDEX_MAX, MANIFEST_MAX, HEADER_MAX = 4 << 20, 4 << 20, 1 << 20
 MAX_FILES, MAX_IMAGES, MAX_DEPTH = 100_000, 1000, 4
 _COPY = 1 << 20
 
@@ -426,10 +427,9 @@ class _Tree:
         data = file.read()
         try:
             manifest = parse_manifest(data)
-            stated = parse_object(data).get("mediaType")
+            media_type = media_type_of(parse_object(data))
         except ValueError as error:
             raise LayoutError(f"{file.digest}: {error}") from error
-        media_type = stated if isinstance(stated, str) and "/" in stated and stated.isprintable() else entry.media_type
         if manifest.is_index:
             self._children(name, file.digest, manifest, depth)
         else:

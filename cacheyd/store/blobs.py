@@ -28,7 +28,7 @@ _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _LENGTH = {"sha256": 64, "sha512": 128}
 
 
-def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+def digest_of(data: bytes | bytearray, algorithm: str = "sha256") -> str:
     """The digest of `data` (image-spec, "Digests")."""
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 

@@ -19,14 +19,14 @@ from cacheyd.store.blobs import BlobDir, Mapped, Partial, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.index import Index
 from cacheyd.store.lock import DirectoryLock
-from cacheyd.store.rows import Stored, TagVariant, children, guess_media_type, read_stored, read_variants
+from cacheyd.store.rows import Description, Stored, TagVariant, describe, has_own_type, read_stored, read_variants
 
 log = logging.getLogger(__name__)
 
 SMALL = 64 << 10
 SMALL_TOTAL = 32 << 20
-# Files without a row are looked into up to this size, whether they are manifests (bytes).
-MANIFEST_MAX = 8 << 20
+# The largest manifest that is kept (bytes): clients refuse larger ones. Files without a row are looked into up to this size.
+MANIFEST_MAX = 4 << 20
 MAX_REPOSITORIES = 64
 # After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
 BROKEN_PAUSE = 10.0
@@ -185,7 +185,7 @@ class Shelf:
         before = await self.in_thread(self.blobs.stat, digest)
         if before is None or self._is_known(digest, before):
             return self.find(digest)
-        found, data = await self.in_thread(self._hash, digest, before[0])
+        found, description = await self.in_thread(self._hash, digest, before[0])
         if await self.in_thread(self.blobs.stat, digest) != before or self._is_known(digest, before):
             return self.find(digest)
         if found is None:
@@ -198,26 +198,26 @@ class Shelf:
         if (digest, before) in self._leaving:
             return None
         now = self.clock()
-        media_type = guess_media_type(data)
+        media_type = description.media_type
         used = min(now, before[1] / 1e9)
         stored = Stored(digest, before[0], media_type, now, (), used, stamp=before[1])
-        self.add(stored, data if media_type else None)
+        self.add(stored, description.needs if media_type else ())
         return stored
 
     def _is_known(self, digest: str, found: tuple[int, int]) -> bool:
         stored = self.catalog.objects.get(digest)
         return stored is not None and (stored.size, stored.stamp) == found
 
-    def _hash(self, digest: str, size: int) -> tuple[str | None, bytes | None]:
-        """The digest that a file really has, and its bytes if it may be a manifest. Blocks."""
+    def _hash(self, digest: str, size: int) -> tuple[str | None, Description]:
+        """The digest that a file really has, and what it says of itself if it is a manifest. Blocks."""
         algorithm = digest.partition(":")[0]
         if size > MANIFEST_MAX:
             try:
-                return hash_file(self.blobs.path(digest), algorithm), None
+                return hash_file(self.blobs.path(digest), algorithm), Description()
             except OSError:
-                return None, None
+                return None, Description()
         data = self.blobs.read(digest)
-        return (None if data is None else digest_of(data, algorithm)), data
+        return (None if data is None else digest_of(data, algorithm)), describe(data)
 
     async def unlink(self, digest: str, known: tuple[int, int]) -> None:
         try:
@@ -225,10 +225,10 @@ class Shelf:
         except OSError as error:
             self.report_write_error(error)
 
-    def add(self, stored: Stored, manifest: bytes | None, *, synced: bool = False) -> None:
-        """An object whose file is in place, and `synced` to the disk itself; `manifest` are its bytes if it is one."""
-        stored.needs = tuple(children(manifest))
-        self.catalog.add(stored, stored.needs)
+    def add(self, stored: Stored, needs: tuple[str, ...], *, synced: bool = False) -> None:
+        """An object whose file is in place, and `synced` to the disk itself; `needs` is what a manifest refers to."""
+        stored.needs = needs
+        self.catalog.add(stored, needs)
         self.gone.discard(stored.digest)
         if not synced:
             self.unsynced.add(stored.digest)
@@ -265,6 +265,8 @@ class Shelf:
         """An object's row, before all of them were read."""
         if self.index_read or digest in self.gone or (row := self.index.get(f"o:{digest}")) is None:
             return None
+        if not has_own_type(row):
+            return None  # The file has to be looked into first.
         stored = read_stored(digest, row)
         if stored is not None:
             self.load_object(stored, stored.needs)

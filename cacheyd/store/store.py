@@ -18,7 +18,7 @@ from cacheyd.config import Settings
 from cacheyd.store.blobs import BlobDir, Partial
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.room import Room
-from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
+from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, describe
 from cacheyd.store.shelf import MANIFEST_MAX, MAX_REPOSITORIES, SMALL, Shelf
 from cacheyd.store.upkeep import Upkeep
 
@@ -151,13 +151,16 @@ class Store(Shelf):
         return partial.advance(length)
 
     async def commit(
-        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | None = None
+        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | Description | None = None
     ) -> Stored | None:
-        """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError."""
+        """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError.
+
+        `media_type` and `manifest` (its bytes, or what they say) are for manifests; the type is to come from the bytes.
+        """
         digest = partial.digest
         before = self.catalog.objects.get(digest)
         sync = self.settings.durability == "fsync"
-        stamp, known = await self.in_thread(self._commit_file, partial, before, sync)
+        stamp, known, needs = await self.in_thread(self._commit_file, partial, before, sync, manifest)
         self.open_partials.discard(partial)
         if stamp is None:
             return None
@@ -172,29 +175,34 @@ class Store(Shelf):
         repositories = () if there is None else there.within
         media_type = media_type or ("" if there is None else there.media_type)
         stored = Stored(digest, partial.size, media_type, now, _add_last(repositories, within), now, stamp=stamp)
-        self.add(stored, manifest, synced=sync)
+        self.add(stored, needs, synced=sync)
         return stored
 
-    def _commit_file(self, partial: Partial, before: Stored | None, sync: bool) -> tuple[int | None, bool]:
-        """The time of change of the object's file, and whether it was there already. Blocks; raises OSError."""
+    def _commit_file(
+        self, partial: Partial, before: Stored | None, sync: bool, manifest: bytes | Description | None
+    ) -> tuple[int | None, bool, tuple[str, ...]]:
+        """The time of change of the object's file, whether it was there already, what it needs. Blocks; raises OSError."""
+        needs = manifest.needs if isinstance(manifest, Description) else describe(manifest).needs
         if before is not None and self.blobs.stat(partial.digest) == (before.size, before.stamp):
             self.blobs.discard(partial)
-            return before.stamp, True
-        return self.blobs.commit(partial, sync=sync), False
+            return before.stamp, True, needs
+        return self.blobs.commit(partial, sync=sync), False, needs
 
-    async def put(self, digest: str, data: bytes, media_type: str, *, within: str) -> Stored | None:
-        """Stores a small verified object (a manifest) whole; None if it could not be kept."""
+    async def put(
+        self, digest: str, data: bytes | bytearray, media_type: str, *, within: str, description: Description | None = None
+    ) -> Stored | None:
+        """Stores a verified manifest whole; None if it could not be kept. `description`: what its bytes say, if known."""
         try:
             partial = await self.open_partial(digest)
             try:
                 if partial.size:
                     await self.discard(partial)
                     partial = await self.open_partial(digest)
-                await self.append(partial, [data])
+                await self.append(partial, [memoryview(data)])
                 if not partial.verified():
                     await self.discard(partial)
                     return None
-                return await self.commit(partial, media_type, within=within, manifest=data)
+                return await self.commit(partial, media_type, within=within, manifest=description or bytes(data))
             finally:
                 self.release(partial)
         except OSError as error:
@@ -212,14 +220,20 @@ class Store(Shelf):
             try:
                 if not partial.verified() or not await self.make_room(0):
                     return None
-                small = bool(media_type) and partial.size <= MANIFEST_MAX
-                data = await self.in_thread(partial.read, 0, partial.size) if small else None
-                return await self.commit(partial, media_type, within=within, manifest=data)
+                description = await self.in_thread(self._look_into, partial) if media_type else None
+                # Whatever the importer says: it is for all who ask, and only the bytes are verified.
+                media_type = description.media_type if description is not None else ""
+                return await self.commit(partial, media_type, within=within, manifest=description)
             finally:
                 self.release(partial, keep=False)
         except OSError as error:
             self.report_write_error(error)
             return None
+
+    @staticmethod
+    def _look_into(partial: Partial) -> Description | None:
+        """Blocks."""
+        return describe(partial.read(0, partial.size)) if partial.size <= MANIFEST_MAX else None
 
     def add_repository(self, stored: Stored, within: str) -> None:
         """Records that upstream serves an object in another repository, too."""

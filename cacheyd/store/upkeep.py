@@ -5,7 +5,8 @@ import gc
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import batched
 from typing import Any
 
@@ -16,13 +17,15 @@ from cacheyd.store.rows import (
     Stored,
     TagVariant,
     children,
+    describe,
+    has_own_type,
     is_index,
     read_stored,
     read_variants,
     write_stored,
     write_variants,
 )
-from cacheyd.store.shelf import Shelf
+from cacheyd.store.shelf import MANIFEST_MAX, Shelf
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,8 @@ PARTIAL_AGE = 24 * 3600.0
 TAG_AGE = 24 * 3600.0
 # So many rows or files at a time: between them the event loop does something else.
 PAGE = 500
+# So many indexes, with all that they list.
+LISTS = 4
 # Rows are read in smaller pages: what a page leaves between what stays is memory lost.
 ROWS = 100
 PAGES_TO_FREEZE = 100
@@ -65,13 +70,16 @@ class Upkeep:
 
     async def load(self) -> None:
         """Reads all rows into the catalogue."""
-        pages = _read_pages(self._index.pages(ROWS))
+        pages = _read_pages(self._index.pages(ROWS), self._shelf.blobs.read)
         tags: list[tuple[str, tuple[TagVariant, ...]]] = []
         count = 0
         while (page := await self._shelf.in_thread(next, pages, None)) is not None:
             for thing in page:
                 if isinstance(thing, Stored):
                     self._shelf.load_object(thing, thing.needs)
+                elif isinstance(thing, _Renewed):
+                    self._shelf.load_object(thing.stored, thing.stored.needs)
+                    self._catalog.changed_objects.add(thing.stored.digest)
                 else:
                     tags.append(thing)
             if (count := count + 1) % PAGES_TO_FREEZE == 0:
@@ -90,12 +98,13 @@ class Upkeep:
 
     async def _link(self) -> None:
         """What an index lists may have been found in other repositories."""
-        for page in batched(self._catalog.indexes(), PAGE):
+        for page in batched(self._catalog.indexes(), LISTS):
             lists = await self._shelf.in_thread(
                 lambda page=page: [children(self._shelf.blobs.read(digest)) for digest in page]
             )
             for digest, listed in zip(page, lists, strict=True):
                 self._catalog.link(digest, listed)
+            await asyncio.sleep(0)
 
     async def _read(self) -> None:
         while True:
@@ -402,17 +411,33 @@ def _freeze() -> None:
     gc.freeze()
 
 
-def _read_pages(pages: Iterator[list[tuple[str, Row]]]) -> Iterator[list[Stored | tuple[str, tuple[TagVariant, ...]]]]:
+@dataclass(frozen=True, slots=True)
+class _Renewed:
+    """An object whose row is to be written anew."""
+
+    stored: Stored
+
+
+type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]]
+
+
+def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], bytes | None]) -> Iterator[list[_Thing]]:
     """Rows as what they mean. Blocks."""
     for page in pages:
-        found: list[Stored | tuple[str, tuple[TagVariant, ...]]] = []
+        found: list[_Thing] = []
         for key, row in page:
             if key.startswith("o:"):
                 if (stored := read_stored(key[2:], row)) is not None:
-                    found.append(stored)
+                    found.append(stored if has_own_type(row) else _Renewed(_looked_into(stored, read)))
             elif key.startswith("t:"):
                 found.append((key[2:], tuple(read_variants(row))))
         yield found
+
+
+def _looked_into(stored: Stored, read: Callable[[str], bytes | None]) -> Stored:
+    """An object of an older row, where the type is what somebody said. If it is no manifest, it is kept as a blob."""
+    description = describe(read(stored.digest) if stored.size <= MANIFEST_MAX else None)
+    return replace(stored, media_type=description.media_type, needs=description.needs if description.media_type else ())
 
 
 def _take(keys: set[str], limit: int, but: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]

@@ -14,7 +14,7 @@ from cacheyd.config import Settings
 from cacheyd.reference import Kind
 from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.catalog import Catalog, Snapshot
-from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant, children
+from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, describe
 from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
 
 
@@ -165,7 +165,7 @@ class MemoryStore:
         return partial.advance(sum(map(len, chunks)))
 
     async def commit(
-        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | None = None
+        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | Description | None = None
     ) -> Stored | None:
         """Makes a verified partial an object."""
         digest = partial.digest
@@ -179,17 +179,20 @@ class MemoryStore:
             os.close(self._files[digest])
         self._files[digest] = os.dup(partial.fd)
         repositories = tuple(dict.fromkeys((*(there.within if there else ()), within)))
-        now, needs = self.clock(), tuple(children(manifest))
+        now, needs = self.clock(), (manifest if isinstance(manifest, Description) else describe(manifest)).needs
         stored = Stored(digest, partial.size, media_type, now, repositories, now, needs=needs)
         self.catalog.add(stored, needs)
         return stored
 
-    async def put(self, digest: str, data: bytes, media_type: str, *, within: str) -> Stored | None:
+    async def put(
+        self, digest: str, data: bytes | bytearray, media_type: str, *, within: str, description: Description | None = None
+    ) -> Stored | None:
         """Stores a small verified object (a manifest) whole; None if it does not have its digest."""
         partial = Partial(Path(digest), os.memfd_create(digest, os.MFD_CLOEXEC), digest)
         try:
-            await self.append(partial, [data])
-            return await self.commit(partial, media_type, within=within, manifest=data) if partial.verified() else None
+            await self.append(partial, [memoryview(data)])
+            known = description or describe(data)
+            return await self.commit(partial, media_type, within=within, manifest=known) if partial.verified() else None
         finally:
             partial.close()
 
