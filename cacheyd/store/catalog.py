@@ -294,6 +294,10 @@ class Catalog:
         """What may go, in this order; not what is pinned."""
         return (self.objects[digest] for digest in list(self._order) if not self._is_pinned(self.objects[digest]))
 
+    def may_go(self) -> bool:
+        """Whether there is something, among the oldest, that is not pinned."""
+        return any(not self._is_pinned(self.objects[digest]) for digest in islice(self._order, MAX_YOUNG))
+
     def take_oldest(
         self,
         size: int,

@@ -48,7 +48,6 @@ class Shelf:
         self.clock, self.monotonic = clock, monotonic
         # What is on its way in: set by who fetches.
         self.in_flight: Callable[[], Collection[str]] = tuple
-        self.incoming: Callable[[], int] = lambda: 0
         self.on_evicted = on_evicted
         self.catalog = Catalog()
         self.blobs = BlobDir(root)

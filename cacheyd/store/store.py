@@ -97,9 +97,21 @@ class Store(Shelf):
 
     # Writing
 
-    async def make_room(self, size: int) -> bool:
-        """Removes what is needed for an object of `size` bytes; whether it fits then."""
-        return await self.room.make(size)
+    def can_take(self, size: int) -> bool:
+        """Whether an object of `size` bytes that is only promised so far could be kept. Removes nothing.
+
+        For the head of a response: with `make_room(more, unverified=True)` for each piece as it comes, all of it will find
+        room, unless others take it first.
+        """
+        return self.room.can_take(size)
+
+    async def make_room(self, size: int, *, unverified: bool = False) -> bool:
+        """Removes what is needed for `size` bytes more; whether they fit then.
+
+        `unverified` bytes, those on their way in, displace no more than a tenth of the store; verified ones whatever was not
+        used for longest.
+        """
+        return await self.room.make(size, unverified=unverified)
 
     async def open_partial(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file with what came of it from this registry already; raises OSError."""

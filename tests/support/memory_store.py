@@ -32,7 +32,6 @@ class MemoryStore:
         self.settings = settings or Settings()
         self.clock, self.monotonic = clock, monotonic
         self.in_flight: Callable[[], Collection[str]] = tuple
-        self.incoming: Callable[[], int] = lambda: 0
         self.on_evicted = on_evicted
         self.catalog = Catalog()
         self.write_errors = 0
@@ -116,23 +115,31 @@ class MemoryStore:
         """The size of all partial files."""
         return sum(os.fstat(fd).st_size for fd in self._idle.values()) + sum(partial.size for partial in self.open_partials)
 
-    async def make_room(self, size: int) -> bool:
-        """Removes what is needed for an object of `size` bytes; whether it fits then."""
+    def can_take(self, size: int) -> bool:
+        """Whether an object of `size` bytes that is only promised so far could be kept."""
+        return self._missing(size, 1.0) <= sum(os.fstat(fd).st_size for fd in self._idle.values()) + self._spare()
+
+    async def make_room(self, size: int, *, unverified: bool = False) -> bool:
+        """Removes what is needed for `size` bytes more; whether they fit then."""
         max_size = self.settings.max_size.of(0)
-        if max_size and size > max_size:
+        if (max_size and size > max_size) or (unverified and not self.can_take(size)):
             return False
-        while over := self._missing(size):
+        low = 1.0 if unverified else self.settings.low_watermark.share
+        while over := self._missing(size, low):
+            most = self._spare() if unverified else None
             if self._idle:
                 os.close(self._idle.pop(next(iter(self._idle))))
-            elif taken := self.catalog.take_oldest(over, 200, frozenset(self.in_flight()).__contains__):
+            elif taken := self.catalog.take_oldest(over, 200, frozenset(self.in_flight()).__contains__, most=most):
                 self._close(taken, "room")
             else:
                 return False
         return True
 
-    def _missing(self, size: int) -> int:
-        held = self.size + self.partial_bytes + self.incoming()
-        low = self.settings.low_watermark.share
+    def _spare(self) -> int:
+        return max(0, self.size - self.settings.max_size.of(0) * 9 // 10)
+
+    def _missing(self, size: int, low: float) -> int:
+        held = self.size + self.partial_bytes
         return policy.to_free(held, self.settings.max_size.of(0), None, 0, low=low, size=size)
 
     # Writing
