@@ -21,6 +21,8 @@ from cacheyd.store import partials
 # What says nothing about the file.
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _READ = 4 << 20
+# What is written to see whether it can be (bytes): a block of most file systems.
+PROBE = 4096
 # MADV_POPULATE_READ of madvise(2), Linux 5.14: brings pages in, or says that they cannot be had (older ones: EINVAL).
 _POPULATE_READ = 22
 _MAX_LOADED = 4096
@@ -301,6 +303,25 @@ class BlobDir:
         """Whether a fetch would go on with this partial file: one of its object, which is not stored."""
         digest = partials.digest_in(name)
         return digest is not None and self.size(digest) is None
+
+    def probe(self) -> None:
+        """Writes, moves and removes a small file, as is done with each object. Blocks; raises OSError."""
+        try:
+            path, fd = partials.make_probe(self.root / "partial")
+        except FileNotFoundError:
+            self.prepare()
+            path, fd = partials.make_probe(self.root / "partial")
+        moved = self.root / "blobs" / "sha256" / path.name
+        try:
+            os.pwrite(fd, bytes(PROBE), 0)
+            try:
+                path.rename(moved)
+            except FileNotFoundError:
+                self.prepare()
+        finally:
+            os.close(fd)
+            for name in (path, moved):
+                name.unlink(missing_ok=True)
 
     def total(self) -> int:
         """The size of the disk in bytes, 0 if unknown."""

@@ -71,6 +71,11 @@ def make_for_import(directory: Path, number: int) -> tuple[Path, int]:
     return _make(lambda: directory / f"import.{os.getpid()}-{number}-{os.urandom(4).hex()}", fcntl.LOCK_SH)
 
 
+def make_probe(directory: Path) -> tuple[Path, int]:
+    """A new file that only shows whether there can be one; its path and descriptor. Blocks; raises OSError."""
+    return _make(lambda: directory / f"probe.{os.getpid()}-{os.urandom(4).hex()}", fcntl.LOCK_EX)
+
+
 def open_of_import(path: Path) -> int:
     """The descriptor of a file that an import has made. Blocks; raises OSError, FileNotFoundError if it was swept."""
     for _ in range(NEW_TRIES):

@@ -15,7 +15,7 @@ from pathlib import Path
 from cacheyd.config import Settings
 from cacheyd.once import Once
 from cacheyd.reference import Kind
-from cacheyd.store.blobs import BlobDir, Mapped, Partial, digest_of, hash_file
+from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.index import Index
 from cacheyd.store.lock import DirectoryLock
@@ -30,6 +30,8 @@ MANIFEST_MAX = 4 << 20
 MAX_REPOSITORIES = 64
 # After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
 BROKEN_PAUSE = 10.0
+# So long before the end of that it is probed (seconds).
+PROBE_BEFORE = 5.0
 
 
 class Shelf:
@@ -66,6 +68,8 @@ class Shelf:
         self.open_partials: set[Partial] = set()
         self.idle: dict[str, int] = {}
         self.write_errors = 0
+        # What the disk said when it refused a write, and none has succeeded since; empty if all is well.
+        self.refusal = ""
         # Another process took the directory, after it was wiped.
         self.ousted = False
         self._settings = settings
@@ -303,16 +307,45 @@ class Shelf:
 
     @property
     def writable(self) -> bool:
-        """False for a while after the disk refused a write, and while another process has the directory."""
+        """Whether to try: not for a while after the disk refused a write, nor while another process has the directory."""
         return not self.ousted and self.monotonic() >= self._broken_until
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether the last write succeeded, and the directory is this process' own."""
+        return not self.ousted and not self.refusal
+
+    @property
+    def is_probe_due(self) -> bool:
+        """Whether the disk, which has refused a write, was left alone for long enough: who fetches is not to be the first."""
+        return bool(self.refusal) and self.monotonic() >= self._broken_until - PROBE_BEFORE
 
     def report_write_error(self, error: OSError) -> None:
         """Remembers that the disk refuses writes: requests go on without being kept. One log line per pause."""
         self.write_errors += 1
-        if self.writable:
-            name = errno.errorcode.get(error.errno or 0, "?")
-            log.error("%s cannot be written (%s: %s); serving without keeping", self.root, name, error.strerror)
+        self._refuse(error)
+
+    def _refuse(self, error: OSError) -> None:
+        said, self.refusal = bool(self.refusal), f"{errno.errorcode.get(error.errno or 0, '?')}: {error.strerror}"
+        if self.writable and not said:
+            log.error("%s cannot be written (%s); serving without keeping", self.root, self.refusal)
         self._broken_until = self.monotonic() + BROKEN_PAUSE
+
+    def report_write(self) -> None:
+        """A write has succeeded."""
+        if self.refusal:
+            log.info("%s can be written again", self.root)
+            self.refusal, self._broken_until = "", 0.0
+
+    async def probe(self) -> None:
+        """Tries whether the disk takes writes; without traffic nobody else would find out."""
+        try:
+            await self.in_thread(self.blobs.probe)
+        except OSError as error:
+            if error.errno not in SHORTAGE:
+                self._refuse(error)
+        else:
+            self.report_write()
 
     @property
     def partial_bytes(self) -> int:

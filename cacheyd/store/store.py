@@ -63,6 +63,8 @@ class Store(Shelf):
             await self._take_lock(wait, give_up)
         except OSError as error:
             self.report_write_error(error)
+        else:
+            await self.probe()
         await self.in_thread(self.index.open)
         self.catalog.pin(self.settings.pin)
         if background:
@@ -94,6 +96,15 @@ class Store(Shelf):
         await self.in_thread(self.index.close)
         self.threads.shutdown(wait=True)
         self.lock.release()
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is kept now, for people; empty if all is well."""
+        if self.ousted:
+            return "another cacheyd has taken the directory"
+        if self.refusal:
+            return f"the disk refuses writes ({self.refusal})"
+        return "there is no room, and nothing more may go" if self.room.full else ""
 
     # Writing
 
@@ -188,6 +199,7 @@ class Store(Shelf):
         media_type = media_type or ("" if there is None else there.media_type)
         stored = Stored(digest, partial.size, media_type, now, _add_last(repositories, within), now, stamp=stamp)
         self.add(stored, needs, synced=sync)
+        self.report_write()
         return stored
 
     def _commit_file(

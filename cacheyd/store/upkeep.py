@@ -30,6 +30,8 @@ from cacheyd.store.shelf import MANIFEST_MAX, Shelf
 log = logging.getLogger(__name__)
 
 FLUSH_EVERY, SYNC_EVERY, LOOK_EVERY, SAVE_USED_EVERY, RECONCILE_EVERY = 0.5, 2.0, 2.0, 60.0, 3600.0
+# How often it is tried whether the disk takes writes, while it does (seconds).
+PROBE_EVERY = 10.0
 # An index that cannot be written is tried again this often (seconds).
 REOPEN_EVERY = 5.0
 PARTIAL_AGE = 24 * 3600.0
@@ -282,11 +284,15 @@ class Upkeep:
         return True
 
     async def _look(self) -> None:
-        """Whether the directory is still there, and still this process' own: it may be wiped at any time."""
+        """Whether the directory is still there, and still this process' own: it may be wiped at any time. And writable."""
+        probed = self._shelf.monotonic()
         while True:
             await asyncio.sleep(LOOK_EVERY)
             try:
                 await self._keep_lock()
+                if self._shelf.is_probe_due or (self._shelf.takes_writes and self._shelf.monotonic() - probed >= PROBE_EVERY):
+                    await self._shelf.probe()
+                    probed = self._shelf.monotonic()
                 if self._index.usable and not await self._shelf.in_thread(self._index.is_there):
                     log.warning("the index below %s is gone; starting a new one", self._shelf.root)
                     await self._shelf.in_thread(self._index.close)

@@ -36,6 +36,7 @@ ORDER = (
     "cacheyd.policy",
     "cacheyd.store.catalog",
     "cacheyd.store.lock",
+    "cacheyd.store.check",
     "cacheyd.store.shelf",
     "cacheyd.store.room",
     "cacheyd.store.upkeep",
