@@ -111,7 +111,7 @@ class Cache:
         stored = self.store.find(variant.digest)
         if stored is not None and self.access.may_serve(request.ref, stored):
             # The type that its bytes have, not the one that a HEAD said.
-            if not stored.media_type or not accepts(accepted_types(request.accept), stored.media_type):
+            if stored.media_type != variant.media_type and not self._takes(request, stored):
                 return None
             return self._from_store(request, stored, stored.media_type, result, variant.checked)
         if not request.head:
@@ -124,6 +124,10 @@ class Cache:
             result=result,
             ref=request.ref,
         )
+
+    @staticmethod
+    def _takes(request: Request, stored: Stored) -> bool:
+        return bool(stored.media_type) and accepts(accepted_types(request.accept), stored.media_type)
 
     def _from_store(self, request: Request, stored: Stored, media_type: str, result: str, since: float) -> Answer | None:
         ref = request.ref

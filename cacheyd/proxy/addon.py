@@ -166,7 +166,7 @@ class RegistryCache:
             self._address(),
             scheme,
             settings.cache_dir,
-            f"not writable: {trouble}; serving without keeping" if trouble else f"{free_space(settings.cache_dir)} free",
+            f"not writable: {status.kept_nothing(trouble)}" if trouble else f"{free_space(settings.cache_dir)} free",
         )
 
     def reload(self) -> None:

@@ -389,8 +389,9 @@ class Catalog:
     # Tags and pins
 
     def set_tag(self, name: str, variants: tuple[TagVariant, ...]) -> None:
-        """Sets what is known of a tag (`registry/repository:tag`)."""
+        """Sets what is known of a tag (`registry/repository:tag`); `tags` has those set last at its end."""
         self._unpin_tag(name)
+        self.tags.pop(name, None)
         self.tags[name] = tuple(map(self._alike, variants))
         self.changed_tags.add(name)
         self._pin_tag(name)

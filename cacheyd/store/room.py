@@ -86,7 +86,7 @@ class Room:
             return True
         if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
             return False
-        return over <= sum(self._shelf.idle.values()) + self.spare()
+        return over <= self._shelf.idle.total + self.spare()
 
     def _can_fit(self, size: int) -> bool:
         """Whether an object of this size fits at all, whatever else would have to go."""
@@ -203,7 +203,7 @@ class Room:
         """How many bytes have to go: down to the low watermark, once a limit was passed by what is verified."""
         if not self._missing(0, 0, None) and self._aim is None:
             over = self.missing(low=1.0)
-            return over if over <= sum(self._shelf.idle.values()) + self.spare() else 0
+            return over if over <= self._shelf.idle.total + self.spare() else 0
         if over := self.missing():
             self._aim = self._held() - over
             return over
@@ -254,7 +254,7 @@ class Room:
         for path in list(self._shelf.idle):
             if freed >= size:
                 break
-            known = self._shelf.idle.pop(path, None)
+            known = self._shelf.idle.take(path)
             if known is None:
                 continue
             if partials.remove(path):

@@ -6,11 +6,13 @@ No work runs on its own here; that is for `upkeep` and `room`, and `store` has t
 import asyncio
 import errno
 import logging
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import override
 
 from cacheyd.config import Settings
 from cacheyd.once import Once
@@ -32,6 +34,28 @@ MAX_REPOSITORIES = 64
 BROKEN_PAUSE = 10.0
 # So long before the end of that it is probed (seconds).
 PROBE_BEFORE = 5.0
+
+
+class Idle(dict[str, int]):
+    """Path and size of files, for several threads; `total` is looked at for each piece of each object that comes (bytes)."""
+
+    def __init__(self, files: Mapping[str, int] | None = None) -> None:
+        super().__init__(files or {})
+        self.total = sum(self.values())
+        self._lock = threading.Lock()
+
+    @override
+    def __setitem__(self, path: str, size: int) -> None:
+        with self._lock:
+            self.total += size - self.get(path, 0)
+            super().__setitem__(path, size)
+
+    def take(self, path: str) -> int | None:
+        """Takes a file out; its size, None if it was not there."""
+        with self._lock:
+            size = super().pop(path, None)
+            self.total -= size or 0
+            return size
 
 
 class Shelf:
@@ -66,7 +90,7 @@ class Shelf:
         self.unsynced: set[str] = set()
         # Partial files that a fetch has now, and path and size of the others.
         self.open_partials: set[Partial] = set()
-        self.idle: dict[str, int] = {}
+        self.idle = Idle()
         self.write_errors = 0
         # What the disk said when it refused a write, and none has succeeded since; empty if all is well.
         self.refusal = ""
@@ -350,4 +374,4 @@ class Shelf:
     @property
     def partial_bytes(self) -> int:
         """The size of all partial files."""
-        return sum(self.idle.values()) + sum(partial.size for partial in self.open_partials)
+        return self.idle.total + sum(partial.size for partial in self.open_partials)

@@ -127,7 +127,7 @@ class Store(Shelf):
     async def open_partial(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file with what came of it from this registry already; raises OSError."""
         # First, so that nobody makes room by removing it.
-        self.idle.pop(str(self.blobs.partial_path(digest, origin)), None)
+        self.idle.take(str(self.blobs.partial_path(digest, origin)))
         partial = await self.in_thread(self.blobs.open_partial, digest, origin)
         self.open_partials.add(partial)
         return partial
@@ -237,7 +237,7 @@ class Store(Shelf):
         """Makes a file below `partial/` an object, if it has the digest and there is room; None, without the file, if not."""
         if path.parent != self.root / "partial":
             return None
-        self.idle.pop(str(path), None)
+        self.idle.take(str(path))
         try:
             partial = await self.in_thread(self.blobs.open_import, path, digest)
             self.open_partials.add(partial)

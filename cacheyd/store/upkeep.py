@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import batched
+from itertools import batched, islice
 from typing import Any
 
 from cacheyd.store.blobs import SHORTAGE, hash_file
@@ -25,7 +25,7 @@ from cacheyd.store.rows import (
     write_stored,
     write_variants,
 )
-from cacheyd.store.shelf import MANIFEST_MAX, Shelf
+from cacheyd.store.shelf import MANIFEST_MAX, Idle, Shelf
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ class Upkeep:
                     tags.append(thing)
             if (count := count + 1) % PAGES_TO_FREEZE == 0:
                 _freeze()
-        # After the objects, to share their digests.
+        # After the objects, to share their digests; in the order in which they are to be forgotten.
+        await self._shelf.in_thread(_sort_by_age, tags)
         for some in batched(tags, PAGE):
             for tag in some:
                 self._shelf.load_tag(*tag)
@@ -154,7 +155,7 @@ class Upkeep:
         swept, found = await shelf.in_thread(shelf.blobs.sweep_partials, PARTIAL_AGE)
         taken = (before - shelf.idle.keys()) | {str(partial.path) for partial in shelf.open_partials}
         left = {path: size for path, size in shelf.idle.items() if path not in before}
-        shelf.idle = {path: size for path, size in found.items() if path not in taken} | left
+        shelf.idle = Idle({path: size for path, size in found.items() if path not in taken} | left)
         return swept
 
     async def _scan(self) -> AsyncIterator[tuple[str, int, int]]:
@@ -177,8 +178,7 @@ class Upkeep:
     def drop_tags(self, limit: int) -> None:
         """Forgets tags until there are no more than `limit`, those that nobody asked for longest first."""
         tags = self._catalog.tags
-        by_age = sorted(tags, key=lambda name: max((v.checked for v in tags[name]), default=0.0))
-        for name in by_age[: max(0, len(tags) - limit)]:
+        for name in list(islice(tags, max(0, len(tags) - limit))):
             self._catalog.delete_tag(name)
 
     async def _drop_old_tags(self) -> int:
@@ -415,6 +415,11 @@ def _freeze() -> None:
     """What was loaded stays: the garbage collector need not stop everything to look at it again and again."""
     gc.collect(1)
     gc.freeze()
+
+
+def _sort_by_age(tags: list[tuple[str, tuple[TagVariant, ...]]]) -> None:
+    """Blocks."""
+    tags.sort(key=lambda tag: max((variant.checked for variant in tag[1]), default=0.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,9 +87,7 @@ def test_a_disk_that_is_read_only_at_the_start(own: Starter, disk: Path) -> None
     remount(disk, "ro")
     daemon, target = start(own)
     daemon.expect("cannot be written")
-    assert "not writable: the disk refuses writes (EROFS: Read-only file system); serving without keeping" in start_line(
-        daemon
-    )
+    assert "not writable: the disk refuses writes (EROFS: Read-only file system): nothing is kept" in start_line(daemon)
     assert_says(daemon, "EROFS")
     assert daemon.get(target).status == 200
     assert_says(daemon, "EROFS")
