@@ -19,7 +19,6 @@ from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, pa
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
-from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import Store
 from cacheyd.verified import VerifiedSource
 
@@ -130,7 +129,10 @@ class Cache:
     def _from_variant(self, request: Request, variant: TagVariant, result: str) -> Answer | None:
         stored = self.store.find(variant.digest)
         if stored is not None and self.access.may_serve(request.ref, stored):
-            return self._from_store(request, stored, variant.media_type, result, variant.checked)
+            # The type that its bytes have, not the one that a HEAD said.
+            if stored.media_type != variant.media_type and not self._takes(request, stored):
+                return None
+            return self._from_store(request, stored, stored.media_type, result, variant.checked)
         if not request.head:
             return None
         headers = object_headers(request.ref, variant.digest, variant.media_type, result)
@@ -141,6 +143,10 @@ class Cache:
             result=result,
             ref=request.ref,
         )
+
+    @staticmethod
+    def _takes(request: Request, stored: Stored) -> bool:
+        return bool(stored.media_type) and accepts(accepted_types(request.accept), stored.media_type)
 
     def _from_store(self, request: Request, stored: Stored, media_type: str, result: str, since: float) -> Answer | None:
         ref = request.ref
@@ -252,23 +258,23 @@ class Cache:
         response = await self.fetcher.open(ref, request.method, headers, as_client=as_client)
         if request.head:
             return relay_answer(ref, await self.fetcher.relay(response), result, head=True)
-        if ref.digest is None or lists or response.status >= 400:
+        digest = ref.digest or _stated_digest(response.headers)
+        if not digest or lists or response.status >= 400:
             return stream_answer(ref, response, result, content_length(response.headers))
         if response.status != 200:
             # Nobody asked for a part.
             response.close()
             raise upstream_error(502, f"upstream answered {response.status} to a GET of all of it")
-        return self._verified(request, response, result)
+        return self._verified(request, response, result, digest)
 
-    def _verified(self, request: Request, response: UpstreamResponse, result: str) -> Answer:
+    def _verified(self, request: Request, response: UpstreamResponse, result: str, digest: str) -> Answer:
         """A response with all of an object, or the part of it that is asked for."""
         ref, size = request.ref, content_length(response.headers)
-        assert ref.digest
         answer = stream_answer(ref, response, result, size)
         part = None
         if ref.kind is Kind.BLOB and request.range is not None and size is not None:
             try:
-                parts = _parts(request, ref.digest, size)
+                parts = _parts(request, digest, size)
             except Unsatisfiable:
                 response.close()
                 return _unsatisfiable(ref, size, answer.headers, result)
@@ -277,8 +283,15 @@ class Cache:
         if part is not None:
             answer.status, answer.length = 206, part.length
             answer.headers = (*without(answer.headers, "content-range"), ("Content-Range", part.content_range(size or 0)))
-        answer.source = VerifiedSource(response, ref.digest, part, partial(self.fetcher.mismatched, ref.registry))
+        answer.source = VerifiedSource(
+            response, digest, part, on_verified=self._make_room, on_mismatch=partial(self.fetcher.mismatched, ref.registry)
+        )
         return answer
+
+    async def _make_room(self, size: int) -> None:
+        """What passed through for want of room, and was right, fits when it is asked for again."""
+        if self.store.writable:
+            await self.store.make_room(size)
 
     async def _piece(self, request: Request) -> Answer:
         """A small piece in the middle of a blob, as upstream has it: nothing can verify a piece before all is there."""
@@ -287,7 +300,7 @@ class Cache:
         wanted = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
         response = await self.fetcher.open(ref, request.method, (*request.headers, *wanted))
         if response.status == 200:
-            return self._verified(request, response, BYPASS)
+            return self._verified(request, response, BYPASS, ref.digest)
         part = parse_content_range(header(response.headers, "content-range"))
         if response.status == 206 and part is not None and part[0] == 0 and part[1] == part[2]:
             # All of it is no piece.
@@ -311,15 +324,18 @@ class Cache:
         """The manifest itself, from upstream."""
         ref = request.ref
         asked = policy.asked_types(accepted_types(request.accept))
-        content = await self.fetcher.manifest(ref, request.headers, asked)
+        try:
+            content = await self.fetcher.manifest(ref, request.headers, asked)
+        except NotKept:
+            # Too large to be held in memory.
+            return await self._bypass(request, MISS)
+        if content.stored and not content.data:
+            stored = self.store.find(content.digest)
+            answer = self._from_store(request, stored, content.media_type, MISS, self._clock()) if stored else None
+            return answer or await self._bypass(request, MISS)
         headers = object_headers(ref, content.digest, content.media_type, MISS)
         if _not_modified(request.if_none_match, content.digest):
             return Answer(304, headers, length=None, result=MISS, ref=ref)
-        stored = self.store.find(content.digest) if len(content.data) > SMALL else None
-        # From its file: in memory it would be there for as long as the client takes to read it.
-        if stored and (answer := self._from_store(request, stored, content.media_type, MISS, stored.created)):
-            answer.headers = headers
-            return answer
         body = b"" if request.head else content.data
         return Answer(200, headers, body, None, len(content.data), MISS, ref)
 
@@ -543,6 +559,12 @@ def _variant_of(relay: Relay, asked: frozenset[str], now: float) -> TagVariant:
         size=content_length(relay.headers) or 0,
         checked=now,
     )
+
+
+def _stated_digest(headers: HeaderList) -> str:
+    """What upstream says that the digest is, empty if it does not or it is none."""
+    stated = header(headers, "docker-content-digest") or ""
+    return stated if DIGEST.fullmatch(stated) else ""
 
 
 def _complete_head(relay: Relay) -> bool:

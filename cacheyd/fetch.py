@@ -15,18 +15,26 @@ from cacheyd.budget import Budget, Pace
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstream_error
 from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
+from cacheyd.manifest import is_media_type, signed_payload
 from cacheyd.once import Once
 from cacheyd.ranges import parse_content_range
-from cacheyd.reference import OCTET_STREAM, Reference
+from cacheyd.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Reference
 from cacheyd.slots import Slots
 from cacheyd.store.blobs import Partial, digest_of
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.rows import Description, TagVariant, describe
+from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
+from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import LARGE_CHUNK, Store
 
 log = logging.getLogger(__name__)
 
-# The most that an answer held in memory may have: manifests (clients refuse more than 4 MiB) and error bodies (bytes).
+# The largest manifest that is passed on (bytes). One over `KEPT_MAX` goes straight through: clients refuse it.
 MANIFEST_MAX = 8 << 20
+# From this size on, a manifest is hashed and looked into in a thread, one at a time (bytes).
+LARGE_MANIFEST = 256 << 10
+# What all manifests on their way in may have in memory (bytes); those beyond it go straight through.
+MANIFESTS_MAX = 16 << 20
+# The most that an error's body may have (bytes).
 RELAY_MAX = 64 << 10
 # Of an answer that is remembered, for many at once: the body, each header, and which headers (bytes).
 REMEMBERED_BODY, REMEMBERED_HEADER = 4 << 10, 1 << 10
@@ -110,7 +118,7 @@ class Upstream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ManifestContent:
-    """A verified manifest. `stored` says whether it is on disk."""
+    """A verified manifest. `stored` says whether it is on disk; a large one is there only, and `data` is empty."""
 
     digest: str
     media_type: str
@@ -200,6 +208,8 @@ class Fetcher:
         self._on_verify_failure = on_verify_failure
         self._manifests: Once[tuple[int | str, ...], Asker, ManifestContent] = Once()
         self._generation = 0
+        self._manifest_bytes = 0
+        self._large_manifest = asyncio.Lock()
         # Until when an object's flight counts as broken, why, and how much of it a client may have.
         self._failed: dict[tuple[str, str], tuple[float, Failure, int]] = {}
         self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
@@ -278,10 +288,6 @@ class Fetcher:
     def in_flight(self) -> set[str]:
         """The digests of the objects that are on their way in."""
         return {flight.digest for flight in self.flights}
-
-    def incoming(self) -> int:
-        """How many bytes are still to be written by the flights under way."""
-        return sum(max(0, (flight.size or 0) - flight.received) for flight in self.flights)
 
     # Blobs
 
@@ -458,7 +464,8 @@ class Fetcher:
         if flight.size is not None and size is not None and size != flight.size:
             raise await self._restart(flight, partial, ref, "upstream changed the size of a blob")
         if size is not None and flight.size is None:
-            if not await self.store.make_room(size - partial.size):
+            # Room is made as bytes come: a head promises what it likes.
+            if not self.store.can_take(size - partial.size):
                 raise NotKept
             flight.size = size
         if not flight.streaming:
@@ -524,11 +531,10 @@ class Fetcher:
 
     async def _check_length(self, flight: Flight, partial: Partial, ref: Reference, more: int) -> None:
         """No more is written than was announced, nor more than there is room for."""
-        if flight.size is None:
-            if not await self.store.make_room(more):
-                raise NotKept
-        elif flight.received + more > flight.size:
+        if flight.size is not None and flight.received + more > flight.size:
             raise await self._mismatch(partial, ref, "upstream sent more bytes than it said")
+        if not await self.store.make_room(more, unverified=True):
+            raise NotKept
 
     async def _finish(self, flight: Flight, partial: Partial, ref: Reference) -> None:
         if partial.verified():
@@ -584,45 +590,105 @@ class Fetcher:
             if relay.status < 400:
                 raise upstream_error(502, f"upstream answered {relay.status} to a GET of a manifest")
             raise Relayed(relay)
+        data = bytearray()
+        try:
+            await self._read_manifest(response, data)
+            content = await self._keep_manifest(ref, response.headers, data)
+        finally:
+            response.close()
+            self._manifest_bytes -= len(data)
+        if ref.digest is None:
+            # Here and not where it is waited for: who comes in between must find it.
+            variant = TagVariant(asked, content.digest, content.media_type, len(data), self._clock())
+            self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+        return content
+
+    async def _read_manifest(self, response: UpstreamResponse, data: bytearray) -> None:
+        """Appends the body to `data`. Raises RequestError, and NotKept for what is too large to be held."""
+        length = content_length(response.headers)
+        if length is not None and KEPT_MAX < length <= MANIFEST_MAX:
+            raise NotKept
+        limit = KEPT_MAX if length is None or length <= KEPT_MAX else 0
         try:
             async with asyncio.timeout(self.settings.progress_timeout):
-                data = await read_all(response, MANIFEST_MAX, self.budget)
+                while chunks := await response.read():
+                    more = sum(map(len, chunks))
+                    if len(data) + more > limit:
+                        raise upstream_error(502, f"upstream's manifest has more than {limit or MANIFEST_MAX} bytes")
+                    if self._manifest_bytes + more > MANIFESTS_MAX:
+                        raise NotKept
+                    self._manifest_bytes += more
+                    for chunk in chunks:
+                        data += chunk
         except UpstreamBroken as error:
             raise _as_request_error(error) from error
         except TimeoutError:
             raise upstream_error(504, "upstream stopped in the middle of a manifest") from None
-        finally:
-            response.close()
-        if data is not None and len(data) != (content_length(response.headers) or len(data)):
+        if len(data) != (length or len(data)):
             raise upstream_error(502, "upstream's manifest ended early")
-        if data is None:
-            raise upstream_error(502, f"upstream's manifest has more than {MANIFEST_MAX} bytes")
-        content = await self._keep_manifest(ref, response.headers, data)
-        if ref.digest is None:
-            # Here and not where it is waited for: who comes in between must find it.
-            variant = TagVariant(asked, content.digest, content.media_type, len(content.data), self._clock())
-            self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
-        return content
 
-    async def _keep_manifest(self, ref: Reference, headers: HeaderList, data: bytes) -> ManifestContent:
-        stated = header(headers, "docker-content-digest")
-        expected = ref.digest or stated or digest_of(data)
-        algorithm = expected.partition(":")[0]
-        if algorithm not in ("sha256", "sha512"):
-            expected, algorithm = digest_of(data), "sha256"
-        if digest_of(data, algorithm) != expected and (header(headers, "content-encoding") or "").lower() == "gzip":
-            data = _gunzip(data)
-        if digest_of(data, algorithm) != expected:
-            self._on_verify_failure(ref.registry)
-            message = "upstream sent a manifest that does not have its digest"
-            raise RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": expected}))
-        media_type = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
-        if media_type.startswith("text/"):
-            raise upstream_error(502, f"upstream answered {media_type} where a manifest was asked for")
+    async def _keep_manifest(self, ref: Reference, headers: HeaderList, data: bytearray) -> ManifestContent:
+        try:
+            if len(data) > LARGE_MANIFEST:
+                async with self._large_manifest:
+                    found = await asyncio.to_thread(_examine, ref, headers, data)
+            else:
+                found = _examine(ref, headers, data)
+        except RequestError as error:
+            if error.failure.code is Code.DIGEST_INVALID:
+                self._on_verify_failure(ref.registry)
+            raise
         stored = None
-        if self.store.writable and await self.store.make_room(len(data)):
-            stored = await self.store.put(expected, data, media_type, within=ref.name)
-        return ManifestContent(expected, media_type, data, stored is not None)
+        # A type that is not from the bytes themselves is this one upstream's word, and not for others.
+        if found.description.media_type and self.store.writable and await self.store.make_room(len(found.data)):
+            stored = await self.store.put(
+                found.digest, found.data, found.media_type, within=ref.name, description=found.description
+            )
+        if len(found.data) <= SMALL:
+            return ManifestContent(found.digest, found.media_type, bytes(found.data), stored is not None)
+        if stored is None and len(found.data) > LARGE_MANIFEST:
+            raise NotKept
+        return ManifestContent(found.digest, found.media_type, b"" if stored else bytes(found.data), stored is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Examined:
+    """A manifest's bytes, decoded, with the digest that they have, and its type. `description` is what they say themselves."""
+
+    digest: str
+    media_type: str
+    data: bytes | bytearray
+    description: Description
+
+
+def _examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> _Examined:
+    """What upstream sent as a manifest. Raises RequestError for what is not the one that was asked for."""
+    expected = ref.digest or header(headers, "docker-content-digest") or ""
+    algorithm = expected.partition(":")[0]
+    if algorithm not in ("sha256", "sha512"):
+        expected, algorithm = "", "sha256"
+    digest = digest_of(data, algorithm)
+    if expected not in ("", digest) and (header(headers, "content-encoding") or "").lower() == "gzip":
+        data = _gunzip(data)
+        digest = digest_of(data, algorithm)
+    description = describe(data)
+    media_type = description.media_type
+    if description.schema == 1:
+        payload = signed_payload(data)
+        media_type = SCHEMA_1 if payload is None else SCHEMA_1_SIGNED
+        digest = digest if payload is None else digest_of(payload, algorithm)
+    if expected not in ("", digest):
+        message = "upstream sent a manifest that does not have its digest"
+        raise RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": expected}))
+    return _Examined(digest, media_type or _stated_type(ref, headers), data, description)
+
+
+def _stated_type(ref: Reference, headers: HeaderList) -> str:
+    """The type to pass on with what is no manifest by its bytes. Raises RequestError for a page in place of a manifest."""
+    stated = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
+    if stated.startswith("text/") and ref.digest is None:
+        raise upstream_error(502, f"upstream answered {stated[:100]} where a manifest was asked for")
+    return stated if is_media_type(stated) and not stated.startswith("text/") else OCTET_STREAM
 
 
 def _to_remember(relay: Relay) -> Relay:
@@ -659,10 +725,10 @@ def _drop(chunks: Sequence[Chunk], skip: int) -> tuple[list[Chunk], int]:
     return kept, skip
 
 
-def _gunzip(data: bytes) -> bytes:
+def _gunzip(data: bytes | bytearray) -> bytes | bytearray:
     try:
         decoder = zlib.decompressobj(wbits=31)
-        return decoder.decompress(data, MANIFEST_MAX)
+        return decoder.decompress(data, KEPT_MAX)
     except zlib.error:
         return data
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from cacheyd.fetch import Chunk, UpstreamBroken, UpstreamResponse
 from cacheyd.flight import HOLD, BodyBroken
@@ -16,7 +16,8 @@ LITTLE = 64 << 10
 class VerifiedSource:
     """The bytes `part` (default: all) of a response that has all bytes of an object.
 
-    The last 64 KiB of them follow when all of the object was seen and has its digest, and never otherwise.
+    The last 64 KiB of them follow when all of the object was seen and has its digest, and never otherwise. `on_verified`
+    gets its size then, in bytes.
     """
 
     def __init__(
@@ -24,11 +25,14 @@ class VerifiedSource:
         response: UpstreamResponse,
         digest: str,
         part: Part | None = None,
+        *,
+        on_verified: Callable[[int], Awaitable[None]] | None = None,
         on_mismatch: Callable[[], None] = lambda: None,
     ) -> None:
         self._response = response
         self._digest = digest
         self._part = part
+        self._on_verified = on_verified
         self._on_mismatch = on_mismatch
         self._hash = hashlib.new(digest.partition(":")[0])
         self._at = 0
@@ -45,6 +49,8 @@ class VerifiedSource:
                 raise BodyBroken(str(error)) from error
             if not chunks:
                 self._verify()
+                if self._on_verified is not None:
+                    await self._on_verified(self._at)
                 break
             for chunk in chunks:
                 await self._take(chunk)

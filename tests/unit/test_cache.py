@@ -23,7 +23,7 @@ from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import Clock
 
-MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
+MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": {}, "layers": []}).encode()
 INDEX = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
 NEWER = json.dumps({"schemaVersion": 2, "manifests": [], "annotations": {"n": "2"}}).encode()
 BLOB = random.Random(1).randbytes(300_000)
