@@ -6,11 +6,14 @@ without a row are hashed and taken up again.
 
 import json
 import logging
+import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diskcache
@@ -45,6 +48,26 @@ class JsonDisk(diskcache.Disk):  # type: ignore[misc]
     def get(self, key: Any, raw: bool) -> Any:
         """Keys are text; whatever else is there, a pickle for one, is never loaded and becomes the empty key."""
         return key if raw and isinstance(key, str) else ""
+
+
+class _OneConnection(diskcache.Cache):  # type: ignore[misc]
+    """One connection for all threads, where diskcache has one for each.
+
+    It could close that of its own thread only: the others kept a wiped file open until the garbage collector came by. Who
+    uses it holds `lock`.
+    """
+
+    def __init__(self, directory: str, **settings: Any) -> None:
+        super().__init__(directory, **settings)
+        self.lock = threading.RLock()
+        super().close()
+        connection = sqlite3.connect(
+            Path(directory) / "cache.db", timeout=settings["timeout"], isolation_level=None, check_same_thread=False
+        )
+        self._local = SimpleNamespace(pid=os.getpid(), con=connection)
+        for key, value in settings.items():
+            if key.startswith("sqlite_"):
+                self.reset(key, value, update=False)
 
 
 class Index:
@@ -95,7 +118,7 @@ class Index:
 
     def _connect(self, wait: float) -> Any:
         # 32 MiB: rows are texts below it, so diskcache never makes a file of its own.
-        return diskcache.Cache(
+        return _OneConnection(
             str(self._directory), timeout=wait, disk=JsonDisk, disk_min_file_size=32 << 20, eviction_policy="none",
             cull_limit=0, size_limit=2**40, statistics=0, tag_index=0, sqlite_cache_size=256, sqlite_mmap_size=0,
             sqlite_synchronous=2 if self._sync else 1,
@@ -125,10 +148,11 @@ class Index:
 
     def get(self, key: str) -> Row | None:
         """A row; None if there is none or it cannot be read. About 30 µs, for before everything is in memory."""
-        if self._reader is None:
+        if (reader := self._reader) is None:
             return None
         try:
-            row = self._reader.get(key)
+            with reader.lock:
+                row = reader.get(key)
         except _ERRORS:
             return None
         return row if isinstance(row, dict) else None
@@ -166,15 +190,15 @@ class Index:
 
     def write(self, rows: Sequence[tuple[str, Row | None]]) -> bool:
         """Sets rows, and deletes those that are None, in one transaction; whether they are on disk. Blocks."""
-        if self._cache is None:
+        if (cache := self._cache) is None:
             return False
         try:
-            with self._cache.transact(retry=False):
+            with cache.lock, cache.transact(retry=False):
                 for key, row in rows:
                     if row is None:
-                        self._cache.delete(key)
+                        cache.delete(key)
                     else:
-                        self._cache.set(key, row)
+                        cache.set(key, row)
         except _ERRORS as error:
             self._fail("written", error)
             if self._damaged:
@@ -223,7 +247,8 @@ class Index:
         for cache in (self._cache, self._reader):
             try:
                 if cache is not None:
-                    cache.close()
+                    with cache.lock:
+                        cache.close()
             except _ERRORS:
                 pass
         self._cache = self._reader = None
