@@ -81,6 +81,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("connect_timeout", parse.duration, "10s", "deadline for connecting to an upstream"),
     Setting("head_timeout", parse.duration, "20s", "deadline for the head of an upstream's response"),
     Setting("progress_timeout", parse.duration, "30s", "a body that stands still for so long is broken, either way"),
+    Setting("min_rate", parse.byte_count, "1KiB", "a body that brings fewer bytes a second, over progress_timeout, is broken, either way"),
     Setting("retries", parse.integer(0, 100), 5, "how often a broken upstream body is resumed"),
     Setting("grace", parse.duration, "20s", "time for running transfers after SIGTERM"),
     Setting("max_connections", parse.integer(1, 1_000_000), 4096, "most connections of clients; more are refused"),
@@ -166,6 +167,7 @@ class Settings:
     connect_timeout: float = 10.0
     head_timeout: float = 20.0
     progress_timeout: float = 30.0
+    min_rate: int = 1 << 10
     retries: int = 5
     grace: float = 20.0
     max_connections: int = 4096

@@ -52,6 +52,7 @@ SAMPLES: dict[str, Sample] = {
     "connect_timeout": (("5s", 5.0), (1.5, 1.5), "soon"),
     "head_timeout": (("1m", 60.0), (10, 10.0), -1),
     "progress_timeout": (("1m30s", 90.0), ("500ms", 0.5), True),
+    "min_rate": (("2KiB", 2048), (5000, 5000), "5%"),
     "retries": ((0, 0), (100, 100), 101),
     "grace": (("0s", 0.0), ("1h", 3600.0), "1 hour"),
     "max_connections": ((10, 10), (20, 20), 0),

@@ -53,6 +53,7 @@ ORDER = (
     "cacheyd.transfer",
     "cacheyd.proxy",
     "cacheyd.proxy.head",
+    "cacheyd.proxy.link",
     "cacheyd.proxy.exchange",
     "cacheyd.proxy.wire",
     "cacheyd.proxy.listener",

@@ -8,6 +8,7 @@ from mitmproxy import connection, options
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 
+from cacheyd.proxy.link import Link
 from cacheyd.proxy.server import HEAD_DEADLINE, LINGER, CacheHttp1Server, Hits
 from tests.support.stores import Clock
 
@@ -22,9 +23,10 @@ class Side:
         client.state = connection.ConnectionState.OPEN
         context = Context(client, options.Options())
         self.client = client
+        self.link = Mock(spec=Link, full=False, over=False)
         hits = Mock(spec=Hits)
         hits.quick.return_value = b"answer"
-        self.server = CacheHttp1Server(context, hits, lambda client, source: pytest.fail("nothing is pumped"))
+        self.server = CacheHttp1Server(context, hits, lambda client, source: pytest.fail("nothing is pumped"), self.link)
         self.alarms: list[commands.RequestWakeup] = []
         self.server_says(events.Start())
 
