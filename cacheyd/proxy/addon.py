@@ -286,6 +286,11 @@ class RegistryCache:
         if self._tls is not None:
             link.expect_handshake()
 
+    def client_disconnected(self, client: connection.Client) -> None:
+        """The connection is over for mitmproxy; its socket is closed once the client has taken the rest."""
+        if (link := self._links.get(client.id)) is not None:
+            link.close()
+
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         """Puts our HTTP layer where mitmproxy would put its own: on plain connections, and inside client TLS."""
         context = nextlayer.context

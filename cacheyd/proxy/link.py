@@ -150,6 +150,12 @@ class ClientLink:
         io = self._handler.transports.get(self._handler.client)
         if io is not None and io.handler is not None:
             io.handler.cancel("timeout")
+        self.close()
+
+    def close(self) -> None:
+        """mitmproxy is done with the connection, but may have left it open: it does where it is to close one, and more
+        of what the client sends has just been read.
+        """
         self._transport.close()
 
     # What the client takes

@@ -256,6 +256,8 @@ class CacheHttp1Server(Http1Server):
         if request:
             self._deadline = None
         yield from super().mark_done(request=request, response=response)
+        if self.state == self.read_headers:
+            self._link.hungry()
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """As in the base class, but errors before a response are OCI JSON."""
