@@ -351,7 +351,7 @@ class RegistryCache:
         if known is None:
             return None
         now = self._monotonic()
-        if now >= known.until or int(self._clock()) != known.second or self._stopping:
+        if now >= known.until or not 0 <= self._clock() - known.second < 1 or self._stopping:
             self.store.touch(known.digest, known.uses)
             self._forget(raw)
             return None
@@ -362,7 +362,7 @@ class RegistryCache:
                 return None
             self.store.touch(known.digest, known.uses)
             known.look_again, known.uses = now + LOOK_EVERY, 0
-        self._account(known.method, known.answer, len(known.answer.body), time.monotonic(), client)
+        self._account(known.method, known.answer, len(known.answer.body), now, client)
         return known.reply
 
     def _forget(self, raw: bytes) -> None:
@@ -542,7 +542,7 @@ class RegistryCache:
         peer = client.peername
         self._access_log.write(
             AccessLine(
-                time.time(),
+                self._clock(),
                 method,
                 registry,
                 ref.repository if ref else "",
@@ -550,7 +550,7 @@ class RegistryCache:
                 answer.status,
                 sent,
                 answer.result,
-                (time.monotonic() - started) * 1000,
+                (self._monotonic() - started) * 1000,
                 f"{peer[0]}:{peer[1]}" if peer else "",
                 note,
             )

@@ -64,6 +64,8 @@ class HeadBuffer(ReceiveBuffer):
     def next_head(self) -> bytes | None:
         """Takes the next complete head, without its empty line; None if there is none yet. Raises BadHead."""
         data = self._data
+        if not data:
+            return None
         # RFC 9112 section 2.2: empty lines before a request are ignored.
         if data[:2] == b"\r\n" and (empty := _EMPTY_LINES.match(data)):
             self._extract(empty.end())
@@ -74,7 +76,9 @@ class HeadBuffer(ReceiveBuffer):
             self._check_begun(data)
             return None
         head = bytes(data[:end])
-        self._extract(end + 4)
+        # As `_extract` does, which would copy it again.
+        del data[: end + 4]
+        self._seen = self._next_line_search = self._multiple_lines_search = 0
         return head
 
     def _check_begun(self, data: bytearray) -> None:

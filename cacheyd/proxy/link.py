@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import struct
 import termios
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from cacheyd.flight import BodyBroken
 READ = 16 << 10
 # A TLS handshake has to be complete after so long (seconds).
 HANDSHAKE_DEADLINE = 30.0
+# How often within the deadline on progress it is looked whether the client takes something.
+LOOKS = 4
 
 
 class Reader(Protocol):
@@ -63,12 +66,12 @@ class Idle:
         self._end = end
         self._loop = asyncio.get_running_loop()
         self._busy = 0
-        self._last = self._loop.time()
+        self._last = time.monotonic()
         self._timer = self._loop.call_later(seconds, self._look)
 
     def register_activity(self) -> None:
         """Something happened."""
-        self._last = self._loop.time()
+        self._last = time.monotonic()
 
     @contextmanager
     def disarm(self) -> Iterator[None]:
@@ -81,7 +84,7 @@ class Idle:
             self.register_activity()
 
     def _look(self) -> None:
-        left = self._seconds if self._busy else self._last + self._seconds - self._loop.time()
+        left = self._seconds if self._busy else self._last + self._seconds - time.monotonic()
         if left > 0:
             self._timer = self._loop.call_later(left, self._look)
         else:
@@ -109,9 +112,11 @@ class ClientLink:
         self._left = False
         self._waiting: set[asyncio.Future[None]] = set()
         self._gate: asyncio.Future[None] | None = None
-        # What the client had not taken when it was looked at last (bytes), and when it is looked at again.
-        self._mark = 0
-        self._look_again: asyncio.Handle | None = None
+        # How often something began to wait for the client; at which of these times, and when, what it had not taken was
+        # measured (bytes). Looked at by one timer now and then: a body of many windows begins to wait at each.
+        self._spell = 0
+        self._marked = (0, 0.0, 0)
+        self._timer: asyncio.Handle | None = None
         self._handshake: asyncio.Handle | None = None
         io = handler.transports[handler.client]
         # The streams of asyncio.start_server; mitmproxy's types allow for its UDP streams, too.
@@ -167,39 +172,47 @@ class ClientLink:
     def _on_full(self) -> None:
         self._base[0]()
         self.full = True
-        # Looked at once the rest of what is written in this turn is there, too.
-        self._look_again = self._loop.call_soon(self._watch)
+        self._spell += 1
+        if self._timer is None:
+            self._set_timer()
 
     def _on_empty(self) -> None:
         self._base[1]()
         self.full = False
-        if self._look_again is not None:
-            self._look_again.cancel()
-            self._look_again = None
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
         self.hungry()
 
-    def _watch(self) -> None:
-        self._mark = self._untaken()
-        self._look_again = self._loop.call_later(self._settings().progress_timeout, self._look)
+    def _set_timer(self) -> None:
+        self._timer = self._loop.call_later(self._settings().progress_timeout / LOOKS, self._look)
 
     def _look(self) -> None:
-        settings = self._settings()
-        taken = self._mark - self._untaken()
-        # More than before is there if an answer was still being written.
-        if taken < 0 or taken >= max(1, min(self._mark, settings.min_rate * settings.progress_timeout)):
-            self._watch()
-        elif self.over or self._transport.is_closing():
-            self._transport.abort()
-        else:
-            self._give_up()
+        self._timer = None
+        if not self.full:
+            return
+        self._set_timer()
+        settings, now = self._settings(), self._loop.time()
+        spell, since, untaken = self._marked
+        if spell != self._spell:
+            self._mark()
+        elif now - since >= settings.progress_timeout:
+            taken = untaken - self._untaken()
+            # More than before is there if an answer was still being written.
+            if taken < 0 or taken >= max(1, min(untaken, settings.min_rate * settings.progress_timeout)):
+                self._mark()
+            elif self.over or self._transport.is_closing():
+                self._transport.abort()
+            else:
+                self._give_up()
+
+    def _mark(self) -> None:
+        self._marked = self._spell, self._loop.time(), self._untaken()
 
     def _give_up(self) -> None:
         """FIN after what is buffered, should the client read on within as long again; else `_look` aborts."""
         self.over = True
-        self._watch()
+        self._mark()
         if self._waiting:
             self._wake(BodyBroken("the client took nothing for too long"))
         else:
@@ -238,7 +251,7 @@ class ClientLink:
     def _on_connection_lost(self, error: Exception | None) -> None:
         self._left = self.over = True
         self.full = False
-        for handle in (self._look_again, self._handshake):
+        for handle in (self._timer, self._handshake):
             if handle is not None:
                 handle.cancel()
         self._idle.stop()

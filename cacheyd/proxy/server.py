@@ -138,7 +138,11 @@ class CacheHttp1Server(Http1Server):
             try:
                 raw = self.buf.next_head()
                 if raw is None:
-                    yield from self._await_head()
+                    if not self.buf:
+                        self._deadline = None
+                    elif self._deadline is None:
+                        yield from self._watch(HEAD_DEADLINE)
+                    self._link.hungry()
                     return
                 self._deadline = None
                 if (reply := self._hits.quick(raw, self.context.client)) is not None:
@@ -149,13 +153,6 @@ class CacheHttp1Server(Http1Server):
                 yield from self._refuse(error.status, str(error))
                 return
             yield from self._serve(head, raw)
-
-    def _await_head(self) -> layer.CommandGenerator[None]:
-        if not self.buf:
-            self._deadline = None
-        elif self._deadline is None:
-            yield from self._watch(HEAD_DEADLINE)
-        self._link.hungry()
 
     @property
     def behind(self) -> bool:

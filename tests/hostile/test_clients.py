@@ -159,16 +159,15 @@ def test_who_goes_on_sending_is_closed_all_the_same(daemon: Daemon) -> None:
 
 
 def test_a_head_in_small_pieces_costs_little(daemon: Daemon) -> None:
-    """Looked at once: 3,800 pieces of 60 KiB took 2 s of CPU when each was a search of the whole."""
+    """Looked at once: 1,900 pieces of 60 KiB took 0.7 s of CPU when each was a search of the whole."""
     head = request("/v2/", {"X-Long": "x" * 61_000})
     with daemon.connect() as client:
         before = cpu_seconds(daemon)
-        for at in range(0, len(head), 16):
-            client.send(head[at : at + 16])
-            if at % 1024 == 0:
-                time.sleep(0.0005)  # So that they arrive as they were sent.
+        for at in range(0, len(head), 32):
+            client.send(head[at : at + 32])
+            time.sleep(0.001)  # So that they arrive as they were sent.
         assert client.read_reply().body == b"{}"
-        assert cpu_seconds(daemon) - before < 1.2
+        assert cpu_seconds(daemon) - before < 0.45
 
 
 def test_a_head_with_many_lines_is_refused(daemon: Daemon) -> None:
@@ -203,14 +202,14 @@ def test_who_never_reads_is_let_go(daemon: Daemon, target: str, times: int, clie
         assert daemon.get(blob(LITTLE)).body == LITTLE
 
 
-def test_who_reads_a_byte_now_and_then_is_let_go(daemon: Daemon) -> None:
+def test_who_reads_less_than_the_least_rate_is_let_go(daemon: Daemon) -> None:
     with daemon.connect(receive_buffer=4096) as client:
         client.ask(blob(HUGE))
         watch = Stopwatch()
         client.read_head()
         while sockets(daemon) and watch.seconds < 8:
             with suppress(ConnectionError):
-                client.sock.recv(1)
+                client.sock.recv(64)
             time.sleep(0.1)
         assert 1 < watch.seconds < 6
 

@@ -18,7 +18,7 @@ from tests.support.images import digest_of, random_bytes
 from tests.support.origin import Origin
 
 NS, REPO = "reg.test", "acme/app"
-DEADLINE = 1.5
+DEADLINE = 1.0
 HUGE = random_bytes(32 * MIB, seed=911)
 MIDDLE = random_bytes(MIB, seed=912)
 # The head of a handshake record of 16,384 bytes, and of a ClientHello of 1 MiB in it.
