@@ -151,7 +151,7 @@ def test_who_goes_on_sending_is_closed_all_the_same(daemon: Daemon) -> None:
     with ExitStack() as stack:
         for headers in ({"Connection": "close"}, {"Bad Header": "x"}) * 10:
             client = stack.enter_context(daemon.connect())
-            pour_once(client, request("/healthz", headers) + bytes(MIB))
+            pour_once(client, request("/healthz", headers) + bytes(20 * MIB))
         eventually(lambda: sockets(daemon), 0, seconds=4)
 
 

@@ -59,18 +59,18 @@ def test_who_comes_first_waits_and_is_served(own: Starter) -> None:
 def test_as_many_wait_as_may(own: Starter) -> None:
     origin = own.origin(Origin())
     origin.add_blob("acme/app", DATA)
-    daemon = start(own, origin, "1.5", max_waiting="10")
+    daemon = start(own, origin, "1", max_waiting="10")
     found = ask_at_once(daemon, 30)
     assert sorted(found) == [200] * 10 + [503] * 20
 
 
 def test_nobody_waits_longer_than_a_start_takes(own: Starter) -> None:
     origin = own.origin(Origin())
-    environ = {"HOSTILE_SLOW_START": "4", "HOSTILE_CONSTANTS": "cacheyd.proxy.addon.START_PATIENCE=1"}
+    environ = {"HOSTILE_SLOW_START": "2.5", "HOSTILE_CONSTANTS": "cacheyd.proxy.addon.START_PATIENCE=1"}
     daemon = own.daemon(registry_table("reg.test", origin.url), env=environ, kind=Early)
     watch = Stopwatch()
     assert daemon.get(TARGET).status == 503
-    assert 0.5 < watch.seconds < 3
+    assert 0.5 < watch.seconds < 2.2
     eventually(lambda: daemon.get("/readyz").status, 200)
 
 
