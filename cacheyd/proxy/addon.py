@@ -14,6 +14,7 @@ from mitmproxy import addonmanager, connection, ctx, exceptions, http, tls
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
+from mitmproxy.proxy.mode_specs import ReverseMode
 
 from cacheyd import __version__, config, descriptors, status
 from cacheyd.answer import API_VERSION, Answer, error_answer, text_answer
@@ -30,8 +31,9 @@ from cacheyd.origins import Origins
 from cacheyd.proxy.connection import FETCH
 from cacheyd.proxy.exchange import without_end
 from cacheyd.proxy.head import Head
-from cacheyd.proxy.listener import ListenerTls
-from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, PlainRefused, Pump
+from cacheyd.proxy.link import ClientLink, Link
+from cacheyd.proxy.listener import ListenerTls, ListenerTlsLayer
+from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, Gone, PlainRefused, Pump
 from cacheyd.proxy.transport import MitmTransport
 from cacheyd.proxy.trust import check_files
 from cacheyd.reference import Kind, Page, Reference, parse_target
@@ -43,17 +45,21 @@ from cacheyd.warm import warm_handler
 log = logging.getLogger(__name__)
 
 STARTED = "cacheyd_started"
-# A connection on which nothing happens is closed after so long, one in a TLS handshake included (seconds).
+# A connection on which nothing happens is closed after so long (seconds).
 IDLE_TIMEOUT = 120
+# Requests that come before the store is open wait for it so long (seconds): a rolling start refuses nobody.
+START_PATIENCE = 5.0
 # The first byte of a TLS connection (RFC 8446 section 5.1: handshake).
 TLS_RECORD = b"\x16"
 # A process that is ending has `grace` and so much more to let go of the directory (seconds).
 LOCK_PATIENCE = 10.0
 # How often the file behind a reply is looked for (seconds): the directory may be wiped.
 LOOK_EVERY = 0.05
-# Replies that are kept for `quick`, and the size of the largest one (bytes).
-QUICK_REPLIES = 2048
+# What the replies take that are kept for `quick`, each with its request, and the largest one (bytes). Python's own part of
+# an entry is counted, too.
+QUICK_TOTAL = 16 << 20
 QUICK_BYTES = 16 << 10
+QUICK_ENTRY = 2 << 10
 # The client's headers that an upstream is to see, and no others: never cookies, hop-by-hop headers or ns.
 FORWARDED = {"accept": "Accept", "authorization": "Authorization", "user-agent": "User-Agent"}
 
@@ -70,6 +76,8 @@ class RegistryCache:
         *,
         daemon: bool = False,
         patience: float | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load_settings = load
         self._access_log = access_log
@@ -83,8 +91,19 @@ class RegistryCache:
         self._stopping = False
         self._hurry = False
         self._active = 0
-        self._started = time.time()
+        # The clock is what clients and people are shown; how long things hold is counted by one that nobody can set.
+        self._clock = clock
+        self._monotonic = monotonic
+        self._started = monotonic()
         self._quick: dict[bytes, _Quick] = {}
+        self._quick_size = 0
+        # When the answer that is offered for `quick` was made.
+        self._hit_at = 0.0
+        # Clients by their id, until their sockets are closed: later than mitmproxy forgets them.
+        self._links: dict[str, ClientLink] = {}
+        # Set when the store is open, or it is known that it will not be soon.
+        self._opened = asyncio.Event()
+        self._early = 0
         self._inspect = False
         self._descriptors = connections_for(descriptors.raise_limit())
 
@@ -145,8 +164,9 @@ class RegistryCache:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         try:
             patience = settings.grace + LOCK_PATIENCE if self._patience is None else self._patience
-            await self.store.start(wait=patience, give_up=ctx.master.should_exit.is_set)
+            await self.store.start(wait=patience, give_up=ctx.master.should_exit.is_set, on_busy=self._opened.set)
         except DirectoryInUse as error:
+            self._opened.set()
             if not ctx.master.should_exit.is_set():
                 log.error("%s", error)
                 self.failed = True
@@ -162,6 +182,7 @@ class RegistryCache:
         self.control = ControlServer(settings.cache_dir, commands.run, self.store.lock.is_held)
         await self.control.start()
         self._ready = True
+        self._opened.set()
         if self._descriptors < settings.max_connections:
             log.warning("no more than %d connections: this process may not open more files", self._descriptors)
         trouble = self.store.trouble
@@ -194,6 +215,7 @@ class RegistryCache:
             one.forget()
         self.metrics.configure(settings.registries)
         self._quick.clear()
+        self._quick_size = 0
         if self._daemon:
             logging.getLogger("cacheyd").setLevel(logging.DEBUG if settings.debug else logging.INFO)
         log.info("settings reloaded")
@@ -228,7 +250,7 @@ class RegistryCache:
         """What happened since the start, for `cacheyd stats`."""
         hits, misses = self.metrics.totals()
         return {
-            "version": __version__, "uptime": time.time() - self._started, "hits": hits, "misses": misses,
+            "version": __version__, "uptime": self._monotonic() - self._started, "hits": hits, "misses": misses,
             "hit_ratio": hits / (hits + misses) if hits + misses else None, "bytes": self.metrics.sent(),
             "evictions": self.metrics.evictions(), "flights": len(self.fetcher.flights), "waiting": self.cache.waiting,
         }  # fmt: skip
@@ -261,9 +283,24 @@ class RegistryCache:
 
     def client_connected(self, client: connection.Client) -> None:
         """Closes a connection that is one too many: its client goes on elsewhere at once."""
-        allowed = min(self.settings.max_connections, self._descriptors)
-        if len(ctx.master.addons.get("proxyserver").connections) > allowed:
+        # Only listeners of the reverse mode, and TCP: other modes of the same mitmdump are none of ours.
+        if not isinstance(client.proxy_mode, ReverseMode) or client.transport_protocol != "tcp":
+            return
+        handler = ctx.master.addons.get("proxyserver").connections[client.id]
+        if handler.transports[client].writer.is_closing():
+            return
+        if len(self._links) >= min(self.settings.max_connections, self._descriptors):
             client.error = "too many connections"
+            return
+        link = ClientLink(handler, lambda: self.settings, lambda: self._links.pop(client.id, None))
+        self._links[client.id] = link
+        if self._tls is not None:
+            link.expect_handshake()
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        """The connection is over for mitmproxy; its socket is closed once the client has taken the rest."""
+        if (link := self._links.get(client.id)) is not None:
+            link.close()
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         """Puts our HTTP layer where mitmproxy would put its own: on plain connections, and inside client TLS."""
@@ -271,24 +308,34 @@ class RegistryCache:
         top = context.layers[-1]
         if not isinstance(context.layers[0], modes.ReverseProxy):
             return
+        link = self._links.get(context.client.id)
+        if link is None:
+            # It has left already.
+            nextlayer.layer = Gone(context)
+            return
         data = nextlayer.data_client()
         if isinstance(top, ClientTLSLayer):
-            nextlayer.layer = CacheHttpLayer(context, self)
+            nextlayer.layer = CacheHttpLayer(context, self, link)
         elif not isinstance(top, modes.ReverseProxy) or not data:
             return
         elif self._tls is not None and data[:1] != TLS_RECORD:
             nextlayer.layer = PlainRefused(context)
         elif self._tls is not None:
-            outer = nextlayer.layer = ClientTLSLayer(context)
-            outer.child_layer = CacheHttpLayer(context, self)
+            outer = nextlayer.layer = ListenerTlsLayer(context)
+            outer.child_layer = CacheHttpLayer(context, self, link)
         elif self._daemon or data[:1] != TLS_RECORD:
             # TLS where none is configured gets a plain refusal; mitmdump and mitmweb have certificates of their own.
-            nextlayer.layer = CacheHttpLayer(context, self)
+            nextlayer.layer = CacheHttpLayer(context, self, link)
 
     def tls_start_client(self, data: tls.TlsData) -> None:
         """The listener's certificate."""
         if self._tls is not None:
             data.ssl_conn = self._tls.connection()
+
+    def tls_established_client(self, data: tls.TlsData) -> None:
+        """The handshake was in time."""
+        if (link := self._links.get(data.context.client.id)) is not None:
+            link.established()
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Said here in one line; mitmproxy's own speak of its options."""
@@ -297,7 +344,11 @@ class RegistryCache:
 
     async def cacheyd_pump(self, pump: Pump) -> None:
         """Each piece of each body that cacheyd produces."""
-        await pump.advance(_writer(pump.client), self.settings.progress_timeout)
+        await pump.advance(self._links.get(pump.client.id))
+
+    async def cacheyd_turn(self, link: Link) -> None:
+        """Between pipelined hits."""
+        await link.turn()
 
     # Hits, before there is a flow
 
@@ -310,20 +361,24 @@ class RegistryCache:
         known = self._quick.get(raw)
         if known is None:
             return None
-        now = time.time()
-        if now >= known.until or self._stopping:
+        now = self._monotonic()
+        if now >= known.until or not 0 <= self._clock() - known.second < 1 or self._stopping:
             self.store.touch(known.digest, known.uses)
-            del self._quick[raw]
+            self._forget(raw)
             return None
         known.uses += 1
         if now >= known.look_again:
             if self.store.find(known.digest) is None:
-                del self._quick[raw]
+                self._forget(raw)
                 return None
             self.store.touch(known.digest, known.uses)
             known.look_again, known.uses = now + LOOK_EVERY, 0
-        self._account(known.method, known.answer, len(known.answer.body), time.monotonic(), client)
+        self._account(known.method, known.answer, len(known.answer.body), now, client)
         return known.reply
+
+    def _forget(self, raw: bytes) -> None:
+        if (known := self._quick.pop(raw, None)) is not None:
+            self._quick_size -= len(raw) + len(known.reply) + QUICK_ENTRY
 
     def hit(self, head: Head) -> Answer | None:
         """The answer from disk, None if the request has to become a flow."""
@@ -335,6 +390,7 @@ class RegistryCache:
             return None
         if isinstance(ref, Page):
             return None
+        self._hit_at = self._clock()
         answer = self.cache.hit(_request(head.method, ref, head.headers))
         if answer is not None and answer.source is not None:
             self._active += 1
@@ -354,11 +410,16 @@ class RegistryCache:
             return
         if answer.ref is None or self.settings.registry(answer.ref.registry).access != "open":
             return
-        self._quick.pop(raw, None)
-        if len(self._quick) >= QUICK_REPLIES:
-            del self._quick[next(iter(self._quick))]
-        now = time.time()
-        self._quick[raw] = _Quick(int(now) + 1.0, now + LOOK_EVERY, reply, answer.stored.digest, head.method, answer)
+        now, clock = self._monotonic(), self._clock()
+        if int(clock) != int(self._hit_at):
+            return
+        self._forget(raw)
+        self._quick_size += len(raw) + len(reply) + QUICK_ENTRY
+        while self._quick_size > QUICK_TOTAL:
+            self._forget(next(iter(self._quick)))
+        # To the end of the second of the clock, however the clock is set meanwhile.
+        until, second = now + 1.0 - clock % 1.0, int(clock)
+        self._quick[raw] = _Quick(until, second, now + LOOK_EVERY, reply, answer.stored.digest, head.method, answer)
 
     # Flows
 
@@ -378,7 +439,7 @@ class RegistryCache:
     async def _answer(self, request: http.Request) -> Answer:
         try:
             if not self._ready and not request.path.startswith("/healthz"):
-                raise cache_error("cacheyd is starting", 503)
+                await self._open(request.path)
             if request.method not in ("GET", "HEAD"):
                 allow = (("Allow", "GET, HEAD"),)
                 message = "cacheyd takes no uploads: push to the registry itself"
@@ -392,6 +453,18 @@ class RegistryCache:
         except Exception:
             log.exception("a request failed")
             return error_answer(cache_error("cacheyd failed to answer"))
+
+    async def _open(self, path: str) -> None:
+        """Waits until the store is open, unless that takes longer than a start; probes are told at once."""
+        probe = path.startswith("/readyz")
+        if not (self._opened.is_set() or self._stopping or probe) and self._early < self.settings.max_waiting:
+            self._early += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(START_PATIENCE):
+                    await self._opened.wait()
+            self._early -= 1
+        if not self._ready:
+            raise cache_error("cacheyd is starting", 503)
 
     def _page(self, page: Page, request: http.Request) -> Answer:
         match page.path:
@@ -425,8 +498,9 @@ class RegistryCache:
     def _status(self) -> status.Status:
         store = self.store
         hits, misses = self.metrics.totals()
+        started = self._clock() - (self._monotonic() - self._started)
         return status.Status(
-            self._started, hits, misses, store.counts[Kind.MANIFEST], store.counts[Kind.BLOB], store.size,
+            started, hits, misses, store.counts[Kind.MANIFEST], store.counts[Kind.BLOB], store.size,
             len(self.fetcher.flights), str(self.settings.cache_dir), store.blobs.free(),
             tuple(sorted(self.settings.registries)), store.trouble,
         )  # fmt: skip
@@ -490,7 +564,7 @@ class RegistryCache:
         peer = client.peername
         self._access_log.write(
             AccessLine(
-                time.time(),
+                self._clock(),
                 method,
                 registry,
                 ref.repository if ref else "",
@@ -498,7 +572,7 @@ class RegistryCache:
                 answer.status,
                 sent,
                 answer.result,
-                (time.monotonic() - started) * 1000,
+                (self._monotonic() - started) * 1000,
                 f"{peer[0]}:{peer[1]}" if peer else "",
                 note,
             )
@@ -510,6 +584,7 @@ class _Quick:
     """A whole response that holds to the end of a second of the clock, while the object's file is there."""
 
     until: float
+    second: int
     look_again: float
     reply: bytes
     digest: str
@@ -525,12 +600,6 @@ def connections_for(limit: int) -> int:
     can be closed again. Without a descriptor a client cannot even be refused, and a mirror that hangs is worse than none.
     """
     return sys.maxsize if limit == resource.RLIM_INFINITY else max(4, limit // 2 - 32)
-
-
-def _writer(client: connection.Client) -> asyncio.StreamWriter | None:
-    handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
-    transport = handler.transports.get(client) if handler is not None else None
-    return transport.writer if transport is not None else None
 
 
 def _request(method: str, ref: Reference, headers: HeaderList) -> Request:

@@ -3,11 +3,14 @@
 import re
 from dataclasses import dataclass
 
+from h11._receivebuffer import ReceiveBuffer
+
 from cacheyd.answer import Answer
 from cacheyd.errors import reason
 
-# A head that is longer is refused with 431 (bytes); mitmproxy itself sets no bound.
+# A head that is longer, or has more header lines, is refused with 431 (bytes); mitmproxy itself sets no bound.
 MAX_HEAD = 64 << 10
+MAX_LINES = 256
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
@@ -15,6 +18,8 @@ _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
 _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 _VERSION = re.compile(rb"HTTP/(\d)\.(\d)")
 _LENGTH = re.compile(rb"\d{1,18}")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 class BadHead(Exception):
@@ -45,6 +50,46 @@ class Head:
         return tuple(value for key, value in self.headers if key == name)
 
 
+class HeadBuffer(ReceiveBuffer):
+    """What a client has sent and nobody has read. Of a head that comes in pieces, each byte is looked at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = 0
+
+    def _extract(self, count: int) -> bytearray:
+        self._seen = 0
+        return super()._extract(count)
+
+    def next_head(self) -> bytes | None:
+        """Takes the next complete head, without its empty line; None if there is none yet. Raises BadHead."""
+        data = self._data
+        if not data:
+            return None
+        # RFC 9112 section 2.2: empty lines before a request are ignored.
+        if data[:2] == b"\r\n" and (empty := _EMPTY_LINES.match(data)):
+            self._extract(empty.end())
+        end = data.find(b"\r\n\r\n", max(0, self._seen - 3))
+        if end > MAX_HEAD or (end < 0 and len(data) > MAX_HEAD):
+            raise BadHead("the request head is too large", 431)
+        if end < 0:
+            self._check_begun(data)
+            return None
+        head = bytes(data[:end])
+        # As `_extract` does, which would copy it again.
+        del data[: end + 4]
+        self._seen = self._next_line_search = self._multiple_lines_search = 0
+        return head
+
+    def _check_begun(self, data: bytearray) -> None:
+        if data and not data[:1].isalpha() and data != b"\r":
+            # TLS, for one: skopeo tries it first, and would wait for an answer.
+            raise BadHead("this is not HTTP")
+        if _BARE_LF.search(data, self._seen):
+            raise BadHead("lines end with CR LF")
+        self._seen = len(data)
+
+
 def parse_head(raw: bytes) -> Head:
     """Parses a head up to and without its empty line; raises BadHead for what RFC 9112 forbids or smuggles."""
     lines = raw.split(b"\r\n")
@@ -56,6 +101,8 @@ def parse_head(raw: bytes) -> Head:
         raise BadHead("bad request line")
     if version[1] != b"1":
         raise BadHead("HTTP/1.1 and HTTP/1.0 are spoken here", 505)
+    if len(lines) > MAX_LINES + 1:
+        raise BadHead("the request head has too many lines", 431)
     http10 = version[2] == b"0"
     headers = []
     for line in lines[1:]:

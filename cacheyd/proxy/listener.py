@@ -1,4 +1,4 @@
-"""TLS on the listener: HTTP/1.1 only, certificates read anew when their files change."""
+"""TLS on the listener: HTTP/1.1 only, bounded hellos, certificates read anew when their files change."""
 
 import logging
 import time
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.tls import ClientTLSLayer
 from OpenSSL import SSL
 
 from cacheyd.config import ConfigError, Settings
@@ -13,6 +16,10 @@ from cacheyd.config import ConfigError, Settings
 log = logging.getLogger(__name__)
 
 CHECK_EVERY = 1.0
+# A ClientHello that is longer, its records' heads included, is refused (bytes); browsers' have 2,000.
+MAX_HELLO = 16 << 10
+# What is said of a handshake that failed: its bytes, where mitmproxy could not parse them, would fill the log (characters).
+MAX_REASON = 120
 
 
 def _select_alpn(_: SSL.Connection, offered: list[bytes]) -> Any:
@@ -25,6 +32,7 @@ def make_server_context(settings: Settings) -> SSL.Context:
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_alpn_select_callback(_select_alpn)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_RENEGOTIATION)
     try:
         context.use_certificate_chain_file(str(settings.tls_cert))
         context.use_privatekey_file(str(settings.tls_key or settings.tls_cert))
@@ -39,6 +47,59 @@ def make_server_context(settings: Settings) -> SSL.Context:
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
         context.set_session_id(b"cacheyd")
     return context
+
+
+class HelloMeter:
+    """Says when a ClientHello (RFC 8446 section 4) is complete, and looks at each of its bytes once."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._begun = bytearray()
+        self._length = 0
+        self._seen = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Whether it is complete with these bytes. Raises ValueError for what is none, or is too long."""
+        self._seen += len(data)
+        self._pending += data
+        while len(self._pending) >= 5:
+            size = int.from_bytes(self._pending[3:5])
+            if self._pending[0] != 22 or self._pending[1] != 3 or size == 0:
+                raise ValueError("no TLS handshake")
+            if len(self._pending) < 5 + size:
+                break
+            self._begun += self._pending[5 : min(5 + size, 9)]
+            self._length += size
+            del self._pending[: 5 + size]
+            if len(self._begun) >= 4 and self._length >= 4 + int.from_bytes(self._begun[1:4]):
+                return True
+        if self._seen > MAX_HELLO:
+            raise ValueError("the ClientHello is too long")
+        return False
+
+
+class ListenerTlsLayer(ClientTLSLayer):
+    """mitmproxy's TLS towards clients, but a ClientHello is not parsed anew for each piece of it, nor kept without end."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._meter: HelloMeter | None = HelloMeter()
+        self._hello = bytearray()
+
+    def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
+        """As in the base class, which gets the ClientHello whole."""
+        if self._meter is not None:
+            try:
+                complete = self._meter.feed(data)
+            except ValueError as error:
+                return False, str(error)
+            self._hello += data
+            if not complete:
+                return False, None
+            data, self._meter = bytes(self._hello), None
+            self._hello.clear()
+        done, failed = yield from super().receive_handshake_data(data)
+        return done, failed[:MAX_REASON] if failed is not None else None
 
 
 class ListenerTls:

@@ -1,6 +1,5 @@
 """The HTTP/1 server side of a client's connection: answers hits before a flow exists, refuses what is malformed."""
 
-import re
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -22,7 +21,8 @@ from mitmproxy.proxy.layers.http._http1 import make_body_reader
 from cacheyd.answer import Answer, error_answer
 from cacheyd.errors import Code, client_error, upstream_error
 from cacheyd.flight import WINDOW, BodyBroken, MappedReader, Source
-from cacheyd.proxy.head import MAX_HEAD, BadHead, Head, parse_head, render_head
+from cacheyd.proxy.head import BadHead, Head, HeadBuffer, parse_head, render_head
+from cacheyd.proxy.link import CacheydTurnHook, Link
 
 # A request body that is longer is refused: nothing here wants one (bytes).
 MAX_BODY = 64 << 10
@@ -30,7 +30,12 @@ MAX_BODY = 64 << 10
 HEAD_DEADLINE = 30.0
 LINGER = 5.0
 TLS_WINDOW = 1 << 20
-_BARE_LF = re.compile(rb"(?<!\r)\n")
+# So much may come behind a request that waits for its answer (bytes), or so many pieces of it, before no more is read.
+BEHIND, PIECES_BEHIND = 16 << 10, 8
+# So many hits of one connection are answered before others have their turn.
+TURN = 16
+# A refused client may still send so much (bytes).
+MAX_DISCARDED = 16 << 20
 
 
 def piece_limit(client: connection.Client) -> int:
@@ -72,10 +77,15 @@ class Hits(Protocol):
 class CacheHttp1Server(Http1Server):
     """`read_headers` is called only between requests, so a hit can be answered there without tracking state."""
 
-    def __init__(self, context: Context, hits: Hits, make_pump: MakePump) -> None:
+    buf: HeadBuffer
+
+    def __init__(self, context: Context, hits: Hits, make_pump: MakePump, link: Link) -> None:
         super().__init__(context)
+        self.buf = HeadBuffer()
         self._hits = hits
         self._make_pump = make_pump
+        self._link = link
+        self._discarded = 0
         # When the connection is closed, and who will look then: each alarm costs memory until it rings.
         self._deadline: float | None = None
         self._alarm: commands.RequestWakeup | None = None
@@ -114,14 +124,25 @@ class CacheHttp1Server(Http1Server):
         if isinstance(event, events.ConnectionClosed):
             yield commands.CloseConnection(self.conn)
             return
+        answered = 0
         while self.state == self.read_headers:
+            # What is pipelined is not answered faster than the client takes it, nor before everybody else.
+            if self._link.full or answered == TURN:
+                yield CacheydTurnHook(self._link)
+                answered = 0
+                if self._link.over:
+                    yield commands.CloseConnection(self.conn)
+                    self.state = self.done
+                    return
+            answered += 1
             try:
-                raw = self._next_head()
+                raw = self.buf.next_head()
                 if raw is None:
                     if not self.buf:
                         self._deadline = None
                     elif self._deadline is None:
                         yield from self._watch(HEAD_DEADLINE)
+                    self._link.hungry()
                     return
                 self._deadline = None
                 if (reply := self._hits.quick(raw, self.context.client)) is not None:
@@ -133,29 +154,12 @@ class CacheHttp1Server(Http1Server):
                 return
             yield from self._serve(head, raw)
 
-    def _next_head(self) -> bytes | None:
-        """The next complete head without its empty line, None if there is none yet. Raises BadHead."""
-        data = bytes(self.buf)
-        start = 0
-        while data.startswith(b"\r\n", start):  # RFC 9112 section 2.2: empty lines before a request are ignored.
-            start += 2
-        if start:
-            self.buf.maybe_extract_at_most(start)
-            data = data[start:]
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if data and not data[:1].isalpha() and data != b"\r":
-                # TLS, for one: skopeo tries it first, and would wait for an answer.
-                raise BadHead("this is not HTTP")
-            if len(data) > MAX_HEAD:
-                raise BadHead("the request head is too large", 431)
-            if _BARE_LF.search(data):
-                raise BadHead("lines end with CR LF")
-            return None
-        if end > MAX_HEAD:
-            raise BadHead("the request head is too large", 431)
-        self.buf.maybe_extract_at_most(end + 4)
-        return data[:end]
+    @property
+    def behind(self) -> bool:
+        """Whether so much waits behind a request, or behind an answer on its way, that no more is to be read."""
+        if self._paused is None and self.state == self.read_headers:
+            return False
+        return len(self.buf) > BEHIND or len(self._paused_event_queue) >= PIECES_BEHIND
 
     def _serve(self, head: Head, raw: bytes) -> layer.CommandGenerator[None]:
         started = time.monotonic()
@@ -233,12 +237,14 @@ class CacheHttp1Server(Http1Server):
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self.state = self.discard
         self.buf.maybe_extract_at_most(len(self.buf))
+        self._link.hungry()
         yield from self._watch(LINGER)
 
     def discard(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Reads and forgets what a refused client still sends."""
+        self._discarded += len(self.buf)
         self.buf.maybe_extract_at_most(len(self.buf))
-        if isinstance(event, events.ConnectionClosed):
+        if isinstance(event, events.ConnectionClosed) or self._discarded > MAX_DISCARDED:
             yield commands.CloseConnection(self.conn)
             self.state = self.done
 
@@ -247,6 +253,8 @@ class CacheHttp1Server(Http1Server):
         if request:
             self._deadline = None
         yield from super().mark_done(request=request, response=response)
+        if self.state == self.read_headers:
+            self._link.hungry()
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """As in the base class, but errors before a response are OCI JSON."""

@@ -1,11 +1,10 @@
 """Bodies that cacheyd produces, pumped into a response with backpressure.
 
 mitmproxy drains its writers only when a peer sends something, so a body that a layer produces has none: here a blocking
-hook stands before each piece. It waits for the client to take what was sent and for the next piece to exist. The hook
-disarms mitmproxy's idle watchdog, so the deadline on the client's progress is here, too.
+hook stands before each piece. It waits for the client to take what was sent (`link` has the deadline on that) and for the
+next piece to exist.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +28,7 @@ from cacheyd.answer import Answer, error_answer
 from cacheyd.errors import Code, client_error
 from cacheyd.flight import BodyBroken, Source
 from cacheyd.proxy.head import render_head
+from cacheyd.proxy.link import ClientLink
 from cacheyd.proxy.server import CacheHttp1Server, Hits, piece_limit
 
 ANSWER = "cacheyd_answer"
@@ -47,36 +47,19 @@ class Pump:
         self.error: str | None = None
         self.sent = 0
 
-    async def advance(self, writer: asyncio.StreamWriter | None, progress_timeout: float) -> None:
+    async def advance(self, link: ClientLink | None) -> None:
         """Waits until the client has taken what was sent and there is a next piece."""
         self.piece = b""
         try:
-            if writer is None or writer.is_closing():
+            if link is None:
                 raise BodyBroken("the client has left")
-            await drained(writer, progress_timeout)
+            await link.taken()
             rest = self._rest or await self.source.read()
             self.piece, self._rest = rest[: self._limit], rest[self._limit :]
-            if writer.is_closing():
-                raise BodyBroken("the client has left")
+            await link.taken()
         except (BodyBroken, OSError) as error:
             self.error = str(error) or "broken"
         self.sent += len(self.piece)
-
-
-async def drained(writer: asyncio.StreamWriter, progress_timeout: float) -> None:
-    """Waits until the transport wants more; raises BodyBroken if the client takes nothing for `progress_timeout` seconds."""
-    transport = writer.transport
-    while True:
-        before = transport.get_write_buffer_size()
-        try:
-            async with asyncio.timeout(progress_timeout):
-                await writer.drain()
-                return
-        except TimeoutError:
-            if transport.get_write_buffer_size() >= before:
-                # FIN after what is buffered, should the client read on; else the end of patience.
-                asyncio.get_running_loop().call_later(progress_timeout, transport.abort)
-                raise BodyBroken("the client took nothing for too long") from None
 
 
 @dataclass
@@ -125,9 +108,9 @@ class CacheHttpStream(HttpStream):
 class CacheHttpLayer(HttpLayer):
     """mitmproxy's HTTP layer with a server that answers hits and streams that pump bodies."""
 
-    def __init__(self, context: Context, hits: Hits) -> None:
+    def __init__(self, context: Context, hits: Hits, link: ClientLink) -> None:
         super().__init__(context, HTTPMode.transparent)
-        self.connections[context.client] = CacheHttp1Server(context.fork(), hits, self._pump)
+        self.connections[context.client] = link.reader = CacheHttp1Server(context.fork(), hits, self._pump, link)
 
     def _pump(self, client: connection.Client, source: Source) -> tuple[Pump, Callable[[], commands.Command]]:
         pump = Pump(client, source)
@@ -148,3 +131,10 @@ class PlainRefused(layer.Layer):
             yield commands.SendData(self.context.client, render_head(answer, keep_alive=False) + answer.body)
         if isinstance(event, events.DataReceived | events.ConnectionClosed):
             yield commands.CloseConnection(self.context.client)
+
+
+class Gone(layer.Layer):
+    """A client that left before it was looked at."""
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        yield commands.CloseConnection(self.context.client)

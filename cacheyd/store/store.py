@@ -52,15 +52,24 @@ class Store(Shelf):
 
     # Lifecycle
 
-    async def start(self, *, background: bool = True, wait: float = 0.0, give_up: Callable[[], bool] = lambda: False) -> None:
+    async def start(
+        self,
+        *,
+        background: bool = True,
+        wait: float = 0.0,
+        give_up: Callable[[], bool] = lambda: False,
+        on_busy: Callable[[], None] = lambda: None,
+    ) -> None:
         """Takes the directory and opens the index; what is there is read in the background, or before this returns.
+
+        `on_busy` is called if another process has the directory and is waited for.
 
         Raises DirectoryInUse if another process still has the directory after `wait` seconds (or `give_up`), and nothing
         for a bad disk.
         """
         try:
             await self.in_thread(self.blobs.prepare)
-            await self._take_lock(wait, give_up)
+            await self._take_lock(wait, give_up, on_busy)
         except OSError as error:
             self.report_write_error(error)
         else:
@@ -73,7 +82,7 @@ class Store(Shelf):
             await self.upkeep.load()
             self._repaired.update(await self.upkeep.reconcile())
 
-    async def _take_lock(self, wait: float, give_up: Callable[[], bool]) -> None:
+    async def _take_lock(self, wait: float, give_up: Callable[[], bool], on_busy: Callable[[], None]) -> None:
         deadline, said = self.monotonic() + wait, False
         while True:
             try:
@@ -84,6 +93,7 @@ class Store(Shelf):
                     raise
                 if not said:
                     log.info("%s; waiting for it to end", error)
+                    on_busy()
                 said = True
                 await asyncio.sleep(LOCK_EVERY)
 

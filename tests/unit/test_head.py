@@ -1,11 +1,14 @@
 """The strict parser of request heads: what RFC 9112 forbids, and what smugglers try."""
 
+import time
+
 import pytest
+from h11._receivebuffer import ReceiveBuffer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cacheyd.answer import Answer
-from cacheyd.proxy.head import BadHead, Head, parse_head, render_head
+from cacheyd.proxy.head import MAX_LINES, BadHead, Head, HeadBuffer, parse_head, render_head
 
 
 def head(*lines: str, request: str = "GET /v2/ HTTP/1.1", host: str | None = "cache:3000") -> Head:
@@ -308,3 +311,69 @@ def test_text_that_no_header_can_hold_does_not_break_the_head() -> None:
     rendered = render_head(Answer(200, (("OCI-Namespace", "bücher🐳"),)), keep_alive=True)
 
     assert "OCI-Namespace: bücher?".encode("latin-1") in rendered
+
+
+# Heads in pieces
+
+
+def feed_to(buffer: HeadBuffer, data: bytes) -> None:
+    """More of it arrives."""
+    ReceiveBuffer.__iadd__(buffer, data)
+
+
+HEADS = [b"GET /a HTTP/1.1\r\nHost: a", b"HEAD /b HTTP/1.1\r\nHost: " + b"b" * 300]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 10_000])
+def test_heads_are_the_same_in_any_pieces(size: int) -> None:
+    data = b"\r\n".join((b"", b"", *HEADS[:1])) + b"\r\n\r\n\r\n" + HEADS[1] + b"\r\n\r\n"
+    buffer, found = HeadBuffer(), []
+    for at in range(0, len(data), size):
+        feed_to(buffer, data[at : at + size])
+        while (head := buffer.next_head()) is not None:
+            found.append(head)
+    assert found == HEADS
+    assert not buffer
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+@pytest.mark.parametrize("begun", [b"\n", b"GET /\n", b"GET / HTTP/1.1\r\na: b\n", b"\x16\x03\x01", b" GET"])
+def test_what_is_refused_is_refused_in_any_pieces(size: int, begun: bytes) -> None:
+    buffer = HeadBuffer()
+
+    def feed() -> None:
+        for at in range(0, len(begun), size):
+            feed_to(buffer, begun[at : at + size])
+            buffer.next_head()
+
+    with pytest.raises(BadHead):
+        feed()
+
+
+def test_a_head_byte_by_byte_takes_linear_time() -> None:
+    """30 s when each byte was a search of all before it."""
+    buffer, started = HeadBuffer(), time.process_time()
+    feed_to(buffer, b"GET / HTTP/1.1\r\na: ")
+    for _ in range(60_000):
+        feed_to(buffer, b"x")
+        assert buffer.next_head() is None
+    feed_to(buffer, b"\r\n\r\n")
+    assert buffer.next_head() is not None
+    assert time.process_time() - started < 1
+
+
+def test_many_heads_at_once_take_linear_time() -> None:
+    buffer, started = HeadBuffer(), time.process_time()
+    feed_to(buffer, b"GET / HTTP/1.1\r\n\r\n" * 100_000)
+    count = 0
+    while buffer.next_head() is not None:
+        count += 1
+    assert count == 100_000
+    assert time.process_time() - started < 1
+
+
+def test_the_number_of_lines_is_bounded() -> None:
+    parse_head(b"GET / HTTP/1.1\r\nHost: a" + b"\r\na: b" * (MAX_LINES - 1))
+    with pytest.raises(BadHead) as refused:
+        parse_head(b"GET / HTTP/1.1\r\nHost: a" + b"\r\na: b" * MAX_LINES)
+    assert refused.value.status == 431

@@ -58,6 +58,7 @@ ORDER = (
     "cacheyd.transfer",
     "cacheyd.proxy",
     "cacheyd.proxy.head",
+    "cacheyd.proxy.link",
     "cacheyd.proxy.exchange",
     "cacheyd.proxy.wire",
     "cacheyd.proxy.names",

@@ -4,7 +4,9 @@ One of these that fails after an update says which part of proxy/ to look at.
 """
 
 import asyncio
+import contextlib
 import dataclasses
+import inspect
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any
 
@@ -40,7 +42,7 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._http1 import make_body_reader
 from mitmproxy.proxy.layers.tls import ClientTLSLayer, TlsStartServerHook
-from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.test import taddons
 from OpenSSL import SSL
 
@@ -760,6 +762,64 @@ async def test_the_writer_of_a_client_is_found_by_its_id(proxyserver: tuple[Any,
         async with asyncio.timeout(5):
             while addon.connections:
                 await asyncio.sleep(0.001)
+
+
+async def test_a_handler_waits_and_watches_with_what_it_is_given_when_its_client_connects(
+    proxyserver: tuple[Any, Any],
+) -> None:
+    addon, tctx = proxyserver
+    tctx.configure(addon, listen_host="127.0.0.1", listen_port=0, mode=["reverse:http://cacheyd.invalid"])
+    steps: list[str] = []
+
+    class Watchdog:
+        def register_activity(self) -> None:
+            steps.append("activity")
+
+        def disarm(self) -> Any:
+            return contextlib.nullcontext()
+
+    class Ours:
+        def client_connected(self, client: connection.Client) -> None:
+            found = addon.connections[client.id]
+            old, found.timeout_watchdog = found.timeout_watchdog, Watchdog()
+            assert old.timeout == tctx.options.tcp_timeout
+            assert callable(old.callback)
+            assert inspect.iscoroutinefunction(found.drain_writers)
+            found.drain_writers = self.drain
+            io = found.transports[client]
+            assert io.handler is None
+            assert io.reader._limit
+            assert io.writer.transport.max_size
+            assert isinstance(client.proxy_mode, ReverseMode)
+            assert client.transport_protocol == "tcp"
+
+        async def drain(self) -> None:
+            steps.append("drain")
+
+        def client_disconnected(self, client: connection.Client) -> None:
+            steps.append("gone")
+
+        def next_layer(self, nextlayer: layer.NextLayer) -> None:
+            nextlayer.layer = Sink(nextlayer.context)
+
+    tctx.master.addons.add(Ours())
+    assert await addon.setup_servers()
+    (host, port, *_), *_ = addon.listen_addrs()
+    _, mine = await asyncio.open_connection(host, port)
+    mine.write(b"x")
+    async with asyncio.timeout(5):
+        while "drain" not in steps:
+            await asyncio.sleep(0.001)
+    (found,) = addon.connections.values()
+    found.transports[found.client].handler.cancel("closed")
+    mine.close()
+    await mine.wait_closed()
+    assert await addon.servers.update([])
+    async with asyncio.timeout(5):
+        while addon.connections:
+            await asyncio.sleep(0.001)
+    assert steps[-1] == "gone"
+    assert "activity" in steps
 
 
 async def test_a_port_that_is_taken_is_told_by_its_instance(proxyserver: tuple[Any, Any]) -> None:

@@ -1,14 +1,16 @@
-"""How long a client may take for a head, one event at a time."""
+"""How long a client may take for a head, how far it is read ahead, and whose turn it is, one event at a time."""
 
 import time
 from unittest.mock import Mock
 
 import pytest
-from mitmproxy import connection, options
+from mitmproxy import connection, http, options
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import ResponseEndOfMessage, ResponseHeaders
 
-from cacheyd.proxy.server import HEAD_DEADLINE, LINGER, CacheHttp1Server, Hits
+from cacheyd.proxy.link import CacheydTurnHook, Link
+from cacheyd.proxy.server import BEHIND, HEAD_DEADLINE, LINGER, MAX_DISCARDED, PIECES_BEHIND, TURN, CacheHttp1Server, Hits
 from tests.support.stores import Clock
 
 HEAD = b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -22,9 +24,10 @@ class Side:
         client.state = connection.ConnectionState.OPEN
         context = Context(client, options.Options())
         self.client = client
-        hits = Mock(spec=Hits)
+        self.link = Mock(spec=Link, full=False, over=False)
+        hits = self.hits = Mock(spec=Hits)
         hits.quick.return_value = b"answer"
-        self.server = CacheHttp1Server(context, hits, lambda client, source: pytest.fail("nothing is pumped"))
+        self.server = CacheHttp1Server(context, hits, lambda client, source: pytest.fail("nothing is pumped"), self.link)
         self.alarms: list[commands.RequestWakeup] = []
         self.server_says(events.Start())
 
@@ -107,3 +110,92 @@ def test_what_is_refused_is_read_for_a_moment_only(now: Clock) -> None:
     now.now += LINGER
     assert side.send(HEAD) == []
     assert is_closed(side.server_says(events.Wakeup(side.alarms[1])))
+
+
+# Turns
+
+
+def hook_of(said: list[commands.Command]) -> CacheydTurnHook:
+    assert isinstance(said[-1], CacheydTurnHook)
+    return said[-1]
+
+
+def test_pipelined_hits_take_turns() -> None:
+    side = Side()
+    said = side.send(HEAD * (2 * TURN + 1))
+    assert len(said) == TURN + 1
+    said = side.server_says(events.HookCompleted(hook_of(said)))
+    assert len(said) == TURN + 1
+    assert len(side.server_says(events.HookCompleted(hook_of(said)))) == 1
+    assert side.link.hungry.called
+
+
+def test_the_next_hit_waits_until_the_last_one_is_taken() -> None:
+    side = Side()
+
+    def answer(raw: bytes, client: connection.Client) -> bytes:
+        side.link.full = True
+        return b"answer"
+
+    side.hits.quick.side_effect = answer
+    said = side.send(HEAD * 2)
+    assert [type(command) for command in said] == [commands.SendData, CacheydTurnHook]
+    side.link.full = False
+    said = side.server_says(events.HookCompleted(hook_of(said)))
+    assert [type(command) for command in said] == [commands.SendData, CacheydTurnHook]
+    side.link.over = True
+    assert is_closed(side.server_says(events.HookCompleted(hook_of(said))))
+
+
+# Reading ahead
+
+
+def flow_begins(side: Side) -> None:
+    """A request that is no hit."""
+    side.hits.quick.return_value = None
+    side.hits.hit.return_value = None
+    side.send(HEAD)
+    assert not side.server.behind
+
+
+def test_little_may_come_behind_a_waiting_request() -> None:
+    side = Side()
+    flow_begins(side)
+    side.send(bytes(BEHIND))
+    assert not side.server.behind
+    side.send(b"x")
+    assert side.server.behind
+
+
+def test_few_pieces_may_come_while_an_answer_is_on_its_way() -> None:
+    side = Side()
+    side.send(HEAD * (TURN + 1))
+    for _ in range(PIECES_BEHIND - 1):
+        side.send(b"x")
+    assert not side.server.behind
+    side.send(b"x")
+    assert side.server.behind
+
+
+def test_between_requests_everything_is_read() -> None:
+    side = Side()
+    side.send(HEAD[:-2] + b"a: " + b"x" * (BEHIND + 1))
+    assert not side.server.behind
+
+
+def test_the_next_request_is_read_for_after_each_answer() -> None:
+    """Also where what came behind the request ended with a whole head: there is no next read that would say so."""
+    side = Side()
+    flow_begins(side)
+    side.link.hungry.reset_mock()
+    side.server_says(ResponseHeaders(1, http.Response.make(200, b"", {"Content-Length": "0"}), end_stream=True))
+    side.server_says(ResponseEndOfMessage(1))
+    assert side.link.hungry.called
+
+
+def test_what_is_refused_may_send_so_much() -> None:
+    side = Side()
+    side.send(b"\n")
+    for _ in range(MAX_DISCARDED >> 20):
+        assert side.send(bytes(1 << 20)) == []
+    assert is_closed(side.send(b"x"))
