@@ -253,14 +253,10 @@ class FlightReader:
         self._end = end
         # Where the bytes end that may go before the digest is verified.
         self._unverified_end = max(start, end - HOLD) if end is not None else None
-        # How many bytes stay in memory for the piece that was read last.
-        self._held = 0
 
     async def read(self) -> bytes | memoryview:
         """The next piece as soon as there is one; empty at the end. Raises BodyBroken when the flight failed."""
         while True:
-            if self.flight is not None:
-                self._hold(self.flight, 0)
             if self._end is not None and self._at >= self._end:
                 return b""
             flight, partial = self.flight, self._partial
@@ -281,26 +277,20 @@ class FlightReader:
         window_end = (index + 1) * WINDOW
         piece, held = flight.recent(self._at, limit)
         if piece and held <= flight.budget.share(RECENT):
-            self._hold(flight, held)
+            pass
         elif window_end <= flight.received:
             piece = partial.window(index, WINDOW)[offset : offset + limit - self._at]
         else:
             most = flight.budget.share(COPY, LEAST_COPY)
             piece = partial.read(self._at, min(limit, self._at + most, window_end))
-            self._hold(flight, len(piece))
         if not piece:
             raise BodyBroken("the partial file is shorter than it was")
         self._at += len(piece)
         return piece
 
-    def _hold(self, flight: Flight, size: int) -> None:
-        flight.budget.take(size - self._held)
-        self._held = size
-
     def close(self) -> None:
         """Lets go of the file."""
         if self.flight is not None:
-            self._hold(self.flight, 0)
             self.flight.readers -= 1
             self.flight.audience -= 1
         self.flight = self._partial = None

@@ -344,7 +344,7 @@ class RegistryCache:
 
     async def cacheyd_pump(self, pump: Pump) -> None:
         """Each piece of each body that cacheyd produces."""
-        await pump.advance(self._links.get(pump.client.id))
+        await pump.advance(self._links.get(pump.client.id), self.transport.budget)
 
     async def cacheyd_turn(self, link: Link) -> None:
         """Between pipelined hits."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from mitmproxy.proxy import commands, server
 
+from cacheyd.budget import Budget
 from cacheyd.config import Settings
 from cacheyd.flight import BodyBroken
 
@@ -110,6 +111,9 @@ class ClientLink:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._left = False
+        # What the budget has of this client: bytes that were written and not taken.
+        self._budget: Budget | None = None
+        self._held = 0
         self._waiting: set[asyncio.Future[None]] = set()
         self._gate: asyncio.Future[None] | None = None
         # How often something began to wait for the client; at which of these times, and when, what it had not taken was
@@ -238,6 +242,12 @@ class ClientLink:
         finally:
             self._waiting.discard(future)
 
+    def hold(self, budget: Budget, size: int) -> None:
+        """So many bytes of memory are this client's, until it has taken them or its socket is closed."""
+        if not self._left:
+            budget.take(size - self._held)
+            self._budget, self._held = budget, size
+
     async def turn(self) -> None:
         """Lets others have their turn, and waits until the client has taken what it was sent."""
         if not self.full:
@@ -249,6 +259,8 @@ class ClientLink:
             self.over = True
 
     def _on_connection_lost(self, error: Exception | None) -> None:
+        if self._budget is not None:
+            self._budget.give(self._held)
         self._left = self.over = True
         self.full = False
         for handle in (self._timer, self._handshake):

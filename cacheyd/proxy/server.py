@@ -29,7 +29,8 @@ MAX_BODY = 64 << 10
 # A head has to be complete after so long; a refused body is read for so long, that the answer arrives (seconds).
 HEAD_DEADLINE = 30.0
 LINGER = 5.0
-TLS_WINDOW = 1 << 20
+# TLS copies what it gets: windows of a body, at the most, and what is sent at once (bytes).
+TLS_WINDOW, TLS_AT_ONCE = 1 << 20, 64 << 10
 # So much may come behind a request that waits for its answer (bytes), or so many pieces of it, before no more is read.
 BEHIND, PIECES_BEHIND = 16 << 10, 8
 # So many hits of one connection are answered before others have their turn.
@@ -38,9 +39,9 @@ TURN = 16
 MAX_DISCARDED = 16 << 20
 
 
-def piece_limit(client: connection.Client) -> int:
-    """How much is handed to a connection at once, in bytes. TLS copies what it gets, so it gets less."""
-    return TLS_WINDOW if client.tls else WINDOW
+def at_once(client: connection.Client) -> int:
+    """How much of a body is handed to a connection without waiting, in bytes."""
+    return TLS_AT_ONCE if client.tls else WINDOW
 
 
 class PumpState(Protocol):
@@ -190,7 +191,7 @@ class CacheHttp1Server(Http1Server):
             self.state = self.done
 
     def _send_source(self, source: Source, length: int) -> layer.CommandGenerator[tuple[int, str | None]]:
-        if length <= piece_limit(self.context.client) and isinstance(source, MappedReader):
+        if length <= at_once(self.context.client) and isinstance(source, MappedReader):
             sent = 0
             try:
                 while piece := source.take():

@@ -5,6 +5,7 @@ hook stands before each piece. It waits for the client to take what was sent (`l
 next piece to exist.
 """
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,11 +26,12 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from cacheyd.answer import Answer, error_answer
+from cacheyd.budget import Budget
 from cacheyd.errors import Code, client_error
-from cacheyd.flight import BodyBroken, Source
+from cacheyd.flight import WINDOW, BodyBroken, Source
 from cacheyd.proxy.head import render_head
 from cacheyd.proxy.link import ClientLink
-from cacheyd.proxy.server import CacheHttp1Server, Hits, piece_limit
+from cacheyd.proxy.server import TLS_WINDOW, CacheHttp1Server, Hits
 
 ANSWER = "cacheyd_answer"
 SENT = "cacheyd_sent"
@@ -41,25 +43,36 @@ class Pump:
     def __init__(self, client: connection.Client, source: Source) -> None:
         self.client = client
         self.source = source
-        self._limit = piece_limit(client)
+        # TLS copies what it gets, into its own buffer and for the socket; it stays there until the client has taken it.
+        self._copied = bool(client.tls)
         self._rest: bytes | memoryview = b""
         self.piece: bytes | memoryview = b""
         self.error: str | None = None
         self.sent = 0
 
-    async def advance(self, link: ClientLink | None) -> None:
+    async def advance(self, link: ClientLink | None, budget: Budget) -> None:
         """Waits until the client has taken what was sent and there is a next piece."""
         self.piece = b""
         try:
             if link is None:
                 raise BodyBroken("the client has left")
             await link.taken()
+            link.hold(budget, 0)
             rest = self._rest or await self.source.read()
-            self.piece, self._rest = rest[: self._limit], rest[self._limit :]
+            limit = budget.share(2 * TLS_WINDOW) // 2 if self._copied else WINDOW
+            self.piece, self._rest = rest[:limit], rest[limit:]
             await link.taken()
+            link.hold(budget, 2 * len(self.piece) if self._copied else _in_memory(self.piece))
         except (BodyBroken, OSError) as error:
+            # What was sent stays where it is until the client takes it, or the connection is gone.
             self.error = str(error) or "broken"
         self.sent += len(self.piece)
+
+
+def _in_memory(piece: bytes | memoryview) -> int:
+    """How many bytes of memory a piece keeps: none if it is a view of a file, else all that it is a view of."""
+    whole = piece.obj if isinstance(piece, memoryview) else piece
+    return 0 if isinstance(whole, mmap.mmap) else len(whole)  # type: ignore[arg-type]
 
 
 @dataclass

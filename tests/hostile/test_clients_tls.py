@@ -158,3 +158,15 @@ def test_who_never_reads_is_let_go(daemon: Daemon, context: ssl.SSLContext) -> N
             client = stack.enter_context(shake(daemon, context, receive_buffer=4096))
             client.ask(blob_target(REPO, digest_of(HUGE), NS))
         eventually(lambda: sockets(daemon), 0, seconds=6)
+
+
+def test_bodies_that_nobody_reads_share_the_budget(daemon: Daemon, context: ssl.SSLContext) -> None:
+    """Each client had a window of a MiB in memory, however many there were."""
+    with ExitStack() as clients:
+        with Watch(daemon, stalls=False) as watch:
+            for _ in range(300):
+                client = clients.enter_context(shake(daemon, context, receive_buffer=4096))
+                client.sock.sendall(request(blob_target(REPO, digest_of(HUGE), NS)))
+            time.sleep(1)
+        assert watch.grown < 200 * MIB, watch.grown / MIB
+    eventually(lambda: sockets(daemon) < 20, True)
