@@ -15,6 +15,7 @@ from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstream_error
 from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
 from cacheyd.once import Once
+from cacheyd.policy import is_memorable
 from cacheyd.ranges import parse_content_range
 from cacheyd.reference import OCTET_STREAM, Reference
 from cacheyd.store.blobs import Partial, digest_of
@@ -489,7 +490,7 @@ class Fetcher:
         if data is None:
             raise upstream_error(502, f"upstream's manifest has more than {MANIFEST_MAX} bytes")
         content = await self._keep_manifest(ref, response.headers, data)
-        if ref.digest is None:
+        if ref.digest is None and is_memorable(asked):
             # Here and not where it is waited for: who comes in between must find it.
             variant = TagVariant(asked, content.digest, content.media_type, len(content.data), self._clock())
             self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
