@@ -158,7 +158,7 @@ def forbidden_kind(address: str) -> str:
     NAT64 among them.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    return next((kind for one in (ip, *_embedded(ip)) if (kind := _kind(one))), "") or ("this host" if is_own(ip) else "")
+    return next((kind for one in (*_embedded(ip), ip) if (kind := _kind(one))), "") or ("this host" if is_own(ip) else "")
 
 
 def _kind(ip: Address) -> str:
@@ -217,7 +217,7 @@ def forbidden_name(host: str) -> str:
     """What is wrong with a host by its name alone, empty for nothing: behind a proxy nobody here looks it up."""
     name = host.rstrip(".").lower()
     try:
-        name = canonical_host(f"[{name}]" if ":" in name else name).strip("[]")
+        name = canonical_host(f"[{name}]" if ":" in name and name[:1] != "[" else name).strip("[]")
         return forbidden_kind(name)
     except ValueError:
         if name in _LOCAL_NAMES or name.endswith(".localhost"):
