@@ -13,22 +13,21 @@ from tests.faults.daemon import Daemon
 from tests.hostile.peers import RawOrigin
 from tests.policy.conftest import Starter
 
-REGISTRIES = 400
-
 
 class Scripted:
     """`daemon` and its registries; `answers` are the bytes that a registry's requests get, after which it closes."""
 
-    def __init__(self, daemon: Daemon, origin: RawOrigin, answers: dict[str, bytes]) -> None:
+    def __init__(self, daemon: Daemon, origin: RawOrigin, answers: dict[str, bytes], size: int) -> None:
         self.daemon = daemon
         self.origin = origin
         self.answers = answers
         self._numbers = count()
+        self._size = size
 
     def registry(self, answer: bytes) -> str:
         """The name of a registry of which nothing is known yet."""
         number = next(self._numbers)
-        assert number < REGISTRIES
+        assert number < self._size
         self.answers[f"p{number}"] = answer
         return f"p{number}.test"
 
@@ -47,15 +46,13 @@ class Scripted:
 
 
 @contextmanager
-def scripted(starter: Starter) -> Iterator[Scripted]:
-    """A running one."""
+def scripted(starter: Starter, size: int = 100) -> Iterator[Scripted]:
+    """A running one, with so many registries."""
     answers: dict[str, bytes] = {}
 
     def answer(connection: socket.socket, head: bytes) -> None:
         connection.sendall(answers.get(head.split(b"/")[1].decode("latin-1"), b""))
 
     with RawOrigin(answer) as origin:
-        tables = "".join(
-            f'[registries."p{number}.test"]\nupstream = "{origin.url}/p{number}"\n' for number in range(REGISTRIES)
-        )
-        yield Scripted(starter.daemon(tables, {"retries": "0"}), origin, answers)
+        tables = "".join(f'[registries."p{number}.test"]\nupstream = "{origin.url}/p{number}"\n' for number in range(size))
+        yield Scripted(starter.daemon(tables, {"retries": "0"}), origin, answers, size)

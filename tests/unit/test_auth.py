@@ -114,7 +114,8 @@ def test_how_long_a_token_holds(life: str, seconds: float) -> None:
     "body",
     [
         None, b"", b"{}", b"[]", b"null", b"1", b'"x"', b"\xff", b'{"token":1}', b'{"token":""}', b'{"token":"a b"}',
-        b'{"token":"a\\r\\nX: y"}', b'{"token":"a\\u0000"}', b'{"token":"\\u00fc"}', b'{"token":"\\ud800"}', b'{"token":["x"]}',
+        b'{"token":"a\\r\\nX: y"}', b'{"token":"a\\u0000"}', b'{"token":"\\u00fc"}', b'{"token":"\\ud800"}',
+        b'{"token":["x"]}',
         b"[" * 100_000, b'{"a":' * 50_000, b'{"token":"x"', b'{"token":"x","expires_in":' + b"1" * 5000 + b"}",
         json.dumps({"token": "x" * (TOKEN_MAX + 1)}).encode(),
     ],
