@@ -13,8 +13,10 @@ from cacheyd.reference import canonical_host, split_port
 _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
-# What may stand in a path or a query as it is. Brackets may not, but are sent everywhere, and signatures are over them.
-_KEPT = "!#$%&'()*+,/:;=?@[]~"
+# What stands in a path as it is. Brackets may not, but are sent everywhere, and signatures are over them.
+_PATH = "!$%&'()*+,/:;=@[]~"
+# In a query all that is printable: Go's clients, which signers are tested with, encode none of it.
+_QUERY = _PATH + '?"<>\\^`{|}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ def default_port(scheme: str) -> int:
 
 
 def parse_url(text: str) -> Url:
-    """What is requested for a URL: path and query byte for byte, but for bytes that no URI has, which are percent-encoded.
+    """What is requested for a URL: path and query byte for byte, but for what cannot be sent so, which is percent-encoded.
 
     Raises ValueError for anything else than http and https, for user info, for hosts that are none, and for controls: a
     line break would begin another header, and parsers that pass over some of them read another host.
@@ -48,12 +50,14 @@ def parse_url(text: str) -> Url:
         raise ValueError("no http or https URL")
     host, port = split_port(match[2])
     scheme = match[1].lower()
-    path = quote(match[3], safe=_KEPT, errors="surrogateescape")
+    path, question, query = match[3].partition("?")
+    path = quote(path, safe=_PATH, errors="surrogateescape")
+    query = question + quote(query, safe=_QUERY, errors="surrogateescape")
     return Url(
         scheme,
         canonical_host(host.removesuffix(".")).strip("[]"),
         int(port) if port else default_port(scheme),
-        path if path.startswith("/") else f"/{path}",
+        (path or "/") + query,
     )
 
 

@@ -11,11 +11,13 @@ import pytest
 from cacheyd.proxy import trust
 from cacheyd.proxy.trust import forbidden_kind, forbidden_name, kin_kinds
 from tests.faults.daemon import Daemon
+from tests.hostile.netns import ALSO_HERE, HERE, THERE, Neighbour, with_neighbour
 from tests.hostile.peers import RawOrigin, head, whole
 from tests.hostile.scripted import Scripted, scripted
 from tests.policy.conftest import Starter
 from tests.policy.lab import assert_denied
 from tests.policy.test_hostile_ns import ADDRESS, needs_address
+from tests.support.certs import TestCA
 
 # What they are
 
@@ -248,3 +250,44 @@ def test_a_registry_at_loopback_leads_to_this_host(direct: Scripted) -> None:
     """What an operator runs on this machine may be known by its address in the network."""
     ns = direct.registry(head(307, f"Location: http://{ADDRESS}:1/x", "Content-Length: 0", "Connection: close"))
     assert direct.get(ns).status == 502, "asked, and nothing is there"
+
+
+# A registry that is elsewhere, and not configured
+
+
+def test_a_registry_of_others(shared: Starter, ca: TestCA) -> None:
+    """It is asked; what is at this host, or where it leads to, is not."""
+
+    def check(neighbour: Neighbour) -> None:
+        answers = {"/v2/good/tags/list": whole(b"{}")}
+
+        def answer(connection: socket.socket, raw: bytes) -> None:
+            connection.sendall(answers[raw.split(b" ")[1].decode()])
+
+        tls = ca.server_context(THERE)
+        with (
+            neighbour.call(lambda: RawOrigin(answer, tls=tls, host=THERE)) as registry,
+            socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as here,
+        ):
+            here.setblocking(False)
+            port = here.getsockname()[1]
+            daemon = shared.daemon(f'[defaults]\nca_file = "{ca.ca_file}"\n')
+            ns = f"{THERE}:{registry.port}"
+            assert daemon.get(f"/v2/good/tags/list?ns={ns}").body == b"{}"
+            ways = ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", "127.1", "169.254.169.254", "[fe80::1]", HERE, ALSO_HERE)
+            for number, host in enumerate(ways):
+                location = f"https://{host}:{port}/x"
+                answers[f"/v2/a{number}/tags/list"] = head(307, f"Location: {location}", "Content-Length: 0")
+                answers[f"/v2/b{number}/tags/list"] = whole(b"", f'WWW-Authenticate: Bearer realm="{location}"', status=401)
+                assert daemon.get(f"/v2/a{number}/tags/list?ns={ns}").status == 403, host
+                assert daemon.get(f"/v2/{ns}/b{number}/tags/list").status == 401
+            for own in (HERE, ALSO_HERE, f"[::ffff:{ALSO_HERE}]"):
+                assert_denied(daemon.get(f"/v2/good/tags/list?ns={own}:{port}"))
+                assert_denied(daemon.get(f"/v2/good/tags/list?ns={own}:{daemon.port}"))
+            with pytest.raises(BlockingIOError):
+                here.accept()
+            assert daemon.get(f"/v2/good/tags/list?ns={ns}").body == b"{}"
+            assert daemon.problems() == []
+            assert daemon.stop() == 0
+
+    with_neighbour(check)

@@ -33,7 +33,7 @@ needs_address = pytest.mark.skipif(ADDRESS is None, reason="this machine has loo
 
 
 class Elsewhere(Origin):
-    """An origin on this machine's own address: not loopback, so no registry has to be configured to be there."""
+    """An origin on this machine's own address, which is not loopback: what is there is for all to see."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
         super().__init__(tls=tls)
@@ -59,6 +59,8 @@ def lab(shared: Starter, ca: TestCA) -> Lab:
         upstream = "{origin.url}"
         [registries."configured.test"]
         upstream = "{configured.url}"
+        [registries."{ADDRESS or "10.0.0.1"}:{elsewhere.port}"]
+        upstream = "{elsewhere.url}"
     """
     return shared.lab(config, {"o": origin, "cdn": cdn, "elsewhere": elsewhere, "configured": configured})
 
@@ -224,11 +226,15 @@ def test_forbidden_names_behind_a_proxy(name: str) -> None:
 
 
 @needs_address
-def test_an_address_that_is_not_forbidden_is_asked(lab: Lab) -> None:
+def test_an_address_of_this_host_is_asked_only_where_it_is_configured(lab: Lab) -> None:
     repo = lab.repo()
     image = lab.image("elsewhere", repo)
     ns = f"{ADDRESS}:{lab.origins['elsewhere'].port}"
     assert_ok(lab.get(manifest_target(repo, "1.0", ns)), image.manifest, "MISS")
+    repo = lab.repo()
+    lab.image("configured", repo)
+    assert_denied(lab.get(manifest_target(repo, "1.0", f"{ADDRESS}:{lab.origins['configured'].port}")))
+    assert lab.asked("configured", repo) == []
 
 
 @needs_address

@@ -29,6 +29,7 @@ BASE = "https://reg.test/v2/app/blobs/x?y"
         ('https://reg.test/|^"{}<>`\\', Url("https", "reg.test", 443, "/%7C%5E%22%7B%7D%3C%3E%60%5C")),
         ("https://reg.test/%2f%2F%zz%?a=[b]&c=d+e'(f)*~;$,!@:%20", Url(
             "https", "reg.test", 443, "/%2f%2F%zz%?a=[b]&c=d+e'(f)*~;$,!@:%20")),
+        ('https://reg.test/?|^"{}<>`\\ \u00fc?', Url("https", "reg.test", 443, '/?|^"{}<>`\\%20%C3%BC?')),
         ("https://reg.test/a//b/../c/./?", Url("https", "reg.test", 443, "/a//b/../c/./?")),
     ],
 )  # fmt: skip
