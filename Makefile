@@ -48,7 +48,7 @@ test: setup clients
 	$(BIN)/pytest
 
 soak: setup
-	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest -m soak -s tests/faults/test_crashes.py
+	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest -m soak -s tests/faults/test_crashes.py tests/hostile
 
 bench: setup clients
 	$(PY) -m tests.bench

@@ -1,46 +1,71 @@
-"""`access = "verify"`: a hit needs that upstream lets this client's own credentials read the repository.
+"""What upstreams told which login: `access = "verify"`, and tags that are gone.
 
-Two things are needed for a hit: these credentials may read this repository (asked upstream by HEAD, the answer kept for
-`access_ttl`, keyed by a hash), and upstream serves this digest in this repository (kept with the object), so that nobody
-gets at a digest of one repository by naming another one, or another registry.
+Under a registry that verifies two things are needed for a hit: these credentials may read this repository (asked upstream
+by HEAD, the answer kept for `access_ttl`, keyed by a hash), and the registry serves this digest in this repository (kept
+with the object), so that nobody gets at a digest of one repository by naming another one, or another registry.
+
+A registry's word counts for what it has itself delivered, byte for byte, through a flight of its own: anybody can run a
+registry that answers every HEAD with 200. So a HEAD adds a repository to an object only where another repository of the
+same registry delivered it; else the object is fetched from there, too.
+
+What an open registry delivered is everybody's, under all open registries: it has the bytes, and gives them to whoever
+asks. That this may be a stranger's registry takes nothing away, as he could hand the same bytes out himself. Under a
+registry that verifies each login needs that registry's permission all the same.
 """
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 
+from cacheyd import policy
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList
-from cacheyd.fetch import Fetcher, asker
-from cacheyd.flight import Asker, Relayed
-from cacheyd.reference import Kind, Reference
+from cacheyd.fetch import Fetcher, credentials_of
+from cacheyd.flight import Relayed
+from cacheyd.reference import Kind, Reference, accepted_types
 from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store
 
+# Names are kept as hashes, so that a grant takes 250 bytes and what is gone 600 at most.
 MAX_GRANTS = 50_000
+MAX_GONE = 20_000
 NO_HEAD = frozenset({404, 405, 501})
+REFUSED = frozenset({401, 403})
+
+
+# Credentials, and the types that were asked for.
+type Told = tuple[bytes, int]
 
 
 class Access:
-    """Remembers what upstreams allowed."""
+    """Remembers what upstreams allowed, and what they hid."""
 
     def __init__(self, store: Store, fetcher: Fetcher, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._fetcher = fetcher
         self._clock = clock
-        self._grants: OrderedDict[Asker, float] = OrderedDict()
+        self._grants: OrderedDict[bytes, float] = OrderedDict()
+        self._gone = Gone()
+        self._generation = 0
         self._looked_at: Settings | None = None
         self._careful = False
 
-    def _verifies(self, ref: Reference) -> bool:
+    def forget(self) -> None:
+        """After a change of settings: nothing that was told before counts, nor what is being asked now."""
+        self._generation += 1
+        self._grants.clear()
+        self._gone = Gone()
+
+    def verifies(self, ref: Reference) -> bool:
+        """Whether this needs upstream's permission for the client's own login."""
         return ref.kind in (Kind.MANIFEST, Kind.BLOB) and self._fetcher.settings.registry(ref.registry).access == "verify"
 
     def granted(self, ref: Reference, headers: HeaderList) -> bool:
         """Whether the request may be answered from what is here, without asking upstream. Never awaits."""
-        if not self._verifies(ref):
+        if not self.verifies(ref):
             return ref.digest is None or (stored := self._find(ref)) is None or self.may_serve(ref, stored)
-        until = self._grants.get(asker(ref, headers))
+        until = self._grants.get(_login(ref, headers))
         if until is None or self._clock() >= until:
             return False
         return ref.digest is None or self._belongs(ref)
@@ -58,46 +83,153 @@ class Access:
         return self._careful
 
     def may_serve(self, ref: Reference, stored: Stored) -> bool:
-        """Whether an object may be served under this registry at all: not where only registries that verify have it.
+        """Whether an object may be served under this registry at all: it, or an open one, delivered the bytes.
 
-        Else anybody could get at it by naming a registry that does not. Of what was found without a row (an index that was
-        lost) nobody knows where it is from, so it is asked for.
+        Else anybody could get at it by naming a registry that does not verify. Of what was found without a row (an index
+        that was lost) nobody knows where it is from, so it is fetched.
         """
         if not self._is_careful():
             return True
         settings = self._fetcher.settings
-        registries = {name.partition("/")[0] for name in stored.within}
+        registries = _delivered(stored)
         return ref.registry in registries or any(settings.registry(name).access == "open" for name in registries)
+
+    def has(self, ref: Reference) -> bool:
+        """Whether the object is here, and known to be in this repository."""
+        stored = self._store.find(ref.digest) if ref.digest else None
+        return stored is not None and ref.name in stored.within
 
     def _belongs(self, ref: Reference) -> bool:
         """Whether the digest is known to be in this repository, or is nothing that could be given away."""
         assert ref.digest
-        stored = self._store.find(ref.digest)
-        if stored is not None:
-            return ref.name in stored.within
+        if self._store.find(ref.digest) is not None:
+            return self.has(ref)
         return self._fetcher.flights.get(ref.registry, ref.digest) is None
 
     async def check(self, ref: Reference, headers: HeaderList) -> bool:
-        """Asks upstream where it is not known; whether it was asked.
+        """Asks upstream where it is not known and this registry verifies; whether it was asked.
 
         Raises Relayed with upstream's refusal, RequestError if it cannot be had.
         """
-        if self.granted(ref, headers):
-            return False
-        # Under an open registry the question is only whether it has this object, too.
-        method, as_client = "HEAD", self._verifies(ref)
-        response = await self._fetcher.open(ref, method, headers, as_client=as_client)
+        while self.verifies(ref) and not self.granted(ref, headers):
+            generation = self._generation
+            await self.ask(ref, headers)
+            if generation == self._generation:
+                return True
+            # Who was asked just now may not be who is to be asked.
+        return False
+
+    async def ask(self, ref: Reference, headers: HeaderList) -> None:
+        """Asks upstream whether these credentials may read this, and keeps the answer. Raises as `check` does."""
+        generation = self._generation
+        method = "HEAD"
+        response = await self._fetcher.open(ref, method, headers, as_client=True)
         if response.status in NO_HEAD:
             response.close()
             method = "GET"
-            response = await self._fetcher.open(ref, method, headers, as_client=as_client)
+            response = await self._fetcher.open(ref, method, headers, as_client=True)
         if response.status != 200:
-            raise Relayed(replace(await self._fetcher.relay(response), from_head=method == "HEAD"))
+            raise Relayed(await self._fetcher.relay(response, from_head=method == "HEAD"))
         response.close()
-        ttl = self._fetcher.settings.registry(ref.registry).access_ttl
-        self._grants[asker(ref, headers)] = self._clock() + ttl
+        if generation != self._generation:
+            return
+        self._grant(_login(ref, headers), self._fetcher.settings.registry(ref.registry).access_ttl)
+        self.found(ref, headers)
+        stored = self._store.find(ref.digest) if ref.digest else None
+        if stored is not None and ref.registry in _delivered(stored):
+            self._store.add_repository(stored, ref.name)
+
+    def _grant(self, login: bytes, ttl: float) -> None:
+        self._grants.pop(login, None)
+        if ttl > 0:
+            self._grants[login] = self._clock() + ttl
         while len(self._grants) > MAX_GRANTS:
             self._grants.popitem(last=False)
-        if ref.digest and (stored := self._store.find(ref.digest)) is not None:
-            self._store.add_repository(stored, ref.name)
-        return True
+
+    # What was told of tags
+
+    def refused(self, ref: Reference, headers: HeaderList, status: int) -> None:
+        """Upstream answered this login so: what it may not read is not granted any more, a tag that it hides is gone."""
+        if status in REFUSED:
+            self._grants.pop(_login(ref, headers), None)
+        elif status == 404 and _is_tag(ref) and self._store.tag_variants(ref.registry, ref.repository, ref.reference):
+            self._gone.add(ref, headers)
+
+    def found(self, ref: Reference, headers: HeaderList) -> None:
+        """Upstream gave this login what it asked for."""
+        if self._gone and _is_tag(ref):
+            self._gone.discard(ref, headers)
+
+    def is_gone(self, ref: Reference, headers: HeaderList) -> bool:
+        """Whether this login was told last that there is no such tag. One look at a table, unless somebody was told so."""
+        return bool(self._gone) and self._gone.has(ref, headers)
+
+
+class Gone:
+    """Tags that upstream said are not there, each for the logins that were told so; others know better, perhaps.
+
+    Registries hide private repositories by a 404, so a stranger's question must not take the owner's tag away. Some also
+    say 404 of a tag of other types than were asked for, and nobody in particular is a login of many: so it is for those
+    who ask for the same types.
+    """
+
+    def __init__(self, limit: int = MAX_GONE) -> None:
+        self._limit = limit
+        # By the hash of the tag, so that those who ask for another one need no hash of their login.
+        self._logins: OrderedDict[int, dict[Told, None]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, ref: Reference, headers: HeaderList) -> None:
+        """This login was told so; the tags that were told of longest ago are forgotten, where there are too many."""
+        logins = self._logins.setdefault(_tag(ref), {})
+        login = _told(headers)
+        self._count += login not in logins
+        logins[login] = None
+        while self._count > self._limit:
+            oldest = next(iter(self._logins))
+            self._discard(oldest, next(iter(self._logins[oldest])))
+
+    def discard(self, ref: Reference, headers: HeaderList) -> None:
+        """This login was told otherwise."""
+        if (tag := _tag(ref)) in self._logins:
+            self._discard(tag, _told(headers))
+
+    def _discard(self, tag: int, login: Told) -> None:
+        logins = self._logins[tag]
+        if login in logins:
+            del logins[login]
+            self._count -= 1
+        if not logins:
+            del self._logins[tag]
+
+    def has(self, ref: Reference, headers: HeaderList) -> bool:
+        """Whether this login was told so."""
+        logins = self._logins.get(_tag(ref))
+        return logins is not None and _told(headers) in logins
+
+
+def _is_tag(ref: Reference) -> bool:
+    return ref.kind is Kind.MANIFEST and ref.digest is None
+
+
+def _tag(ref: Reference) -> int:
+    """Names are long, and strangers choose them; nobody can choose their hash."""
+    return hash((ref.registry, ref.repository, ref.reference))
+
+
+def _told(headers: HeaderList) -> Told:
+    accept = tuple(value for name, value in headers if name.lower() == "accept")
+    return credentials_of(headers), hash(policy.asked_types(accepted_types(accept)))
+
+
+def _login(ref: Reference, headers: HeaderList) -> bytes:
+    """Who asks, and for which repository."""
+    return hashlib.blake2b(ref.name.encode(), digest_size=16, key=credentials_of(headers)).digest()
+
+
+def _delivered(stored: Stored) -> set[str]:
+    """The registries that have delivered an object."""
+    return {name.partition("/")[0] for name in stored.within}

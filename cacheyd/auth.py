@@ -131,22 +131,49 @@ def _bearer(challenges: list[Challenge]) -> Challenge | None:
     return next((c for c in challenges if c.scheme == "bearer" and "realm" in c.params), None)
 
 
+class _Tokens:
+    """Tokens that are kept, the oldest ones going first where they are too many."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[_Key, _Token] = {}
+        self._room = TOKEN_ROOM
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def get(self, key: _Key) -> _Token | None:
+        return self._tokens.get(key)
+
+    def keep(self, key: _Key, token: _Token) -> None:
+        self.drop(key)
+        self._tokens[key] = token
+        self._room -= _cost(key, token)
+        while self._room < 0 or len(self._tokens) > MAX_TOKENS:
+            self.drop(next(iter(self._tokens)))
+
+    def drop(self, key: _Key) -> None:
+        if token := self._tokens.pop(key, None):
+            self._room += _cost(key, token)
+
+
+def _cost(key: _Key, token: _Token) -> int:
+    return len(token.value) + sum(map(len, key)) + 500
+
+
 class Authorizer:
     """Adds the login that a registry's settings want, and keeps tokens until they expire."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self._clock = clock
-        self._tokens: dict[_Key, _Token] = {}
-        self._room = TOKEN_ROOM
+        self._tokens = _Tokens()
         self._basic: set[str] = set()
         self._asking: Once[_Key, None, str] = Once()
 
     def forget(self) -> None:
         """After a change of settings: no token of before is used."""
-        self._tokens.clear()
-        self._room = TOKEN_ROOM
-        self._basic.clear()
+        # New tables: what is asked for now is put into the old ones.
+        self._tokens, self._basic = _Tokens(), set()
 
     async def fetch(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
         """The upstream's response to the request, as whom the settings say. Raises UpstreamBroken."""
@@ -169,7 +196,7 @@ class Authorizer:
         response = await transport.fetch(name, request.method, url, (*headers, ("Authorization", answer)))
         if response.status == 401:
             response.close()
-            self._drop(key)
+            self._tokens.drop(key)
             self._basic.discard(base)
             raise UpstreamBroken(f"{name} refused {'the stored login' if login else 'an anonymous token'}", refused=True)
         return response
@@ -229,35 +256,21 @@ class Authorizer:
         """A token other than the one that was sent, asked for once however many requests need it."""
         known = self._known(key, "")
         if known and known != sent:
-            return self._tokens[key].value
+            return known[0][1].removeprefix("Bearer ")
         _, token = self._asking.join(key, None, lambda: self._ask(transport, key, registry, challenge))
         return await token
 
     async def _ask(self, transport: Transport, key: _Key, registry: RegistrySettings, challenge: Challenge) -> str:
         name, base, scope, _ = key
+        tokens = self._tokens
         login = self._login(registry)
         realm = _realm(challenge)
         if login and not realm_belongs(realm, base, registry.token_realms):
             log.error("%s sends logins to %s, which is not its own; allow it with token_realms", name, parse_url(realm).host)
             raise UpstreamBroken("its token service is not one that may see the stored login", refused=True)
         token, life = await _request_token(transport, name, challenge, scope, login)
-        self._keep(key, _Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN)))
+        tokens.keep(key, _Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN)))
         return token
-
-    def _keep(self, key: _Key, token: _Token) -> None:
-        self._drop(key)
-        self._tokens[key] = token
-        self._room -= _cost(key, token)
-        while self._room < 0 or len(self._tokens) > MAX_TOKENS:
-            self._drop(next(iter(self._tokens)))
-
-    def _drop(self, key: _Key) -> None:
-        if token := self._tokens.pop(key, None):
-            self._room += _cost(key, token)
-
-
-def _cost(key: _Key, token: _Token) -> int:
-    return len(token.value) + sum(map(len, key)) + 500
 
 
 async def answer_challenge(transport: Transport, ref: Reference, bases: Iterable[str], headers: HeaderList, login: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,18 +11,22 @@ from cacheyd import policy
 from cacheyd.access import Access
 from cacheyd.answer import Answer, error_answer, hit_headers, object_headers, relay_answer, stream_answer
 from cacheyd.config import Settings
-from cacheyd.errors import HeaderList, RequestError, cache_error
-from cacheyd.fetch import Fetcher, asker, content_length, end_to_end, header, without
+from cacheyd.errors import HeaderList, RequestError, cache_error, upstream_error
+from cacheyd.fetch import Fetcher, UpstreamResponse, asker, content_length, end_to_end, header, without
 from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
 from cacheyd.once import Once
-from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_range
+from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_content_range, parse_range
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store
+from cacheyd.verified import VerifiedSource
 
-# A bounded range that starts so far beyond what a flight has is asked of upstream on its own (bytes).
-FAR_AHEAD = 8 << 20
+# A piece of up to so many bytes is asked of upstream on its own where a flight has more than that to go (bytes), or does
+# not come to its end in so little time (seconds).
+FAR_AHEAD, PIECE_WAIT = 8 << 20, 0.5
+# No registry's clients may be more than half of those who wait, but so many in any case.
+FEW_WAITING = 64
 # A small blob is verified before its head goes out, if that takes no longer than this (seconds).
 SMALL_WAIT = 10.0
 # A blob of unknown length is waited for so long, so that clients learn its length (seconds).
@@ -74,7 +79,14 @@ class Cache:
         self._below_floor = below_floor
         self._check_allowed = check_allowed
         self._waiting = 0
-        self._resolving: Once[tuple[str, ...], Asker, Relay] = Once()
+        self._waiting_for: Counter[str] = Counter()
+        self._generation = 0
+        self._resolving: Once[tuple[int | str, ...], Asker, Relay] = Once()
+
+    def forget(self) -> None:
+        """After a change of settings: nothing that was decided, or is being asked, by the old ones is used."""
+        self._generation += 1
+        self.access.forget()
 
     # Hits
 
@@ -85,9 +97,16 @@ class Cache:
         """
         ref = request.ref
         now = self._clock()
-        if not permitted and not (self._is_allowed(ref.registry) and self.access.granted(ref, request.headers)):
+        if permitted:
+            # It may say so of what it does not have itself.
+            allowed = ref.digest is None or self.access.has(ref)
+        else:
+            allowed = self._is_allowed(ref.registry) and self.access.granted(ref, request.headers)
+        if not allowed:
             return None
         if ref.kind is Kind.BLOB and ref.digest:
+            if request.range is not None and self._refused_resume(ref, parse_range(request.range)):
+                return None
             stored = self.store.find(ref.digest)
             return self._from_store(request, stored, OCTET_STREAM, HIT, stored.created) if stored else None
         if ref.kind is not Kind.MANIFEST:
@@ -101,7 +120,7 @@ class Cache:
         variant = self._variant(ref, types)
         if variant is None or not policy.is_fresh(variant, policy.tag_ttl(self.settings, ref), now):
             return None
-        return self._from_variant(request, variant, HIT)
+        return None if self.access.is_gone(ref, request.headers) else self._from_variant(request, variant, HIT)
 
     def _variant(self, ref: Reference, types: frozenset[str]) -> TagVariant | None:
         variants = self.store.tag_variants(ref.registry, ref.repository, ref.reference)
@@ -110,7 +129,10 @@ class Cache:
     def _from_variant(self, request: Request, variant: TagVariant, result: str) -> Answer | None:
         stored = self.store.find(variant.digest)
         if stored is not None and self.access.may_serve(request.ref, stored):
-            return self._from_store(request, stored, variant.media_type, result, variant.checked)
+            # The type that its bytes have, not the one that a HEAD said.
+            if stored.media_type != variant.media_type and not self._takes(request, stored):
+                return None
+            return self._from_store(request, stored, stored.media_type, result, variant.checked)
         if not request.head:
             return None
         headers = object_headers(request.ref, variant.digest, variant.media_type, result)
@@ -121,6 +143,10 @@ class Cache:
             result=result,
             ref=request.ref,
         )
+
+    @staticmethod
+    def _takes(request: Request, stored: Stored) -> bool:
+        return bool(stored.media_type) and accepts(accepted_types(request.accept), stored.media_type)
 
     def _from_store(self, request: Request, stored: Stored, media_type: str, result: str, since: float) -> Answer | None:
         ref = request.ref
@@ -171,15 +197,18 @@ class Cache:
         try:
             return self.hit(request) or await self._wait(request)
         except Relayed as error:
+            self.access.refused(request.ref, request.headers, error.relay.status)
             result = MISS if request.ref.kind in (Kind.MANIFEST, Kind.BLOB) else BYPASS
             return relay_answer(request.ref, error.relay, result, head=request.head)
         except RequestError as error:
             return error_answer(error, request.ref)
 
     async def _wait(self, request: Request) -> Answer:
-        if self._waiting >= self.settings.max_waiting:
+        registry, most = request.ref.registry, self.settings.max_waiting
+        if self._waiting >= most or self._waiting_for[registry] >= max(FEW_WAITING, most // 2):
             raise cache_error("too many clients are waiting for upstreams", 503)
         self._waiting += 1
+        self._waiting_for[registry] += 1
         try:
             self._check_allowed(request.ref.registry)
             asked = await self.access.check(request.ref, request.headers)
@@ -187,9 +216,12 @@ class Cache:
             recovered = digest is not None and await self.store.recover(digest, wait=RECOVER_WAIT) is not None
             # Where nobody had to be asked, `hit` has just said that there is none.
             answer = self.hit(request, permitted=asked) if asked or recovered else None
-            return answer or await self._miss(request)
+            return answer or await self._miss(request, permitted=asked)
         finally:
             self._waiting -= 1
+            self._waiting_for[registry] -= 1
+            if not self._waiting_for[registry]:
+                del self._waiting_for[registry]
 
     def _is_allowed(self, registry: str) -> bool:
         try:
@@ -203,31 +235,78 @@ class Cache:
         """How many clients wait for upstreams."""
         return self._waiting
 
-    async def _miss(self, request: Request) -> Answer:
+    async def _miss(self, request: Request, *, permitted: bool) -> Answer:
         ref = request.ref
         if ref.kind is Kind.BLOB:
-            return await self._blob(request)
+            return await self._blob(request, permitted=permitted)
         if ref.kind is not Kind.MANIFEST:
             return await self._bypass(request)
         if ref.digest is None:
             return await self._tag(request)
         stored = self.store.find(ref.digest)
-        if stored is not None and stored.media_type and not request.head:
+        if stored is not None and stored.media_type and not request.head and self.access.may_serve(ref, stored):
             # It is here, but not of a type that this client takes: upstream knows what to say.
             return await self._bypass(request)
         return await self._manifest_by_digest(request)
 
     async def _bypass(self, request: Request, result: str = BYPASS) -> Answer:
-        ranged = request.ref.kind is Kind.BLOB and not request.head  # RFC 9110 section 14.2: Range is for GET.
-        extra = [("Range", request.range), ("If-Range", request.if_range)] if ranged else []
-        headers = (*request.headers, *((name, value) for name, value in extra if value is not None))
+        """Upstream's own answer, not kept; what is asked for by its digest is verified all the same."""
+        ref, headers = request.ref, request.headers
         # What a stored login may list is not for clients that have to show their own.
-        lists = request.ref.kind in (Kind.TAGS, Kind.REFERRERS)
-        as_client = lists and self.settings.registry(request.ref.registry).access == "verify"
-        response = await self.fetcher.open(request.ref, request.method, headers, as_client=as_client)
+        lists = ref.kind in (Kind.TAGS, Kind.REFERRERS)
+        as_client = lists and self.settings.registry(ref.registry).access == "verify"
+        response = await self.fetcher.open(ref, request.method, headers, as_client=as_client)
         if request.head:
-            return relay_answer(request.ref, await self.fetcher.relay(response), result, head=True)
-        return stream_answer(request.ref, response, result, content_length(response.headers))
+            return relay_answer(ref, await self.fetcher.relay(response), result, head=True)
+        digest = ref.digest or _stated_digest(response.headers)
+        if not digest or lists or response.status >= 400:
+            return stream_answer(ref, response, result, content_length(response.headers))
+        if response.status != 200:
+            # Nobody asked for a part.
+            response.close()
+            raise upstream_error(502, f"upstream answered {response.status} to a GET of all of it")
+        return self._verified(request, response, result, digest)
+
+    def _verified(self, request: Request, response: UpstreamResponse, result: str, digest: str) -> Answer:
+        """A response with all of an object, or the part of it that is asked for."""
+        ref, size = request.ref, content_length(response.headers)
+        answer = stream_answer(ref, response, result, size)
+        part = None
+        if ref.kind is Kind.BLOB and request.range is not None and size is not None:
+            try:
+                parts = _parts(request, digest, size)
+            except Unsatisfiable:
+                response.close()
+                return _unsatisfiable(ref, size, answer.headers, result)
+            # Of several parts all of it is a right answer, too (RFC 9110 section 14.2).
+            part = parts[0] if len(parts) == 1 else None
+        if part is not None:
+            answer.status, answer.length = 206, part.length
+            answer.headers = (*without(answer.headers, "content-range"), ("Content-Range", part.content_range(size or 0)))
+        answer.source = VerifiedSource(
+            response, digest, part, on_verified=self._make_room, on_mismatch=partial(self.fetcher.mismatched, ref.registry)
+        )
+        return answer
+
+    async def _make_room(self, size: int) -> None:
+        """What passed through for want of room, and was right, fits when it is asked for again."""
+        if self.store.writable:
+            await self.store.make_room(size)
+
+    async def _piece(self, request: Request) -> Answer:
+        """A small piece in the middle of a blob, as upstream has it: nothing can verify a piece before all is there."""
+        ref = request.ref
+        assert ref.digest
+        wanted = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
+        response = await self.fetcher.open(ref, request.method, (*request.headers, *wanted))
+        if response.status == 200:
+            return self._verified(request, response, BYPASS, ref.digest)
+        part = parse_content_range(header(response.headers, "content-range"))
+        if response.status == 206 and part is not None and part[0] == 0 and part[1] == part[2]:
+            # All of it is no piece.
+            response.close()
+            raise upstream_error(502, "upstream answered another range than was asked for")
+        return stream_answer(ref, response, BYPASS, content_length(response.headers))
 
     # Manifests
 
@@ -245,7 +324,15 @@ class Cache:
         """The manifest itself, from upstream."""
         ref = request.ref
         asked = policy.asked_types(accepted_types(request.accept))
-        content = await self.fetcher.manifest(ref, request.headers, asked)
+        try:
+            content = await self.fetcher.manifest(ref, request.headers, asked)
+        except NotKept:
+            # Too large to be held in memory.
+            return await self._bypass(request, MISS)
+        if content.stored and not content.data:
+            stored = self.store.find(content.digest)
+            answer = self._from_store(request, stored, content.media_type, MISS, self._clock()) if stored else None
+            return answer or await self._bypass(request, MISS)
         headers = object_headers(ref, content.digest, content.media_type, MISS)
         if _not_modified(request.if_none_match, content.digest):
             return Answer(304, headers, length=None, result=MISS, ref=ref)
@@ -261,17 +348,22 @@ class Cache:
         if self._below_floor(ref.registry) and (answer := self._saved(request, known)):
             return answer
         try:
-            if request.head or (known and self.store.find(known.digest)):
+            answer = None
+            if request.head or (known and self._is_here(ref, known.digest)):
                 relay = await self._resolve(request)
-                if answer := self._confirmed(request, relay, known):
-                    return answer
-            return await self._content(request)
+                answer = self._confirmed(request, relay, known)
+            answer = answer or await self._content(request)
         except (Relayed, RequestError) as error:
             if answer := self._stale(request, known, error):
                 return answer
-            if isinstance(error, Relayed) and error.relay.status == 404:
-                self.store.delete_tag(ref.registry, ref.repository, ref.reference)
             raise
+        self.access.found(ref, request.headers)
+        return answer
+
+    def _is_here(self, ref: Reference, digest: str) -> bool:
+        """Whether an object can be served under this registry; what others have there is not told to it."""
+        stored = self.store.find(digest)
+        return stored is not None and self.access.may_serve(ref, stored)
 
     def _confirmed(self, request: Request, relay: Relay, known: TagVariant | None) -> Answer | None:
         """The answer after upstream's HEAD; None if only a GET can tell. Raises Relayed for an answer that is an error."""
@@ -300,6 +392,8 @@ class Cache:
         stale_if_error = self.settings.registry(request.ref.registry).stale_if_error
         if known is None or not policy.may_be_stale(known, stale_if_error, self._clock()):
             return None
+        if self.access.is_gone(request.ref, request.headers):
+            return None
         answer = self._from_variant(request, known, STALE)
         if answer is not None:
             # RFC 9111 dropped Warning, but people grep for it.
@@ -310,7 +404,7 @@ class Cache:
         """Upstream's answer to a HEAD of this manifest, once for all who ask at once with the same Accept."""
         ref = request.ref
         asked = policy.asked_types(accepted_types(request.accept))
-        key = (ref.registry, ref.repository, ref.reference, *sorted(asked))
+        key: tuple[int | str, ...] = (self._generation, ref.registry, ref.repository, ref.reference, *sorted(asked))
         mine = asker(ref, request.headers)
         while True:
             theirs, answer = self._resolving.join(key, mine, lambda: self._head(ref, request.headers, asked))
@@ -334,34 +428,63 @@ class Cache:
 
     # Blobs
 
-    async def _blob(self, request: Request) -> Answer:
+    async def _blob(self, request: Request, *, permitted: bool) -> Answer:
         ref = request.ref
         assert ref.digest
-        if error := self.fetcher.recent_failure(ref.registry, ref.digest):
-            raise error
         running = self.fetcher.flights.get(ref.registry, ref.digest)
         if request.head and (running is None or running.size is None):
             return await self._bypass(request, MISS)
         wanted = parse_range(request.range) if if_range_holds(request.if_range, f'"{ref.digest}"') else None
+        if error := self._refused_resume(ref, wanted):
+            raise error
         try:
-            flight = await self._board(request)
+            flight = await self._board(request, permitted=permitted)
         except NotKept:
             return await self._bypass(request)
-        if wanted is not None and not flight.verified and _elsewhere(wanted, flight):
-            return await self._bypass(request)
+        if wanted is not None and not request.head and await self._is_elsewhere(wanted, flight):
+            return await self._piece(request)
         return await self._join(request, flight)
 
-    async def _board(self, request: Request) -> Flight:
+    def _refused_resume(self, ref: Reference, wanted: RangeRequest | None) -> RequestError | None:
+        """Why a client may not go on here where a broken fetch ended; it may begin anew."""
+        if wanted is None or wanted.start is None or ref.digest is None:
+            return None
+        return self.fetcher.resume_refused(ref.registry, ref.digest, wanted.start)
+
+    async def _is_elsewhere(self, wanted: RangeRequest, flight: Flight) -> bool:
+        """Whether a small piece is wanted (lazy pulling) that this flight will not have, or not have verified, for a while."""
+        if flight.verified or not _is_small_piece(wanted, flight):
+            return False
+        with flight.wanted():
+            # What is there in a moment is worth that moment: upstream need not send it twice.
+            missing = (flight.size or 0) - flight.received
+            if missing <= FAR_AHEAD:
+                await flight.settled(PIECE_WAIT)
+        return not flight.verified
+
+    async def _board(self, request: Request, *, permitted: bool) -> Flight:
         """The blob's flight once upstream has answered; a refusal of somebody else's credentials is not this client's."""
-        mine = asker(request.ref, request.headers)
+        ref = request.ref
+        mine = asker(ref, request.headers)
         while True:
-            flight = self.fetcher.flight(request.ref, request.headers)
+            running = self.fetcher.flights.get(ref.registry, ref.digest or "")
+            others = running is not None and running.asker.repository != ref.repository
+            if others and not permitted and self.access.verifies(ref):
+                # It began since this client was let through: what is in one repository may not be in another.
+                await self.access.ask(ref, request.headers)
+                permitted = True
+                continue
+            flight = self.fetcher.flight(ref, request.headers)
             try:
-                await flight.opened()
-                if flight.size is None:
-                    await flight.settled(LENGTH_WAIT)
-                elif flight.size <= HOLD:
-                    await flight.settled(SMALL_WAIT)
+                with flight.wanted():
+                    await flight.opened()
+                    if flight.size is None:
+                        await flight.settled(LENGTH_WAIT)
+                    elif flight.size <= HOLD:
+                        await flight.settled(SMALL_WAIT)
+                    elif self.fetcher.recent_failure(*flight.key):
+                        # A client that gets a head and no byte, again and again, never asks elsewhere.
+                        await flight.begun(SMALL_WAIT)
             except (Relayed, RequestError) as error:
                 if mine.shares(flight.asker, error):
                     raise
@@ -405,13 +528,13 @@ def _parts(request: Request, digest: str, size: int) -> tuple[Part, ...]:
     return parts if len(parts) > 1 and sum(part.length for part in parts) <= size else ()
 
 
-def _elsewhere(wanted: RangeRequest, flight: Flight) -> bool:
-    """Whether small pieces are wanted (lazy pulling) that this flight will not have for a while: upstream has them."""
-    ends = [last for _, last in wanted.specs]
-    if None in ends or any(first is None for first, _ in wanted.specs):
+def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
+    """Whether all that is wanted is little, and said in full: an open end is what a client asks for that goes on."""
+    if flight.size is None or any(first is None or last is None for first, last in wanted.specs):
         return False
-    furthest = max(last for last in ends if last is not None)
-    return flight.size is not None and furthest < flight.size and furthest > flight.received + FAR_AHEAD
+    bounds = [(first or 0, last or 0) for first, last in wanted.specs]
+    length = sum(last - first + 1 for first, last in bounds if first <= last)
+    return length <= FAR_AHEAD and length < flight.size
 
 
 def _unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:
@@ -436,6 +559,12 @@ def _variant_of(relay: Relay, asked: frozenset[str], now: float) -> TagVariant:
         size=content_length(relay.headers) or 0,
         checked=now,
     )
+
+
+def _stated_digest(headers: HeaderList) -> str:
+    """What upstream says that the digest is, empty if it does not or it is none."""
+    stated = header(headers, "docker-content-digest") or ""
+    return stated if DIGEST.fullmatch(stated) else ""
 
 
 def _complete_head(relay: Relay) -> bool:

@@ -94,9 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command == "config":
         if args.action == "show":
             print(config.show(settings))
-        else:
-            print("the settings can be used")
-        return 0
+            return 0
+        return _check_directory(settings)
     if args.command in ("warm", "export", "import"):
         from cacheyd import session  # noqa: PLC0415
 
@@ -106,6 +105,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return tools.run(args, settings)
     return asyncio.run(_serve(settings, load))
+
+
+def _check_directory(settings: Settings) -> int:
+    from cacheyd.store.check import check_directory  # noqa: PLC0415
+
+    try:
+        check_directory(settings.cache_dir)
+    except OSError as error:
+        print(
+            f"cacheyd: cache_dir: nothing could be kept in {settings.cache_dir}:"
+            f" {error.filename or settings.cache_dir}: {error.strerror or error}",
+            file=sys.stderr,
+        )
+        return 1
+    print("the settings can be used")
+    return 0
 
 
 async def _serve(settings: Settings, load: Callable[[], Settings]) -> int:

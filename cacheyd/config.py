@@ -81,10 +81,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("connect_timeout", parse.duration, "10s", "deadline for connecting to an upstream"),
     Setting("head_timeout", parse.duration, "20s", "deadline for the head of an upstream's response"),
     Setting("progress_timeout", parse.duration, "30s", "a body that stands still for so long is broken, either way"),
+    Setting("min_rate", parse.byte_count, "1KiB", "a body that brings fewer bytes a second, over progress_timeout, is broken, either way"),
     Setting("retries", parse.integer(0, 100), 5, "how often a broken upstream body is resumed"),
     Setting("grace", parse.duration, "20s", "time for running transfers after SIGTERM"),
     Setting("max_connections", parse.integer(1, 1_000_000), 4096, "most connections of clients; more are refused"),
     Setting("max_flights", parse.integer(1, 100_000), 256, "most objects that are fetched at once; more wait their turn", live=False),
+    Setting("flight_memory", parse.byte_count, "128MiB", "memory for the bodies of all that is fetched; less of it makes many at once slower"),
+    Setting("finish_abandoned", parse.duration, "10m", "how long a fetch goes on after its last client has left"),
     Setting("max_waiting", parse.integer(1, 1_000_000), 4096, "most clients that wait for upstreams; more get 503"),
     Setting("tls_cert", parse.readable_file, "", "PEM file with the listener's certificate chain; makes it speak TLS", live=False),
     Setting("tls_key", parse.readable_file, "", "PEM file with its key, if that is not in tls_cert", live=False),
@@ -166,10 +169,13 @@ class Settings:
     connect_timeout: float = 10.0
     head_timeout: float = 20.0
     progress_timeout: float = 30.0
+    min_rate: int = 1 << 10
     retries: int = 5
     grace: float = 20.0
     max_connections: int = 4096
     max_flights: int = 256
+    flight_memory: int = 128 << 20
+    finish_abandoned: float = 600.0
     max_waiting: int = 4096
     tls_cert: Path | None = None
     tls_key: Path | None = None

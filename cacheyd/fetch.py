@@ -11,28 +11,44 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from cacheyd.budget import Budget, Pace
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstream_error
 from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
+from cacheyd.manifest import is_media_type, signed_payload
 from cacheyd.once import Once
 from cacheyd.policy import is_memorable
 from cacheyd.ranges import parse_content_range
-from cacheyd.reference import OCTET_STREAM, Reference
+from cacheyd.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Reference
+from cacheyd.slots import Slots
 from cacheyd.store.blobs import Partial, digest_of
-from cacheyd.store.rows import TagVariant
-from cacheyd.store.store import Store
+from cacheyd.store.rows import Description, TagVariant, describe
+from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
+from cacheyd.store.shelf import SMALL
+from cacheyd.store.store import LARGE_CHUNK, Store
 
 log = logging.getLogger(__name__)
 
-# The most that an answer held in memory may have: manifests (clients refuse more than 4 MiB) and error bodies (bytes).
+# The largest manifest that is passed on (bytes). One over `KEPT_MAX` goes straight through: clients refuse it.
 MANIFEST_MAX = 8 << 20
-RELAY_MAX = 1 << 20
+# From this size on, a manifest is hashed and looked into in a thread, one at a time (bytes).
+LARGE_MANIFEST = 256 << 10
+# What all manifests on their way in may have in memory (bytes); those beyond it go straight through.
+MANIFESTS_MAX = 16 << 20
+# The most that an error's body may have (bytes).
+RELAY_MAX = 64 << 10
+# Of an answer that is remembered, for many at once: the body, each header, and which headers (bytes).
+REMEMBERED_BODY, REMEMBERED_HEADER = 4 << 10, 1 << 10
+_REMEMBERED = frozenset({"content-type", "retry-after", "docker-distribution-api-version"})
 # How long the body of an error is waited for (seconds).
 RELAY_WAIT = 5.0
 # A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
 FAILURE_PAUSE = 15.0
 MISMATCH_PAUSE = 60.0
 RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
+# A fetch that waits for its turn looks so often whether another one has to make way (seconds): one that nobody waits for,
+# or the slowest below this rate (bytes a second), but none in its first seconds.
+LOOK_FOR_WAY, WAY_EVERY, SLOW, YOUNG = 1.0, 0.1, 64 << 10, 5.0
 # Progress of so many bytes makes the next break a first one again.
 PROGRESS = 64 << 10
 _HOP_BY_HOP = frozenset(
@@ -43,14 +59,14 @@ _HOP_BY_HOP = frozenset(
 )  # fmt: skip
 
 
-type Chunk = bytes | memoryview
+type Chunk = bytes | bytearray | memoryview
 
 
 class UpstreamBroken(Exception):
     """The upstream gave no response, or broke off in one.
 
     `timeout` tells a deadline from the rest, `refused` that it was not even asked, and `elsewhere` that it was not the
-    registry's own host that failed but one that it redirected to.
+    registry's own host that failed but one that it redirected to. `hopeless`: the same request would fail again.
     """
 
     def __init__(self, message: str, *, timeout: bool = False, refused: bool = False) -> None:
@@ -58,6 +74,7 @@ class UpstreamBroken(Exception):
         self.timeout = timeout
         self.refused = refused
         self.elsewhere = False
+        self.hopeless = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +119,7 @@ class Upstream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ManifestContent:
-    """A verified manifest. `stored` says whether it is on disk."""
+    """A verified manifest. `stored` says whether it is on disk; a large one is there only, and `data` is empty."""
 
     digest: str
     media_type: str
@@ -128,7 +145,9 @@ def end_to_end(headers: HeaderList) -> HeaderList:
 
 def credentials_of(headers: HeaderList) -> bytes:
     """What tells two clients' credentials apart without keeping them."""
-    return hashlib.blake2b((header(headers, "authorization") or "").encode(), digest_size=16).digest()
+    # All lines of it: which of them an upstream believes is its own affair.
+    lines = [value for key, value in headers if key.lower() == "authorization"]
+    return hashlib.blake2b("\n".join((*lines, "")).encode(), digest_size=16).digest()
 
 
 def asker(ref: Reference, headers: HeaderList) -> Asker:
@@ -148,15 +167,22 @@ def retry_after(headers: HeaderList) -> float:
     return min(float(value), RATE_LIMIT_MAX) if re.fullmatch(r"\d{1,9}", value) else RATE_LIMIT_DEFAULT
 
 
-async def read_all(response: UpstreamResponse, limit: int) -> bytes | None:
-    """The whole body; None if it has more than `limit` bytes. Raises UpstreamBroken."""
+async def read_all(response: UpstreamResponse, limit: int, budget: Budget | None = None) -> bytes | None:
+    """The whole body; None if it has more than `limit` bytes, or than the budget allows. Raises UpstreamBroken."""
     data = bytearray()
-    while chunks := await response.read():
-        for chunk in chunks:
-            data += chunk
-        if len(data) > limit:
-            return None
-    return bytes(data)
+    try:
+        while chunks := await response.read():
+            before = len(data)
+            for chunk in chunks:
+                data += chunk
+            if budget is not None:
+                budget.take(len(data) - before)
+            if len(data) > limit or (budget is not None and len(data) > budget.share(limit)):
+                return None
+        return bytes(data)
+    finally:
+        if budget is not None:
+            budget.give(len(data))
 
 
 class Fetcher:
@@ -168,6 +194,7 @@ class Fetcher:
         upstream: Upstream,
         settings: Settings,
         *,
+        budget: Budget | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         on_verify_failure: Callable[[str], None] = lambda registry: None,
@@ -175,21 +202,27 @@ class Fetcher:
         self.store = store
         self.settings = settings
         self.flights = FlightTable()
+        self.budget = budget or Budget(settings.flight_memory)
         self._upstream = upstream
         self._clock = clock
         self._monotonic = monotonic
         self._on_verify_failure = on_verify_failure
-        self._manifests: Once[tuple[str, ...], Asker, ManifestContent] = Once()
-        self._failed: dict[tuple[str, str], tuple[float, RequestError]] = {}
+        self._manifests: Once[tuple[int | str, ...], Asker, ManifestContent] = Once()
+        self._generation = 0
+        self._manifest_bytes = 0
+        self._large_manifest = asyncio.Lock()
+        # Until when an object's flight counts as broken, why, and how much of it a client may have.
+        self._failed: dict[tuple[str, str], tuple[float, Failure, int]] = {}
         self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(settings.max_flights)
+        self._slots = Slots(settings.max_flights)
+        self._made_way = float("-inf")
 
     # What every request goes through
 
     async def open(self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False) -> UpstreamResponse:
         """Asks upstream; raises Relayed for a rate limit that is still in force, RequestError 502, 503 or 504 if it fails."""
-        limited = (ref.registry, credentials_of(headers))
+        limited, generation = (ref.registry, credentials_of(headers)), self._generation
         if known := self._limited.get(limited):
             if self._monotonic() < known[0]:
                 raise Relayed(known[1])
@@ -203,38 +236,59 @@ class Fetcher:
             response.close()
             raise upstream_error(502, f"upstream answered {response.status}")
         if response.status == 429:
-            relay = replace(await self.relay(response), from_head=method == "HEAD")
+            relay = await self.relay(response, from_head=method == "HEAD")
             _bound(self._limited)
-            self._limited[limited] = (self._monotonic() + retry_after(response.headers), relay)
+            if generation == self._generation:
+                self._limited[limited] = (self._monotonic() + retry_after(response.headers), _to_remember(relay))
             raise Relayed(relay)
         return response
 
-    async def relay(self, response: UpstreamResponse) -> Relay:
-        """A response as it is, its body in memory; a body that breaks or is too large is left out."""
+    async def relay(self, response: UpstreamResponse, *, from_head: bool = False) -> Relay:
+        """A response as it is, its body in memory; for one that breaks or is too large, an error gets one of ours."""
         try:
             async with asyncio.timeout(RELAY_WAIT):
-                body = await read_all(response, RELAY_MAX)
+                body = await read_all(response, RELAY_MAX, self.budget)
         except (UpstreamBroken, TimeoutError):
             body = None
         finally:
             response.close()
-        return Relay(response.status, end_to_end(response.headers), body or b"")
+        return Relay(response.status, end_to_end(response.headers), body or b"", from_head or body is None)
 
     def recent_failure(self, registry: str, digest: str) -> RequestError | None:
-        """Why an object could not be fetched just now, while it makes no sense to try again."""
+        """Why an object could not be fetched just now."""
+        if (known := self._recently_failed(registry, digest)) is None:
+            return None
+        return RequestError(known[1])
+
+    def resume_refused(self, registry: str, digest: str, start: int) -> RequestError | None:
+        """Why a client may not go on at byte `start` here: what it has may be of a flight that broke, and be wrong.
+
+        A new fetch from the first byte is another matter.
+        """
+        if not self._failed or (known := self._recently_failed(registry, digest)) is None or not 0 < start <= known[2]:
+            return None
+        return RequestError(known[1])
+
+    def _recently_failed(self, registry: str, digest: str) -> tuple[float, Failure, int] | None:
         known = self._failed.get((registry, digest))
         if known and self._monotonic() < known[0]:
-            return known[1]
+            return known
         self._failed.pop((registry, digest), None)
         return None
+
+    def mismatched(self, registry: str) -> None:
+        """Bytes of this registry that passed through did not have their digest."""
+        self._on_verify_failure(registry)
+
+    def forget(self) -> None:
+        """After a change of settings: failures and rate limits of before count no more, and nobody joins what is asked for."""
+        self._generation += 1
+        self._failed.clear()
+        self._limited.clear()
 
     def in_flight(self) -> set[str]:
         """The digests of the objects that are on their way in."""
         return {flight.digest for flight in self.flights}
-
-    def incoming(self) -> int:
-        """How many bytes are still to be written by the flights under way."""
-        return sum(max(0, (flight.size or 0) - flight.received) for flight in self.flights)
 
     # Blobs
 
@@ -243,7 +297,7 @@ class Fetcher:
         assert ref.digest
         flight = self.flights.get(ref.registry, ref.digest)
         if flight is None:
-            flight = Flight(ref.digest, asker(ref, headers))
+            flight = Flight(ref.digest, asker(ref, headers), self.budget)
             self.flights.add(flight)
             task = asyncio.create_task(self._run(flight, ref, headers), name=f"flight {ref.digest[:19]}")
             if not task.done():
@@ -260,16 +314,17 @@ class Fetcher:
 
     async def _run(self, flight: Flight, ref: Reference, headers: HeaderList) -> None:
         try:
-            await self._take_slot()
+            await self._take_slot(flight)
             try:
+                flight.began = self._monotonic()
                 await self._fly(flight, ref, headers)
             finally:
-                self._slots.release()
+                self._slots.leave(ref.registry)
         except (Relayed, RequestError, NotKept) as error:
             if flight.streaming and isinstance(error, RequestError):
                 pause = MISMATCH_PAUSE if error.failure.code is Code.DIGEST_INVALID else FAILURE_PAUSE
                 _bound(self._failed)
-                self._failed[flight.key] = (self._monotonic() + pause, error)
+                self._failed[flight.key] = (self._monotonic() + pause, error.failure, flight.received)
             self._end(flight, error)
         except asyncio.CancelledError:
             # The descriptor stays open: a thread may still be writing to it.
@@ -282,12 +337,41 @@ class Fetcher:
             self.flights.remove(flight)
             flight.end()
 
-    async def _take_slot(self) -> None:
+    async def _take_slot(self, flight: Flight) -> None:
+        registry = flight.asker.registry
+        if self._slots.try_enter(registry):
+            return
+        turn = asyncio.ensure_future(self._slots.enter(registry))
         try:
             async with asyncio.timeout(self.settings.head_timeout):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise upstream_error(503, "too many objects are being fetched") from None
+                while not (await asyncio.wait({turn}, timeout=LOOK_FOR_WAY))[0]:
+                    if not flight.audience:
+                        raise upstream_error(503, "nobody waits for it any more")
+                    self._make_way(registry)
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._slots.leave(registry)
+            turn.cancel()
+            if isinstance(error, TimeoutError):
+                raise upstream_error(503, "too many objects are being fetched") from None
+            raise
+
+    def _make_way(self, registry: str) -> None:
+        """Ends one flight for those who wait: one that nobody waits for, or the slowest of a registry that has more turns."""
+        now = self._monotonic()
+        if now - self._made_way < WAY_EVERY:
+            return
+        self._made_way = now
+        mine = self._slots.taken(registry)
+        old = [flight for flight in self.flights if flight.cut is None and 0 < flight.began <= now - YOUNG]
+        if not self._slots.full:
+            old = [flight for flight in old if flight.asker.registry == registry]
+        chosen = [flight for flight in old if not flight.audience] or [
+            flight for flight in old if flight.rate(now) < SLOW and self._slots.taken(flight.asker.registry) > mine + 1
+        ]
+        if chosen:
+            slowest = min(chosen, key=lambda flight: flight.rate(now))
+            slowest.cut_off(upstream_error(503, "the fetch made way for others: it was slow, or nobody waited for it"))
 
     def _end(self, flight: Flight, error: FlightError) -> None:
         self.flights.remove(flight)
@@ -309,11 +393,16 @@ class Fetcher:
             self.store.report_write_error(error)
             raise NotKept from error
         flight.received = flight.partial.size
-        if flight.partial.size and flight.partial.verified():
+        # Where logins are verified, what is complete may be another repository's: upstream is asked for the rest.
+        trusted = self.settings.registry(ref.registry).access == "open"
+        if trusted and flight.partial.size and flight.partial.verified():
             await self._land(flight, flight.partial, ref)
             return
+        flight.resumed_at = flight.received
         attempt = 0
         while not flight.over:
+            if flight.cut is not None:
+                raise flight.cut
             before = flight.received
             try:
                 await self._attempt(flight, flight.partial, ref, headers)
@@ -325,8 +414,9 @@ class Fetcher:
                     await self._land(flight, flight.partial, ref)
                     return
                 attempt = 1 if flight.received - before >= PROGRESS else attempt + 1
-                if not flight.streaming or attempt > self.settings.retries:
-                    raise _as_request_error(error) from error
+                given_up = attempt > self.settings.retries or error.hopeless or (error.timeout and not flight.audience)
+                if not flight.streaming or given_up or flight.cut is not None:
+                    raise flight.cut or _as_request_error(error) from error
                 log.info("fetch of %s broke at byte %d (%s); resuming", flight.digest, flight.received, error)
                 await asyncio.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
 
@@ -343,10 +433,12 @@ class Fetcher:
             if flight.streaming:
                 raise UpstreamBroken(str(error)) from error
             raise
+        flight.on_cut = response.close
         try:
             skip = await self._begin(flight, partial, ref, response)
             await self._receive(flight, partial, ref, response, skip)
         finally:
+            flight.on_cut = None
             response.close()
         await self._finish(flight, partial, ref)
 
@@ -373,7 +465,8 @@ class Fetcher:
         if flight.size is not None and size is not None and size != flight.size:
             raise await self._restart(flight, partial, ref, "upstream changed the size of a blob")
         if size is not None and flight.size is None:
-            if not await self.store.make_room(size - partial.size):
+            # Room is made as bytes come: a head promises what it likes.
+            if not self.store.can_take(size - partial.size):
                 raise NotKept
             flight.size = size
         if not flight.streaming:
@@ -395,7 +488,9 @@ class Fetcher:
         return _StartOver()
 
     async def _receive(self, flight: Flight, partial: Partial, ref: Reference, response: UpstreamResponse, skip: int) -> None:
+        pace = Pace(self.settings.min_rate, self.settings.progress_timeout)
         while True:
+            began = pace.begin()
             try:
                 async with asyncio.timeout(self.settings.progress_timeout):
                     chunks = await response.read()
@@ -403,25 +498,44 @@ class Fetcher:
                 raise UpstreamBroken("no progress", timeout=True) from None
             if not chunks:
                 return
+            if not pace.end(began, sum(map(len, chunks))):
+                raise UpstreamBroken("too slow", timeout=True)
             if skip:
                 chunks, skip = _drop(chunks, skip)
             if chunks:
-                await self._check_length(flight, partial, ref, sum(map(len, chunks)))
-                try:
-                    start, flight.received = flight.received, await self.store.append(partial, chunks)
-                except OSError as error:
-                    self.store.report_write_error(error)
-                    raise NotKept from error
-                flight.remember(start, chunks)
-                flight.notify()
+                await self._keep_chunks(flight, partial, ref, chunks)
+            if self._is_abandoned(flight):
+                raise upstream_error(503, "nobody waits for it any more")
+
+    async def _keep_chunks(self, flight: Flight, partial: Partial, ref: Reference, chunks: Sequence[Chunk]) -> None:
+        await self._check_length(flight, partial, ref, sum(map(len, chunks)))
+        if len(chunks) > 1 and sum(map(len, chunks)) < LARGE_CHUNK * len(chunks):
+            chunks = [b"".join(chunks)]
+        try:
+            start, flight.received = flight.received, await self.store.append(partial, chunks)
+        except OSError as error:
+            self.store.report_write_error(error)
+            raise NotKept from error
+        flight.remember(start, chunks)
+        flight.notify()
+
+    def _is_abandoned(self, flight: Flight) -> bool:
+        """Whether nobody has wanted it for longer than it may go on like this."""
+        now = self._monotonic()
+        if flight.audience:
+            flight.alone_since = None
+        elif flight.alone_since is None:
+            flight.alone_since = now
+        else:
+            return now - flight.alone_since >= self.settings.finish_abandoned
+        return False
 
     async def _check_length(self, flight: Flight, partial: Partial, ref: Reference, more: int) -> None:
         """No more is written than was announced, nor more than there is room for."""
-        if flight.size is None:
-            if not await self.store.make_room(more):
-                raise NotKept
-        elif flight.received + more > flight.size:
+        if flight.size is not None and flight.received + more > flight.size:
             raise await self._mismatch(partial, ref, "upstream sent more bytes than it said")
+        if not await self.store.make_room(more, unverified=True):
+            raise NotKept
 
     async def _finish(self, flight: Flight, partial: Partial, ref: Reference) -> None:
         if partial.verified():
@@ -458,7 +572,8 @@ class Fetcher:
         Raises Relayed for an answer that is not the manifest, RequestError if upstream cannot be had.
         """
         # By repository, also a digest: who may read it in one may not in another.
-        key = (ref.registry, ref.repository, ref.reference, *(() if ref.digest else sorted(asked)))
+        of_tag = () if ref.digest else sorted(asked)
+        key: tuple[int | str, ...] = (self._generation, ref.registry, ref.repository, ref.reference, *of_tag)
         mine = asker(ref, headers)
         while True:
             theirs, content = self._manifests.join(key, mine, lambda: self._manifest(ref, headers, asked))
@@ -476,45 +591,118 @@ class Fetcher:
             if relay.status < 400:
                 raise upstream_error(502, f"upstream answered {relay.status} to a GET of a manifest")
             raise Relayed(relay)
+        data = bytearray()
+        try:
+            await self._read_manifest(response, data)
+            content = await self._keep_manifest(ref, response.headers, data)
+        finally:
+            response.close()
+            self._manifest_bytes -= len(data)
+        if ref.digest is None and is_memorable(asked):
+            # Here and not where it is waited for: who comes in between must find it.
+            variant = TagVariant(asked, content.digest, content.media_type, len(data), self._clock())
+            self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+        return content
+
+    async def _read_manifest(self, response: UpstreamResponse, data: bytearray) -> None:
+        """Appends the body to `data`. Raises RequestError, and NotKept for what is too large to be held."""
+        length = content_length(response.headers)
+        if length is not None and KEPT_MAX < length <= MANIFEST_MAX:
+            raise NotKept
+        limit = KEPT_MAX if length is None or length <= KEPT_MAX else 0
         try:
             async with asyncio.timeout(self.settings.progress_timeout):
-                data = await read_all(response, MANIFEST_MAX)
+                while chunks := await response.read():
+                    more = sum(map(len, chunks))
+                    if len(data) + more > limit:
+                        raise upstream_error(502, f"upstream's manifest has more than {limit or MANIFEST_MAX} bytes")
+                    if self._manifest_bytes + more > MANIFESTS_MAX:
+                        raise NotKept
+                    self._manifest_bytes += more
+                    for chunk in chunks:
+                        data += chunk
         except UpstreamBroken as error:
             raise _as_request_error(error) from error
         except TimeoutError:
             raise upstream_error(504, "upstream stopped in the middle of a manifest") from None
-        finally:
-            response.close()
-        if data is not None and len(data) != (content_length(response.headers) or len(data)):
+        if len(data) != (length or len(data)):
             raise upstream_error(502, "upstream's manifest ended early")
-        if data is None:
-            raise upstream_error(502, f"upstream's manifest has more than {MANIFEST_MAX} bytes")
-        content = await self._keep_manifest(ref, response.headers, data)
-        if ref.digest is None and is_memorable(asked):
-            # Here and not where it is waited for: who comes in between must find it.
-            variant = TagVariant(asked, content.digest, content.media_type, len(content.data), self._clock())
-            self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
-        return content
 
-    async def _keep_manifest(self, ref: Reference, headers: HeaderList, data: bytes) -> ManifestContent:
-        stated = header(headers, "docker-content-digest")
-        expected = ref.digest or stated or digest_of(data)
-        algorithm = expected.partition(":")[0]
-        if algorithm not in ("sha256", "sha512"):
-            expected, algorithm = digest_of(data), "sha256"
-        if digest_of(data, algorithm) != expected and (header(headers, "content-encoding") or "").lower() == "gzip":
-            data = _gunzip(data)
-        if digest_of(data, algorithm) != expected:
-            self._on_verify_failure(ref.registry)
-            message = "upstream sent a manifest that does not have its digest"
-            raise RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": expected}))
-        media_type = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
-        if media_type.startswith("text/"):
-            raise upstream_error(502, f"upstream answered {media_type} where a manifest was asked for")
+    async def _keep_manifest(self, ref: Reference, headers: HeaderList, data: bytearray) -> ManifestContent:
+        try:
+            if len(data) > LARGE_MANIFEST:
+                async with self._large_manifest:
+                    found = await asyncio.to_thread(_examine, ref, headers, data)
+            else:
+                found = _examine(ref, headers, data)
+        except RequestError as error:
+            if error.failure.code is Code.DIGEST_INVALID:
+                self._on_verify_failure(ref.registry)
+            raise
         stored = None
-        if self.store.writable and await self.store.make_room(len(data)):
-            stored = await self.store.put(expected, data, media_type, within=ref.name)
-        return ManifestContent(expected, media_type, data, stored is not None)
+        # A type that is not from the bytes themselves is this one upstream's word, and not for others.
+        if found.description.media_type and self.store.writable and await self.store.make_room(len(found.data)):
+            stored = await self.store.put(
+                found.digest, found.data, found.media_type, within=ref.name, description=found.description
+            )
+        if len(found.data) <= SMALL:
+            return ManifestContent(found.digest, found.media_type, bytes(found.data), stored is not None)
+        if stored is None and len(found.data) > LARGE_MANIFEST:
+            raise NotKept
+        return ManifestContent(found.digest, found.media_type, b"" if stored else bytes(found.data), stored is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Examined:
+    """A manifest's bytes, decoded, with the digest that they have, and its type. `description` is what they say themselves."""
+
+    digest: str
+    media_type: str
+    data: bytes | bytearray
+    description: Description
+
+
+def _examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> _Examined:
+    """What upstream sent as a manifest. Raises RequestError for what is not the one that was asked for."""
+    expected = ref.digest or header(headers, "docker-content-digest") or ""
+    algorithm = expected.partition(":")[0]
+    if algorithm not in ("sha256", "sha512"):
+        expected, algorithm = "", "sha256"
+    digest = digest_of(data, algorithm)
+    if expected not in ("", digest) and (header(headers, "content-encoding") or "").lower() == "gzip":
+        data = _gunzip(data)
+        digest = digest_of(data, algorithm)
+    description = describe(data)
+    media_type = description.media_type
+    if description.schema == 1:
+        payload = signed_payload(data)
+        media_type = SCHEMA_1 if payload is None else SCHEMA_1_SIGNED
+        digest = digest if payload is None else digest_of(payload, algorithm)
+    if expected not in ("", digest):
+        message = "upstream sent a manifest that does not have its digest"
+        raise RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": expected}))
+    return _Examined(digest, media_type or _stated_type(ref, headers), data, description)
+
+
+def _stated_type(ref: Reference, headers: HeaderList) -> str:
+    """The type to pass on with what is no manifest by its bytes. Raises RequestError for a page in place of a manifest."""
+    stated = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
+    if stated.startswith("text/") and ref.digest is None:
+        raise upstream_error(502, f"upstream answered {stated[:100]} where a manifest was asked for")
+    return stated if is_media_type(stated) and not stated.startswith("text/") else OCTET_STREAM
+
+
+def _to_remember(relay: Relay) -> Relay:
+    """What is kept of an answer for those who ask again: it may be large, and there may be thousands."""
+    headers = tuple(
+        (name, value)
+        for name, value in relay.headers
+        if len(value) <= REMEMBERED_HEADER and (name.lower() in _REMEMBERED or name.lower().startswith("ratelimit-"))
+    )
+    if len(relay.body) <= REMEMBERED_BODY:
+        return replace(relay, headers=headers)
+    # As an answer to a HEAD it gets a body of ours.
+    return replace(relay, headers=without(headers, "content-type"), body=b"", from_head=True)
 
 
 class _StartOver(Exception):
@@ -538,10 +726,10 @@ def _drop(chunks: Sequence[Chunk], skip: int) -> tuple[list[Chunk], int]:
     return kept, skip
 
 
-def _gunzip(data: bytes) -> bytes:
+def _gunzip(data: bytes | bytearray) -> bytes | bytearray:
     try:
         decoder = zlib.decompressobj(wbits=31)
-        return decoder.decompress(data, MANIFEST_MAX)
+        return decoder.decompress(data, KEPT_MAX)
     except zlib.error:
         return data
 

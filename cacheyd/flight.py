@@ -7,9 +7,11 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from cacheyd.budget import Budget
 from cacheyd.errors import HeaderList, RequestError
 from cacheyd.ranges import Part
 from cacheyd.store.blobs import Mapped, Partial
@@ -23,10 +25,10 @@ WINDOW = 4 << 20
 PERSONAL = frozenset({401, 403, 404, 429})
 
 # What was written last stays in memory for clients that keep up, unless they are many: each may hold on to a chunk that
-# the others are done with (bytes).
-RECENT, MAX_RECENT_READERS = 4 << 20, 8
-# Up to so much is copied where a window is not complete yet (bytes).
-COPY = 1 << 20
+# the others are done with. Chunks below the least size come from the file: each object of its own costs memory (bytes).
+RECENT, MAX_RECENT_READERS, LEAST_RECENT = 4 << 20, 8, 16 << 10
+# Up to so much is copied where a window is not complete yet, and so little where many clients wait (bytes).
+COPY, LEAST_COPY = 1 << 20, 16 << 10
 
 
 class BodyBroken(Exception):
@@ -88,11 +90,15 @@ class Source(Protocol):
 
 
 class Flight:
-    """The state of one fetch, made for `asker`. Only `fetch` changes it; each change wakes those who wait."""
+    """The state of one fetch, made for `asker`. Only `fetch` changes it; each change wakes those who wait.
 
-    def __init__(self, digest: str, asker: Asker) -> None:
+    `readers` read its body, `audience` counts all who want it, those included who wait for its head or its end.
+    """
+
+    def __init__(self, digest: str, asker: Asker, budget: Budget | None = None) -> None:
         self.digest = digest
         self.asker = asker
+        self.budget = budget or Budget(RECENT * 32)
         self.partial: Partial | None = None
         self.size: int | None = None
         self.received = 0
@@ -101,31 +107,69 @@ class Flight:
         self.error: FlightError | None = None
         self.stored: Stored | None = None
         self.readers = 0
+        self.audience = 0
         self.ended = False
-        self._recent: deque[tuple[int, bytes | memoryview]] = deque()
+        # When it got its turn, from which byte on, and since when nobody wants it (seconds of a monotonic clock).
+        self.began = 0.0
+        self.resumed_at = 0
+        self.alone_since: float | None = None
+        # Why it has to end before its time, and what ends the response that it reads.
+        self.cut: RequestError | None = None
+        self.on_cut: Callable[[], None] | None = None
+        self._recent: deque[tuple[int, bytes | bytearray | memoryview]] = deque()
+        self._recent_bytes = 0
         self._waiting: set[asyncio.Future[None]] = set()
 
-    def remember(self, start: int, chunks: Sequence[bytes | memoryview]) -> None:
+    def remember(self, start: int, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
         """Keeps what was just written for the clients that are at the end of it: they need not read it from the file."""
         if self.readers > MAX_RECENT_READERS:
-            self._recent.clear()
+            self._forget_recent(0)
             return
         for chunk in chunks:
-            self._recent.append((start, chunk))
+            if len(chunk) >= LEAST_RECENT:
+                self._recent.append((start, chunk))
+                self.budget.take(len(chunk))
+                self._recent_bytes += len(chunk)
             start += len(chunk)
-        while self._recent and start - self._recent[0][0] > RECENT:
-            self._recent.popleft()
+        self._forget_recent(self.budget.share(RECENT, 0))
 
-    def recent(self, at: int, limit: int) -> bytes | memoryview:
-        """The bytes from `at` on up to `limit` that are still in memory, as far as one chunk has them; else none."""
+    def _forget_recent(self, most: int) -> None:
+        while self._recent_bytes > most:
+            _, chunk = self._recent.popleft()
+            self.budget.give(len(chunk))
+            self._recent_bytes -= len(chunk)
+
+    def recent(self, at: int, limit: int) -> tuple[bytes | memoryview, int]:
+        """The bytes from `at` on up to `limit` that are still in memory, as far as one chunk has them, else none; and how
+        many bytes stay in memory with them.
+        """
         for start, chunk in self._recent:
             if start <= at < start + len(chunk):
-                return memoryview(chunk)[at - start : limit - start]
-        return b""
+                return memoryview(chunk)[at - start : limit - start], len(chunk)
+        return b"", 0
+
+    def rate(self, now: float) -> float:
+        """Bytes a second since it got its turn."""
+        return (self.received - self.resumed_at) / max(now - self.began, 1e-3)
+
+    def cut_off(self, error: RequestError) -> None:
+        """Has it end with this error as soon as it can."""
+        self.cut = error
+        if self.on_cut is not None:
+            self.on_cut()
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """Somebody wants it while the block runs."""
+        self.audience += 1
+        try:
+            yield
+        finally:
+            self.audience -= 1
 
     def end(self) -> None:
         """Nothing of it changes any more, `stored` included; what is in memory goes."""
-        self._recent.clear()
+        self._forget_recent(0)
         self.ended = True
         self.notify()
 
@@ -175,10 +219,17 @@ class Flight:
             raise self.error
 
     async def settled(self, seconds: float) -> None:
-        """Waits up to `seconds` for the end; raises what the flight failed with by then."""
+        """Waits up to `seconds` until it is verified; raises what the flight failed with by then."""
+        await self._until(lambda: self.over, seconds)
+
+    async def begun(self, seconds: float) -> None:
+        """Waits up to `seconds` for the first byte that a client may have; raises what the flight failed with by then."""
+        await self._until(lambda: self.over or self.readable > 0, seconds)
+
+    async def _until(self, holds: Callable[[], bool], seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                while not self.over:
+                while not holds():
                     await self.changed()
         except TimeoutError:
             return
@@ -187,50 +238,71 @@ class Flight:
 
 
 class FlightReader:
-    """Reads bytes `start` to `end` (None: to the end) of a flight while it grows."""
+    """Reads bytes `start` to `end` (None: to the end) of a flight while it grows.
+
+    The last HOLD bytes of them, as of the whole, wait until the digest is verified: no answer is complete before.
+    """
 
     def __init__(self, flight: Flight, start: int, end: int | None) -> None:
         # None once it is closed: who read keeps this reader for a while, and the flight keeps the file's descriptor.
         self.flight: Flight | None = flight
         self._partial = flight.partial
         flight.readers += 1
+        flight.audience += 1
         self._at = start
         self._end = end
+        # Where the bytes end that may go before the digest is verified.
+        self._unverified_end = max(start, end - HOLD) if end is not None else None
+        # How many bytes stay in memory for the piece that was read last.
+        self._held = 0
 
     async def read(self) -> bytes | memoryview:
         """The next piece as soon as there is one; empty at the end. Raises BodyBroken when the flight failed."""
         while True:
+            if self.flight is not None:
+                self._hold(self.flight, 0)
             if self._end is not None and self._at >= self._end:
                 return b""
             flight, partial = self.flight, self._partial
             if flight is None or flight.error is not None or partial is None:
                 raise BodyBroken("closed" if flight is None else str(flight.error))
-            limit = flight.readable if self._end is None else min(flight.readable, self._end)
-            if self._at < limit:
+            if self._at < (limit := self._limit(flight)):
                 return self._take(flight, partial, limit)
             if flight.verified:
                 return b""
             await flight.changed()
 
+    def _limit(self, flight: Flight) -> int:
+        end = self._end if flight.verified else self._unverified_end
+        return flight.readable if end is None else min(flight.readable, end)
+
     def _take(self, flight: Flight, partial: Partial, limit: int) -> bytes | memoryview:
         index, offset = divmod(self._at, WINDOW)
         window_end = (index + 1) * WINDOW
-        piece = flight.recent(self._at, limit)
-        if piece:
-            pass
+        piece, held = flight.recent(self._at, limit)
+        if piece and held <= flight.budget.share(RECENT):
+            self._hold(flight, held)
         elif window_end <= flight.received:
             piece = partial.window(index, WINDOW)[offset : offset + limit - self._at]
         else:
-            piece = partial.read(self._at, min(limit, self._at + COPY, window_end))
+            most = flight.budget.share(COPY, LEAST_COPY)
+            piece = partial.read(self._at, min(limit, self._at + most, window_end))
+            self._hold(flight, len(piece))
         if not piece:
             raise BodyBroken("the partial file is shorter than it was")
         self._at += len(piece)
         return piece
 
+    def _hold(self, flight: Flight, size: int) -> None:
+        flight.budget.take(size - self._held)
+        self._held = size
+
     def close(self) -> None:
         """Lets go of the file."""
         if self.flight is not None:
+            self._hold(self.flight, 0)
             self.flight.readers -= 1
+            self.flight.audience -= 1
         self.flight = self._partial = None
 
 

@@ -3,7 +3,6 @@
 Knows files and digests only: what is in the cache comes through functions.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -21,6 +20,7 @@ from cacheyd.manifest import (
     Descriptor,
     Manifest,
     Platform,
+    media_type_of,
     parse_descriptor,
     parse_manifest,
     parse_object,
@@ -28,6 +28,7 @@ from cacheyd.manifest import (
     unmet,
 )
 from cacheyd.reference import OCI_INDEX, TAG, ImageName, has_registry, parse_image
+from cacheyd.store import partials
 
 # What containerd and docker call the image, and what the specification calls its tag.
 FULL_NAME = "io.containerd.image.name"
@@ -35,7 +36,7 @@ REF_NAME = "org.opencontainers.image.ref.name"
 _LAYOUT = {"imageLayoutVersion": "1.0.0"}
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))")
 # The most that index.json, a manifest, and a header of the tar may have (bytes), and how many files and images.
-INDEX_MAX, MANIFEST_MAX, HEADER_MAX = 4 << 20, 8 << 20, 1 << 20
+INDEX_MAX, MANIFEST_MAX, HEADER_MAX = 4 << 20, 4 << 20, 1 << 20
 MAX_FILES, MAX_IMAGES, MAX_DEPTH = 100_000, 1000, 4
 _COPY = 1 << 20
 
@@ -212,7 +213,7 @@ def _json(value: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A blob of the tar in a temporary file, its digest verified. `held` is open and locked."""
+    """A blob of the tar in a temporary file, its digest verified. `held` is open and locked, shared with who keeps it."""
 
     digest: str
     size: int
@@ -223,10 +224,6 @@ class Received:
         """All of it; for manifests."""
         self.held.seek(0)
         return self.held.read()
-
-    def hand_over(self) -> None:
-        """Whoever keeps the file may lock it."""
-        fcntl.flock(self.held, fcntl.LOCK_UN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +236,7 @@ class Kept:
 
 
 class Unpacked:
-    """What a tar holds, in temporary files in `directory` that go at the end of the `with` block, or are swept.
-
-    A file that is locked belongs to somebody who runs; the lock goes with the process.
-    """
+    """What a tar holds, in temporary files in `directory` that go at the end of the `with` block, or are swept afterwards."""
 
     def __init__(self, directory: Path, reserve: Callable[[int], None] = lambda size: None) -> None:
         self._directory = directory
@@ -256,8 +250,8 @@ class Unpacked:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for received in self.blobs.values():
-            received.path.unlink(missing_ok=True)
-            received.held.close()
+            with received.held:
+                partials.discard(received.path, received.held.fileno())
 
     def read(self, source: IO[bytes], progress: Callable[[int], None] = lambda size: None) -> None:
         """Takes in a tar stream, plain or compressed, in one pass. Raises LayoutError, and OSError for the disk."""
@@ -295,15 +289,14 @@ class Unpacked:
             raise LayoutError(f"{name!r} is not named by a digest that can be checked")
 
     def _receive(self, source: IO[bytes], digest: str, progress: Callable[[int], None]) -> None:
-        path = self._directory / f"import.{os.getpid()}-{len(self.blobs)}-{os.urandom(4).hex()}"
-        held = open(path, "x+b", buffering=0)  # noqa: SIM115
+        path, fd = partials.make_for_import(self._directory, len(self.blobs))
+        held = open(fd, "r+b", buffering=0)  # noqa: SIM115
         received = Received(digest, 0, path, held)
         self.blobs[digest] = received
         if os.geteuid() == 0:
             # The cache may run as somebody else, and has to open it.
             owner = self._directory.stat()
             os.fchown(held.fileno(), owner.st_uid, owner.st_gid)
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         checked, size = _Checked(source, digest), 0
         while data := checked.read(_COPY):
             view = memoryview(data)
@@ -434,10 +427,9 @@ class _Tree:
         data = file.read()
         try:
             manifest = parse_manifest(data)
-            stated = parse_object(data).get("mediaType")
+            media_type = media_type_of(parse_object(data))
         except ValueError as error:
             raise LayoutError(f"{file.digest}: {error}") from error
-        media_type = stated if isinstance(stated, str) and "/" in stated and stated.isprintable() else entry.media_type
         if manifest.is_index:
             self._children(name, file.digest, manifest, depth)
         else:
@@ -486,7 +478,6 @@ def import_layout(
         unpacked.read(source, progress)
         images, objects = images_in(unpacked, given)
         for kept in objects:
-            kept.file.hand_over()
             keep(kept)
         for image in images:
             if image.name.tag:

@@ -4,14 +4,15 @@ Sources: OCI image-spec ("Descriptors", "Image Index", "Image Manifest") and con
 (https://github.com/containerd/platforms).
 """
 
+import base64
 import json
 import platform
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from cacheyd.reference import DIGEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.reference import DIGEST, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, OCTET_STREAM
 
 _ARCHITECTURES = {
     "x86_64": "amd64",
@@ -25,6 +26,13 @@ _ARCHITECTURES = {
     "i686": "386",
     "loongarch64": "loong64",
 }
+# What a JSON object may have in it (objects, lists, members, escapes): index and manifest, 1,024 entries each, have 20,000.
+# 50,000 take 15 ms.
+MAX_VALUES, MAX_DIGITS = 50_000, 40
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")
+_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+# Types that say nothing of what it is.
+_NO_TYPES = frozenset({"application/json", OCTET_STREAM})
 _PART = re.compile(r"[A-Za-z0-9_.-]+")
 # The variant that is meant where none is said.
 _DEFAULT_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
@@ -111,15 +119,72 @@ def parse_manifest(data: bytes) -> Manifest:
     raise ValueError("neither the manifest of an image nor an index")
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object. Raises ValueError."""
+def parse_object(data: bytes | bytearray) -> dict[str, Any]:
+    """A JSON object. Raises ValueError, also for one that would take long: the parser lets no other thread run."""
+    # What the parser's time and memory grow with; counting is a hundredth of it.
+    if sum(map(data.count, (b"{", b"[", b",", b"\\"))) > MAX_VALUES:
+        raise ValueError("not looked into: too much in one JSON object")
     try:
-        content = json.loads(data)
+        content = json.loads(data, parse_int=_integer, parse_float=_fraction)
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content
+
+
+def _integer(text: str) -> int:
+    # Long ones take quadratic time.
+    if len(text) > MAX_DIGITS:
+        raise ValueError("too many digits")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    if len(text) > MAX_DIGITS:
+        raise ValueError("too many digits")
+    return float(text)
+
+
+def media_type_of(content: dict[str, Any]) -> str:
+    """What a manifest is by its own content: its `mediaType` (image-spec: optional), else its shape; empty if it is none."""
+    declared = content.get("mediaType")
+    if is_media_type(declared) and declared.startswith("application/") and declared not in _NO_TYPES:
+        return str(declared)
+    config, manifests = content.get("config"), content.get("manifests")
+    if isinstance(manifests, list):
+        docker = [isinstance(item, dict) and item.get("mediaType") == DOCKER_MANIFEST for item in manifests]
+        return DOCKER_LIST if docker and all(docker) else OCI_INDEX
+    if not isinstance(config, dict):
+        return ""
+    # Docker's own manifests are to have a mediaType; of one that has none, the config tells.
+    return DOCKER_MANIFEST if config.get("mediaType") == _DOCKER_CONFIG else OCI_MANIFEST
+
+
+def is_media_type(value: object) -> TypeGuard[str]:
+    """Whether this is a media type by its form (RFC 6838 section 4.2), and not too long to be kept by the thousand."""
+    return isinstance(value, str) and len(value) <= 127 and _MEDIA_TYPE.fullmatch(value) is not None
+
+
+def signed_payload(data: bytes | bytearray) -> bytes | None:
+    """What the digest of a signed manifest of the first schema is over: all but its signatures; None if it is none.
+
+    https://github.com/distribution/distribution/blob/v2.8.2/docs/spec/manifest-v2-1.md, "Signed Manifests".
+    """
+    try:
+        content = parse_object(data)
+        protected = content["signatures"][0]["protected"]
+        fields = parse_object(_decode(protected))
+        length, tail = fields["formatLength"], _decode(fields["formatTail"])
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+    if content.get("schemaVersion") != 1 or not isinstance(length, int) or not 0 < length <= len(data):
+        return None
+    return bytes(data[:length]) + tail
+
+
+def _decode(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def parse_descriptor(item: object, media_type: str = OCI_INDEX) -> Descriptor:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from cacheyd import parse
@@ -15,6 +16,7 @@ from cacheyd.auth import Authorizer
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header
+from cacheyd.reference import Kind
 
 # A dead origin is left alone for so long, doubled with each failure (seconds).
 PAUSE, PAUSE_MAX = 5.0, 60.0
@@ -51,6 +53,12 @@ class Breaker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._health: dict[str, _Health] = {}
+        self._since = float("-inf")
+
+    def forget(self) -> None:
+        """After a change of settings: nothing is dead, and what was asked before does not say so any more."""
+        self._health.clear()
+        self._since = self._clock()
 
     def _of(self, origin: str) -> _Health:
         if len(self._health) >= MAX_TRACKED and origin not in self._health:
@@ -83,6 +91,8 @@ class Breaker:
 
         Where it answered another one meanwhile, that one object is slow, and not the origin dead.
         """
+        if since < self._since:
+            return
         health = self._of(origin)
         health.probing = False
         if health.answered > since:
@@ -98,35 +108,51 @@ class Breaker:
         return [origin for origin, health in self._health.items() if health.dead_until > now]
 
 
+class Lane(StrEnum):
+    """What waits behind each other at one registry. Small requests never wait behind layers, nor behind long lists."""
+
+    BLOBS = "blobs"
+    LISTS = "lists"
+    SMALL = "small"
+
+
+def lane_of(request: UpstreamRequest) -> Lane:
+    """Where a request waits for its turn."""
+    if request.ref.kind in (Kind.TAGS, Kind.REFERRERS):
+        return Lane.LISTS
+    return Lane.BLOBS if request.ref.kind is Kind.BLOB and request.method == "GET" else Lane.SMALL
+
+
 class Turnstile:
-    """At most so many responses of one registry at once; the others wait in the order in which they came."""
+    """At most so many responses in each lane of one registry at once; the others wait in the order in which they came."""
 
     def __init__(self) -> None:
-        self._gates: dict[str, _Gate] = {}
+        self._gates: dict[tuple[str, Lane], _Gate] = {}
 
-    async def enter(self, registry: str, limit: int, patience: float) -> Callable[[], None]:
+    async def enter(self, registry: str, lane: Lane, limit: int, patience: float) -> Callable[[], None]:
         """Waits for a turn, at most `patience` seconds; what it returns gives the turn back. Raises TimeoutError."""
-        gate = self._gates.get(registry)
+        key = registry, lane
+        gate = self._gates.get(key)
         if gate is None or gate.limit != limit:
-            gate = self._gates[registry] = _Gate(limit, asyncio.Semaphore(limit))
+            gate = self._gates[key] = _Gate(limit, asyncio.Semaphore(limit))
         gate.users += 1
         try:
             async with asyncio.timeout(patience):
                 await gate.semaphore.acquire()
         except BaseException:
-            self._leave(registry, gate)
+            self._leave(key, gate)
             raise
 
         def leave() -> None:
             gate.semaphore.release()
-            self._leave(registry, gate)
+            self._leave(key, gate)
 
         return leave
 
-    def _leave(self, registry: str, gate: "_Gate") -> None:
+    def _leave(self, key: tuple[str, Lane], gate: "_Gate") -> None:
         gate.users -= 1
-        if not gate.users and self._gates.get(registry) is gate:
-            del self._gates[registry]
+        if not gate.users and self._gates.get(key) is gate:
+            del self._gates[key]
 
 
 @dataclass(slots=True)
@@ -176,6 +202,11 @@ class Origins:
         self._events = events
         self._turnstile = Turnstile()
 
+    def forget(self) -> None:
+        """After a change of settings: what is known of origins may be of other ones, or of another login."""
+        self.breaker.forget()
+        self._remaining.clear()
+
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
         """The first answer of the registry's origins that is one. Raises UpstreamBroken, and RequestError 403 for a
         registry that is not to be asked for.
@@ -184,7 +215,7 @@ class Origins:
         self.check_allowed(registry)
         limit, patience = self.settings.registry(registry).max_fetches, self.settings.head_timeout
         try:
-            leave = await self._turnstile.enter(registry, limit, patience)
+            leave = await self._turnstile.enter(registry, lane_of(request), limit, patience)
         except TimeoutError:
             raise UpstreamBroken(f"{limit} requests to {registry} are under way already", refused=True) from None
         try:
@@ -198,7 +229,8 @@ class Origins:
         bases = self.settings.upstreams(request.ref.registry)
         # All of them together get no longer than one alone, which has its own deadline: clients do not wait longer for two.
         total = self.settings.head_timeout + self.settings.connect_timeout / 2
-        share = total / len(bases) if len(bases) > 1 else None
+        # One alone gets a moment more than its own deadline, which says more about what failed; a token service counts, too.
+        share = total / len(bases) if len(bases) > 1 else total + 1.0
         for position, base in enumerate(bases):
             try:
                 response = await self._ask(request, base, share)
@@ -220,7 +252,7 @@ class Origins:
         if reason:
             raise RequestError(Failure(403, Code.DENIED, reason, Blame.CLIENT, {"registry": registry}))
 
-    async def _ask(self, request: UpstreamRequest, base: str, share: float | None) -> UpstreamResponse:
+    async def _ask(self, request: UpstreamRequest, base: str, share: float) -> UpstreamResponse:
         registry, started = request.ref.registry, time.monotonic()
         if not self.breaker.admit(base):
             self._events.upstream(registry, "dead", 0.0)
@@ -246,7 +278,7 @@ class Origins:
         finally:
             self._events.upstream(registry, code, time.monotonic() - started)
 
-    async def _answer(self, request: UpstreamRequest, base: str, seconds: float | None) -> UpstreamResponse:
+    async def _answer(self, request: UpstreamRequest, base: str, seconds: float) -> UpstreamResponse:
         try:
             async with asyncio.timeout(seconds):
                 return await self._authorizer.fetch(self._transport, request, base)

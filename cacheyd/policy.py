@@ -5,17 +5,10 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from cacheyd.config import Settings
-from cacheyd.reference import Reference, accepts, are_all
+from cacheyd.reference import SCHEMA_1, SCHEMA_1_SIGNED, Reference, accepts, are_all
 from cacheyd.store.rows import TagVariant
 
-# Types of the first manifest schema: nobody serves it any more, some clients still name it.
-_SCHEMA_1 = frozenset(
-    {
-        "application/vnd.docker.distribution.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.v1+prettyjws",
-        "application/json",
-    }
-)
+_SCHEMA_1 = frozenset({SCHEMA_1, SCHEMA_1_SIGNED, "application/json"})
 
 
 # Of more types, or longer ones, nothing is remembered: those that registries know are ten, of 80 characters at most.

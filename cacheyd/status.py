@@ -10,7 +10,7 @@ from cacheyd.parse import shown_size
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the page shows. `started` is in seconds since the epoch, sizes are in bytes."""
+    """What the page shows. `started` is in seconds since the epoch, sizes are in bytes; `trouble` says why nothing is kept."""
 
     started: float
     hits: int
@@ -22,6 +22,12 @@ class Status:
     cache_dir: str
     free: int | None
     registries: tuple[str, ...]
+    trouble: str = ""
+
+
+def kept_nothing(trouble: str) -> str:
+    """What there is to say while requests are served and nothing is kept, in one line."""
+    return f"{trouble}: nothing is kept"
 
 
 def _duration(seconds: float) -> str:
@@ -45,6 +51,7 @@ def render(status: Status) -> bytes:
         ("Cache directory", f"{status.cache_dir} ({free} free)"),
         ("Configured registries", ", ".join(status.registries) or "none: any registry is served"),
     ]
+    alarm = f'<p role="alert"><strong>{html.escape(kept_nothing(status.trouble))}</strong></p>' if status.trouble else ""
     cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -55,6 +62,6 @@ body {{ max-width: 44rem; margin: 3rem auto; padding: 0 1rem }}
 th {{ text-align: left; vertical-align: top; padding: .3rem 2rem .3rem 0; white-space: nowrap; font-weight: 600 }}
 td {{ padding: .3rem 0; overflow-wrap: anywhere }}
 </style></head>
-<body><h1>cacheyd</h1><p>A pull-through cache for container registries.</p><table>{cells}</table>
+<body><h1>cacheyd</h1>{alarm}<p>A pull-through cache for container registries.</p><table>{cells}</table>
 <p><a href="/metrics">Metrics</a></p></body></html>
 """.encode()

@@ -1,6 +1,5 @@
 """What a running cache does for `cacheyd export` and `cacheyd import`: says which objects an image is, and takes files in."""
 
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -16,6 +15,7 @@ from cacheyd.reference import (
     ImageName,
     parse_image,
 )
+from cacheyd.store import partials
 from cacheyd.store.rows import INDEXES, TagVariant
 from cacheyd.store.store import Store
 
@@ -23,7 +23,6 @@ type Handler = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
 
 # An imported tag is for all clients that take every type of manifest, as containerd does.
 ASKED = policy.asked_types(frozenset({DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}))
-_FILE = re.compile(r"import\.[0-9]+-[0-9]+-[0-9a-f]{8}")
 
 
 def export_handler(store: Store) -> Handler:
@@ -84,7 +83,7 @@ def import_handlers(store: Store, clock: Callable[[], float] = time.time) -> dic
 
     async def take(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         name, digest, media_type, within = args["file"], args["digest"], args["media_type"], args["within"]
-        if not _FILE.fullmatch(name) or not DIGEST.fullmatch(digest) or not within:
+        if not partials.IMPORT.fullmatch(name) or not DIGEST.fullmatch(digest) or not within:
             raise ValueError("not a file of an import")
         first, *others = [parse_image(repository).name for repository in within]
         stored = await store.adopt_file(store.root / "partial" / name, digest, media_type, first)

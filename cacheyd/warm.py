@@ -213,11 +213,12 @@ class Warmer:
     async def _follow(self, flight: Flight, blob: Descriptor, progress: Callable[[int], None]) -> None:
         """Waits until the flight has landed: verified and on disk. Raises Failed."""
         told = time.monotonic()
-        while not flight.ended:
-            await flight.changed()
-            if time.monotonic() - told >= TELL_EVERY:
-                told = time.monotonic()
-                progress(flight.received)
+        with flight.wanted():
+            while not flight.ended:
+                await flight.changed()
+                if time.monotonic() - told >= TELL_EVERY:
+                    told = time.monotonic()
+                    progress(flight.received)
         if isinstance(flight.error, RequestError):
             raise Failed(flight.error.failure.message)
         if flight.error is not None and not isinstance(flight.error, NotKept):

@@ -121,7 +121,13 @@ class RegistryCache:
         self.transport = MitmTransport(ctx.options, settings)
         self.authorizer = Authorizer(settings)
         self.origins = Origins(self.transport, self.authorizer, settings, self.metrics)
-        self.fetcher = Fetcher(self.store, self.origins, settings, on_verify_failure=self.metrics.verify_failure)
+        self.fetcher = Fetcher(
+            self.store,
+            self.origins,
+            settings,
+            budget=self.transport.budget,
+            on_verify_failure=self.metrics.verify_failure,
+        )
         self.cache = Cache(
             self.store,
             self.fetcher,
@@ -130,7 +136,7 @@ class RegistryCache:
             below_floor=self.origins.below_floor,
             check_allowed=self.origins.check_allowed,
         )
-        self.store.in_flight, self.store.incoming = self.fetcher.in_flight, self.fetcher.incoming
+        self.store.in_flight = self.fetcher.in_flight
         self._watch()
         self._inspect = ctx.options.cacheyd_inspect or ctx.master.addons.get("view") is not None
         if self._access_log is None:
@@ -158,14 +164,15 @@ class RegistryCache:
         self._ready = True
         if self._descriptors < settings.max_connections:
             log.warning("no more than %d connections: this process may not open more files", self._descriptors)
+        trouble = self.store.trouble
         scheme = "https" if self._tls is not None else "http"
         log.info(
-            "cacheyd %s is listening on %s (%s); cache in %s (%s free)",
+            "cacheyd %s is listening on %s (%s); cache in %s (%s)",
             __version__,
             self._address(),
             scheme,
             settings.cache_dir,
-            free_space(settings.cache_dir),
+            f"not writable: {status.kept_nothing(trouble)}" if trouble else f"{free_space(settings.cache_dir)} free",
         )
 
     def reload(self) -> None:
@@ -182,7 +189,9 @@ class RegistryCache:
         self.store.settings = self.origins.settings = self.authorizer.settings = settings
         self.fetcher.settings = self.cache.settings = settings
         self.transport.reload(settings)
-        self.authorizer.forget()
+        # What was decided by the old settings, or learned from whom they named, counts no more.
+        for one in (self.authorizer, self.origins, self.fetcher, self.cache):
+            one.forget()
         self.metrics.configure(settings.registries)
         self._quick.clear()
         if self._daemon:
@@ -203,7 +212,9 @@ class RegistryCache:
         )
         metrics.watch("cacheyd_store_bytes", "Bytes stored", lambda: float(store.size))
         metrics.watch("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda: float(store.blobs.free() or 0))
-        metrics.watch("cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(store.writable))
+        metrics.watch(
+            "cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(not (store.refusal or store.ousted))
+        )
         metrics.watch("cacheyd_store_full", "1 while there is no room and nothing may go", lambda: float(store.room.full))
         metrics.watch("cacheyd_store_partial_bytes", "Bytes in files being fetched", lambda: float(store.partial_bytes))
         metrics.watch_total("cacheyd_scrub_bytes", "Bytes checked in the background", lambda: store.upkeep.scrubbed)
@@ -395,12 +406,23 @@ class RegistryCache:
             case "/healthz":
                 return text_answer(200, b"ok\n")
             case "/readyz":
-                ready = self._ready and not self._stopping
-                return text_answer(200 if ready else 503, b"ready\n" if ready else b"not ready\n")
+                return self._readiness()
             case _:
                 if "text/html" in request.headers.get("accept", ""):
                     return text_answer(200, status.render(self._status()), "text/html; charset=utf-8")
                 return text_answer(200, b"cacheyd\n")
+
+    def _readiness(self) -> Answer:
+        """Also while nothing can be kept: requests pass through, and without any replica they would not."""
+        if not self._ready or self._stopping:
+            return text_answer(503, b"not ready\n")
+        trouble = self.store.trouble
+        if not trouble:
+            return text_answer(200, b"ready\n")
+        shown = status.kept_nothing(trouble)
+        answer = text_answer(200, f"ready; {shown}\n".encode())
+        answer.headers = (*answer.headers, ("Warning", f'199 cacheyd "{shown}"'))
+        return answer
 
     def _status(self) -> status.Status:
         store = self.store
@@ -408,7 +430,7 @@ class RegistryCache:
         return status.Status(
             self._started, hits, misses, store.counts[Kind.MANIFEST], store.counts[Kind.BLOB], store.size,
             len(self.fetcher.flights), str(self.settings.cache_dir), store.blobs.free(),
-            tuple(sorted(self.settings.registries)),
+            tuple(sorted(self.settings.registries)), store.trouble,
         )  # fmt: skip
 
     def _response(self, request: http.Request, answer: Answer) -> http.Response:

@@ -21,9 +21,10 @@ from mitmproxy.proxy.layers.http._hooks import HttpConnectUpstreamHook
 from mitmproxy.proxy.layers.http._http1 import Http1Client
 from OpenSSL import SSL
 
+from cacheyd.budget import Budget
 from cacheyd.proxy.exchange import Exchange
 from cacheyd.proxy.trust import Origin, Trust, make_connection, proxy_login, proxy_mode
-from cacheyd.proxy.wire import BLOCK, Wire
+from cacheyd.proxy.wire import BLOCK, FIRST_READ, READ, Wire
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ type Dial = Callable[[Origin, str, int], Awaitable[Streams]]
 
 # Marks the flows of fetches.
 FETCH = "cacheyd_fetch"
+# The longest head of a response, and the longest line in a chunked body (bytes); with TLS, a handshake comes on top.
+MAX_HEAD, HANDSHAKE = 64 << 10, 256 << 10
+# What is read at once with a head, and of a body in tiny chunks, each of which costs the time of all layers (bytes).
+HEAD_READ, TINY_READ, FEW_BYTES = 4 << 10, 1 << 10, 512
 
 
 class _Submit(events.ConnectionEvent):
@@ -64,7 +69,7 @@ class _Requests(layers.http.HttpConnection):
             self._exchange.head(event.response)
         elif isinstance(event, layers.http.ResponseData):
             if event.data:
-                self._exchange.data(event.data)
+                self._exchange.piece(event.data)
         elif isinstance(event, layers.http.ResponseEndOfMessage):
             self._exchange.end()
         elif isinstance(event, layers.http.ResponseProtocolError):
@@ -80,9 +85,11 @@ class _Reader:
         self._wire = wire
 
     async def read(self, size: int) -> bytes:
-        """The next bytes for the layers; most of a large body goes past them."""
+        """The next bytes for the layers; most of a large body goes past them. Raises OSError for a head without an end."""
         await self._owner.pass_body(self._conn, self._wire)
-        return await self._wire.read(size)
+        data = await self._wire.read(self._owner.appetite())
+        self._owner.swallow(self._conn, len(data))
+        return data
 
 
 class FetchConnection(server.ConnectionHandler):
@@ -90,7 +97,14 @@ class FetchConnection(server.ConnectionHandler):
 
     layer: layers.HttpLayer
 
-    def __init__(self, options: Options, origin: Origin, dial: Dial, ssl_context: Callable[[Trust], SSL.Context]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        origin: Origin,
+        dial: Dial,
+        ssl_context: Callable[[Trust], SSL.Context],
+        budget: Budget | None = None,
+    ) -> None:
         client = connection.Client(
             peername=("cacheyd", 0),
             sockname=("cacheyd", 0),
@@ -112,8 +126,13 @@ class FetchConnection(server.ConnectionHandler):
         self.dial_error: Exception | None = None
         self._dial = dial
         self._ssl_context = ssl_context
+        self._budget = budget
         self._exchange: Exchange | None = None
         self._closed = False
+        # Bytes that came since the request, and after its answer; how many the layers get at once.
+        self._came = self._idle_bytes = 0
+        self._appetite = HEAD_READ
+        self._seen = (0, 0)
         self.layer = layers.HttpLayer(context, HTTPMode.upstream if origin.proxy else HTTPMode.transparent)
         self.layer.connections[client] = _Requests(context.fork())
 
@@ -127,7 +146,9 @@ class FetchConnection(server.ConnectionHandler):
         fetch = http.HTTPFlow(self.client, self.layer.context.server)
         fetch.request = request
         fetch.metadata[FETCH] = True
-        exchange = self._exchange = Exchange()
+        exchange = self._exchange = Exchange(self._budget)
+        self._came = self._idle_bytes = 0
+        self._appetite, self._seen = HEAD_READ, (0, 0)
         if not self.used:
             self.used = True
             await self.server_event(events.Start())
@@ -195,6 +216,38 @@ class FetchConnection(server.ConnectionHandler):
         if isinstance(body, ContentLengthReader) and body._remaining > BLOCK and not client.buf:
             length, body._remaining = body._remaining - 1, 1
             body._remaining += await wire.read_body(length, exchange)
+
+    def appetite(self) -> int:
+        """How many bytes the layers get at once: few of a body in tiny chunks, as all of them are worked off in one go."""
+        exchange = self._exchange
+        if exchange is None or exchange.response is None:
+            return HEAD_READ
+        pieces, size = exchange.pieces - self._seen[0], exchange.piece_bytes - self._seen[1]
+        self._seen = exchange.pieces, exchange.piece_bytes
+        if pieces and size < FEW_BYTES * pieces:
+            self._appetite = max(TINY_READ, self._appetite // 4)
+        else:
+            self._appetite = min(2 * self._appetite, exchange.budget.share(READ))
+        return self._appetite
+
+    def swallow(self, conn: connection.Connection, size: int) -> None:
+        """Counts what comes; raises OSError for a head, or a line of a chunked body, that does not end."""
+        exchange = self._exchange
+        self._came += size
+        if exchange is None or exchange.complete:
+            self._idle_bytes += size
+            if self._idle_bytes > MAX_HEAD:
+                raise OSError("it sends what nobody asked for")
+            return
+        if exchange.response is None:
+            unread = self._came - MAX_HEAD - FIRST_READ - (HANDSHAKE if conn.tls else 0)
+        else:
+            client = getattr(self.layer.connections.get(conn), "child_layer", None)
+            unread = len(client.buf) - MAX_HEAD if isinstance(client, Http1Client) else 0
+        if unread > 0:
+            exchange.fail("the head of its response, or a line in it, has no end", hopeless=True)
+            self.close()
+            raise OSError("a head without an end")
 
     async def drain_writers(self) -> None:
         """Waits for the sink: the upstream is read no faster than the disk takes it."""

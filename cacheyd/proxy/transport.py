@@ -6,12 +6,14 @@ import socket
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from weakref import WeakSet
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 from mitmproxy import http
 from mitmproxy.options import Options
 from OpenSSL import SSL
 
+from cacheyd.budget import Budget, Pace
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import Chunk, UpstreamBroken, content_length, header, without
@@ -50,10 +52,12 @@ class FetchResponse:
         self._transport = transport
         self._conn: FetchConnection | None = conn
         self._exchange = exchange
+        self._pace = Pace(transport.settings.min_rate, transport.settings.progress_timeout)
         self.status, self.headers = head
 
     async def read(self) -> list[Chunk]:
-        """What has come of the body since; empty at its end. Raises UpstreamBroken, also where nothing comes for too long."""
+        """What has come of the body since; empty at its end. Raises UpstreamBroken, also where too little comes."""
+        began = self._pace.begin()
         try:
             async with asyncio.timeout(self._transport.settings.progress_timeout):
                 chunks = await self._exchange.read()
@@ -61,6 +65,8 @@ class FetchResponse:
             raise UpstreamBroken("no progress", timeout=True) from None
         if not chunks:
             self.close()
+        elif not self._pace.end(began, sum(map(len, chunks))):
+            raise UpstreamBroken("too slow", timeout=True)
         return chunks
 
     def close(self) -> None:
@@ -73,10 +79,13 @@ class FetchResponse:
 class MitmTransport:
     """Fetch connections, pooled by origin."""
 
-    def __init__(self, options: Options, settings: Settings) -> None:
+    def __init__(self, options: Options, settings: Settings, budget: Budget | None = None) -> None:
         self.settings = settings
+        self.budget = budget or Budget(settings.flight_memory)
         self._options = options
         self._idle: dict[Origin, list[FetchConnection]] = {}
+        # Made with the settings in force, idle or in use.
+        self._current: WeakSet[FetchConnection] = WeakSet()
         self._ssl_contexts: dict[Trust, SSL.Context] = {}
         self._reaper: asyncio.Task[None] | None = None
 
@@ -182,7 +191,9 @@ class MitmTransport:
             if conn.alive:
                 return conn
             conn.close()
-        return FetchConnection(self._options, origin, self._dial, self._ssl_context)
+        conn = FetchConnection(self._options, origin, self._dial, self._ssl_context, self.budget)
+        self._current.add(conn)
+        return conn
 
     def _ssl_context(self, trust: Trust) -> SSL.Context:
         if trust not in self._ssl_contexts:
@@ -191,8 +202,9 @@ class MitmTransport:
 
     def release(self, conn: FetchConnection, exchange: Exchange) -> None:
         """Takes a connection back after its response."""
+        exchange.over()
         idle = self._idle.setdefault(conn.origin, [])
-        if exchange.complete and conn.alive and len(idle) < MAX_IDLE:
+        if exchange.complete and conn.alive and len(idle) < MAX_IDLE and conn in self._current:
             conn.idle_since = time.monotonic()
             idle.append(conn)
             if self._reaper is None or self._reaper.done():
@@ -230,7 +242,9 @@ class MitmTransport:
     def reload(self, settings: Settings) -> None:
         """New settings: certificates are read anew, and no connection made with the old ones is used again."""
         self.settings = settings
+        self.budget.limit = settings.flight_memory
         self._ssl_contexts.clear()
+        self._current = WeakSet()
         self.close()
 
     def close(self) -> None:

@@ -11,6 +11,8 @@ from cacheyd.proxy.exchange import Exchange
 # The largest piece that mitmproxy gets, and the size of the blocks of a body (bytes).
 READ = 256 << 10
 BLOCK = 1 << 20
+# What a connection begins to read with: most have little to say, and there may be thousands.
+FIRST_READ = 16 << 10
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -18,7 +20,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
-        self._block = bytearray(READ)
+        self._block = bytearray(FIRST_READ)
         self._filled = 0
         self._closed: Exception | None = None
         self._ended = False
@@ -76,44 +78,70 @@ class Wire(asyncio.BufferedProtocol):
 
     # The reader's side
 
-    async def read(self, _: int) -> bytes:
-        """What has come, at least one byte; empty at the end. Raises OSError where the connection broke."""
+    async def read(self, most: int) -> bytes:
+        """What has come, up to `most` bytes and at least one; empty at the end. Raises OSError where the connection broke."""
+        if self._filled:
+            # Others get their turn between two pieces of what has come.
+            await asyncio.sleep(0)
         while not self._filled:
             if self._ended:
                 if isinstance(self._closed, OSError):
                     raise self._closed
                 return b""
             await self._more()
-        data = bytes(memoryview(self._block)[: self._filled])
-        self._filled = 0
+        data = bytes(memoryview(self._block)[: min(self._filled, most)])
+        was_full, left = self._filled == len(self._block), self._filled - len(data)
+        if left:
+            self._block[:left] = self._block[len(data) : self._filled]
+        elif was_full and len(self._block) < most:
+            self._block = bytearray(min(2 * len(self._block), most))
+        self._filled = left
         self._pause(False)
         return data
 
     async def read_body(self, length: int, exchange: Exchange) -> int:
         """Gives the next `length` bytes to the exchange, in blocks that are its own; returns how many the peer left out."""
         exchange.on_hungry = self._wake
-        self._take(0, BLOCK)
+        budget = exchange.budget
+        self._renew(budget.share(BLOCK))
+        budget.take(len(self._block))
         try:
             while length and not (self._ended and not self._filled):
                 size = min(self._filled, length)
                 if size == length or self._filled == len(self._block) or (size and (exchange.hungry or self._ended)):
-                    exchange.data(self._take(size, BLOCK))
+                    before = len(self._block)
+                    exchange.data(self._take(size, budget.share(BLOCK)))
+                    budget.take(len(self._block) - before)
                     length -= size
                     await exchange.room()
                 else:
                     await self._more()
         finally:
+            budget.give(len(self._block))
             exchange.on_hungry = None
-            self._take(0, READ)
+            self._renew(FIRST_READ)
         return length
 
-    def _take(self, size: int, next_block: int) -> memoryview:
-        """The first `size` bytes, and a new block that begins with the rest."""
-        taken, rest = memoryview(self._block)[:size], memoryview(self._block)[size : self._filled]
-        if size or len(self._block) != next_block:
+    def _renew(self, size: int) -> None:
+        """A new block that begins with what is in the old one."""
+        rest = memoryview(self._block)[: self._filled]
+        self._block = bytearray(max(size, len(rest)))
+        self._block[: len(rest)] = rest
+        if self._filled == len(self._block):
+            self._pause(True)
+
+    def _take(self, size: int, next_block: int) -> bytes | memoryview:
+        """The first `size` bytes. Much of a block is given away with it; a little is copied, or it would pin all of it."""
+        block, filled = self._block, self._filled
+        if 2 * size >= len(block):
+            rest = memoryview(block)[size:filled]
             self._block = bytearray(max(next_block, len(rest)))
             self._block[: len(rest)] = rest
-            self._filled = len(rest)
-            if self._filled == len(self._block):
-                self._pause(True)
+            taken: bytes | memoryview = memoryview(block)[:size]
+        else:
+            taken = bytes(memoryview(block)[:size])
+            block[: filled - size] = block[size:filled]
+        self._filled = filled - size
+        if self._filled == len(self._block):
+            self._pause(True)
         return taken

@@ -5,7 +5,6 @@ unlink and rename, so readers need no handover.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import mmap
@@ -13,26 +12,25 @@ import os
 import re
 import stat
 import threading
-import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+
+from cacheyd.store import partials
 
 # What says nothing about the file.
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _READ = 4 << 20
+# What is written to see whether it can be (bytes): a block of most file systems.
+PROBE = 4096
 # MADV_POPULATE_READ of madvise(2), Linux 5.14: brings pages in, or says that they cannot be had (older ones: EINVAL).
 _POPULATE_READ = 22
 _MAX_LOADED = 4096
-# How often a partial file that somebody looks at, or just removed, is opened again, and after which pause (seconds).
-OPEN_TRIES, OPEN_PAUSE = 3, 0.001
 _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
-_PARTIAL = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})(-[0-9a-f]{16})?")
 _LENGTH = {"sha256": 64, "sha512": 128}
 
 
-def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+def digest_of(data: bytes | bytearray, algorithm: str = "sha256") -> str:
     """The digest of `data` (image-spec, "Digests")."""
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
@@ -80,14 +78,10 @@ class Partial:
         self._windows: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
 
     @classmethod
-    def open(cls, path: Path, digest: str) -> "Partial":
-        """The file at `path`, made if missing, with what an earlier process left in it hashed; raises OSError.
-
-        The lock keeps a second process on the same directory from growing the same file (BlockingIOError).
-        """
-        partial = cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), digest)
+    def of(cls, path: Path, fd: int, digest: str) -> "Partial":
+        """The file at `path`, open and locked, with what is in it hashed; raises OSError. Blocks."""
+        partial = cls(path, fd, digest)
         try:
-            fcntl.flock(partial.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             while data := os.pread(partial.fd, _READ, partial.size):
                 partial._hash.update(data)
                 partial.size += len(data)
@@ -96,7 +90,7 @@ class Partial:
             raise
         return partial
 
-    def write(self, chunks: Sequence[bytes | memoryview]) -> None:
+    def write(self, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
         """Writes the chunks at the end; `advance` is to follow. Blocks; raises OSError, with `size` as it was."""
         offset = self.size
         for chunk in chunks:
@@ -105,7 +99,7 @@ class Partial:
                 written = os.pwrite(self.fd, view, offset)
                 offset, view = offset + written, view[written:]
 
-    def hash(self, chunks: Sequence[bytes | memoryview]) -> None:
+    def hash(self, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
         """Takes the chunks into the running hash. Blocks; may run beside `write`."""
         for chunk in chunks:
             self._hash.update(chunk)
@@ -136,11 +130,7 @@ class Partial:
 
     def is_linked(self) -> bool:
         """Whether `path` still is this file: the cache directory may be wiped at any time."""
-        try:
-            there, mine = self.path.stat(), os.fstat(self.fd)
-        except OSError:
-            return False
-        return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+        return partials.is_linked(self.path, self.fd)
 
     def close(self) -> None:
         """Gives the descriptor (and so the lock) back; mappings stay."""
@@ -213,8 +203,7 @@ class BlobDir:
 
     def partial_path(self, digest: str, origin: str = "") -> Path:
         """Where what comes of the object from this registry is written."""
-        suffix = f"-{hashlib.sha256(origin.encode()).hexdigest()[:16]}" if origin else ""
-        return self.root / "partial" / f"{digest.replace(':', '-')}{suffix}"
+        return self.root / "partial" / partials.name_for(digest, origin)
 
     def open_partial(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file, continued where an earlier fetch from `origin` stopped. Blocks; raises OSError.
@@ -222,21 +211,15 @@ class BlobDir:
         What came from one registry is never continued with another's: anybody may ask for a registry that sends wrong bytes.
         """
         path = self.partial_path(digest, origin)
-        _drop_from_before_boot(path)
-        for _ in range(OPEN_TRIES):
-            try:
-                partial = Partial.open(path, digest)
-            except FileNotFoundError:
-                self.prepare()
-                continue
-            except BlockingIOError:
-                # Who looks whether somebody has the file has it himself for a moment.
-                time.sleep(OPEN_PAUSE)
-                continue
-            if partial.is_linked():
-                return partial
-            partial.close()  # Swept between its opening and its locking.
-        return Partial.open(path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}"), digest)
+        try:
+            return Partial.of(*partials.open_for_fetch(path), digest)
+        except FileNotFoundError:
+            self.prepare()
+            return Partial.of(*partials.open_for_fetch(path), digest)
+
+    def open_import(self, path: Path, digest: str) -> Partial:
+        """A file below `partial/` that an import has made. Blocks; raises OSError, FileNotFoundError if it is gone."""
+        return Partial.of(path, partials.open_of_import(path), digest)
 
     def commit(self, partial: Partial, *, sync: bool = False) -> int | None:
         """Moves a verified partial to its digest; the file's time of change, None if the directory was wiped meanwhile.
@@ -285,8 +268,7 @@ class BlobDir:
 
     def discard(self, partial: Partial) -> None:
         """Removes a partial that is of no use."""
-        if partial.is_linked():
-            partial.path.unlink(missing_ok=True)
+        partials.discard(partial.path, partial.fd)
 
     def remove(self, digest: str, known: tuple[int, int] | None = None) -> None:
         """Removes a stored object, if it still is the one that `stat` said; running readers are not disturbed."""
@@ -315,27 +297,31 @@ class BlobDir:
 
         How many went, and path and size of those that stay and wait for a fetch. Blocks.
         """
-        removed, idle = 0, {}
-        try:
-            entries = list(os.scandir(self.root / "partial"))
-        except OSError:
-            return 0, {}
-        for entry in entries:
-            try:
-                with _locked(entry.path) as status:
-                    if time.time() - status.st_mtime > older_than or not status.st_size or not self._is_wanted(entry.name):
-                        os.unlink(entry.path)
-                        removed += 1
-                    else:
-                        idle[entry.path] = status.st_size
-            except OSError:
-                continue  # A fetch has it, or had.
-        return removed, idle
+        return partials.sweep(self.root / "partial", older_than, self._is_wanted)
 
     def _is_wanted(self, name: str) -> bool:
         """Whether a fetch would go on with this partial file: one of its object, which is not stored."""
-        found = _PARTIAL.fullmatch(name)
-        return found is not None and self.size(f"{found[1]}:{found[2]}") is None
+        digest = partials.digest_in(name)
+        return digest is not None and self.size(digest) is None
+
+    def probe(self) -> None:
+        """Writes, moves and removes a small file, as is done with each object. Blocks; raises OSError."""
+        try:
+            path, fd = partials.make_probe(self.root / "partial")
+        except FileNotFoundError:
+            self.prepare()
+            path, fd = partials.make_probe(self.root / "partial")
+        moved = self.root / "blobs" / "sha256" / path.name
+        try:
+            os.pwrite(fd, bytes(PROBE), 0)
+            try:
+                path.rename(moved)
+            except FileNotFoundError:
+                self.prepare()
+        finally:
+            os.close(fd)
+            for name in (path, moved):
+                name.unlink(missing_ok=True)
 
     def total(self) -> int:
         """The size of the disk in bytes, 0 if unknown."""
@@ -359,30 +345,10 @@ class BlobDir:
             return None
 
 
-def _drop_from_before_boot(path: Path) -> None:
-    """A partial file is not synced while it grows: a power cut may have left holes, and clients get it unverified."""
-    try:
-        if path.stat().st_mtime < time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
-            path.unlink()
-    except OSError:
-        pass
-
-
 def _sync_directory(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
         os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _locked(path: str) -> Iterator[os.stat_result]:
-    """Has the file for a moment; raises BlockingIOError if somebody else has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield os.fstat(fd)
     finally:
         os.close(fd)
 

@@ -11,18 +11,24 @@ from itertools import islice
 
 from cacheyd import parse
 from cacheyd.reference import Kind
-from cacheyd.store.rows import Stored, TagVariant, is_index, shared
+from cacheyd.store.rows import Stored, TagVariant, add_repository, is_index, shared
 
 # How deep indexes within indexes are followed (real ones: one level).
 MAX_DEPTH = 8
-# So many indexes of a repository are looked through for one that lists a new manifest, the newest first.
+# So many indexes are looked through for one that lists a new manifest, the newest of each repository first.
 MAX_FAMILY = 1000
-# An image of more objects than this is not looked through to the end for what is in use.
-MAX_TREE = 10_000
-# Of what more manifests than this need, they are kept as a table: a tuple is shorter, and slow to search.
+# So many objects are looked at in one go whether they are in use; what is not looked at may go.
+MAX_TREE = 5000
+# An image of more objects than this goes in several goes, from the blobs up.
+MAX_TAKEN = 1000
+# Of what more manifests than this need, they are kept as a table: a tuple is shorter, and slow to search. Through so many
+# of them a manifest is used, the first ones: anybody can make indexes that list somebody else's.
 FEW = 16
+# The texts of digests are shared with so many other manifests.
+MAX_SHARING = 8
 # The look for what was not used for long ends after so many roots that were.
 MAX_YOUNG = 100
+EVERYTHING = 2**62
 # So many bytes of a digest are kept of what an index lists: enough to know it by, and an eighth of the memory.
 _HEAD = 4
 
@@ -33,6 +39,27 @@ class Snapshot:
 
     objects: list[Stored]
     tags: dict[str, tuple[TagVariant, ...]]
+
+
+class _Looks:
+    """Whether something is in use, as long as it may be looked at."""
+
+    def __init__(self, in_use: Callable[[str], bool], left: int) -> None:
+        self._in_use = in_use
+        self.left = left
+
+    def find(self, digest: str) -> bool:
+        self.left -= 1
+        return self._in_use(digest)
+
+
+class _Taking:
+    """What was taken so far, and how much more may be."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.looks = MAX_TREE
+        self.taken: list[Stored] = []
 
 
 class Catalog:
@@ -76,7 +103,7 @@ class Catalog:
             self._listed[stored.digest] = b"".join(map(_head, listed))
             self.link(stored.digest, listed)
         else:
-            stored.needs = tuple(map(self._one, stored.needs))
+            stored.needs = self._shared(stored.needs)
             for digest in stored.needs:
                 self._need(stored, digest)
         self._join_families(stored, stored.within)
@@ -87,8 +114,25 @@ class Catalog:
         """The text of this digest that is in memory already, if there is one: each takes as much as the rest of a row."""
         if (stored := self.objects.get(digest)) is not None:
             return stored.digest
-        parent = self.objects.get(next(iter(self.parents(digest)), ""))
+        parent = self.objects.get(self._first_parent(digest))
         return digest if parent is None else next((need for need in parent.needs if need == digest), digest)
+
+    def _shared(self, digests: tuple[str, ...]) -> tuple[str, ...]:
+        """The same as `_one` for many."""
+        known: dict[str, dict[str, str]] = {}
+        return tuple([self._one_of(digest, known) for digest in digests])
+
+    def _one_of(self, digest: str, known: dict[str, dict[str, str]]) -> str:
+        if (stored := self.objects.get(digest)) is not None:
+            return stored.digest
+        first = self._first_parent(digest)
+        if first not in known and len(known) < MAX_SHARING and (parent := self.objects.get(first)) is not None:
+            known[first] = dict(zip(parent.needs, parent.needs, strict=True))
+        return known.get(first, {}).get(digest, digest)
+
+    def _first_parent(self, digest: str) -> str:
+        found = self._parents.get(digest, "")
+        return found if isinstance(found, str) else next(iter(found), "")
 
     def indexes(self) -> list[str]:
         """The digests of all indexes."""
@@ -99,27 +143,32 @@ class Catalog:
         index = self.objects.get(digest)
         if index is None:
             return
+        new = []
         for child in listed:
             stored = self.objects.get(child)
-            if stored is not None and stored.media_type:
-                self._list(index, stored)
+            if stored is not None and stored.media_type and self._need(index, stored.digest):
+                new.append(stored.digest)
+        if new:
+            index.needs += tuple(new)
 
-    def _list(self, index: Stored, manifest: Stored) -> None:
-        if manifest.digest not in index.needs:
-            index.needs += (manifest.digest,)
-            self._need(index, manifest.digest)
-
-    def _need(self, parent: Stored, digest: str) -> None:
+    def _need(self, parent: Stored, digest: str) -> bool:
+        """Notes that the parent needs it; whether that is new."""
         known = self._parents.get(digest)
         if known is None:
             self._parents[digest] = parent.digest
         elif isinstance(known, dict):
+            if parent.digest in known:
+                return False
             known[parent.digest] = None
-        elif parent.digest not in (parents := known if isinstance(known, tuple) else (known,)):
+        else:
+            parents = known if isinstance(known, tuple) else (known,)
+            if parent.digest in parents:
+                return False
             parents = (*parents, parent.digest)
             self._parents[digest] = parents if len(parents) <= FEW else dict.fromkeys(parents)
         self._order.pop(digest, None)
         self._held.pop(digest, None)
+        return True
 
     def _need_no_more(self, parent: str, digest: str) -> None:
         known = self._parents.get(digest)
@@ -150,25 +199,27 @@ class Catalog:
                 self._families.setdefault(name, {})[stored.digest] = None
         if stored.media_type:
             head = _head(stored.digest)
-            for digest in self._indexes(repositories):
-                if self._listed[digest].find(head) % _HEAD == 0:
-                    self._list(self.objects[digest], stored)
+            for digest in islice(self._indexes(repositories), MAX_FAMILY):
+                if self._listed[digest].find(head) % _HEAD == 0 and self._need(index := self.objects[digest], stored.digest):
+                    index.needs += (stored.digest,)
 
     def _indexes(self, repositories: tuple[str, ...]) -> Iterator[str]:
         """Those that may list a manifest of these repositories, the newest first; any where nobody knows its repositories."""
         if not repositories:
-            yield from islice(reversed(self._listed), MAX_FAMILY)
-        for name in (*repositories, ""):
-            yield from islice(reversed(self._families.get(name, {})), MAX_FAMILY)
+            yield from reversed(self._listed)
+        share = MAX_FAMILY // (len(repositories) + 1)
+        for name in (*reversed(repositories), ""):
+            yield from islice(reversed(self._families.get(name, {})), share if len(repositories) > 1 else MAX_FAMILY)
 
     def add_repository(self, stored: Stored, name: str, limit: int) -> None:
-        """Upstream serves the object in this repository, too; the last `limit` are remembered."""
+        """Upstream serves the object in this repository, too; `limit` of them are remembered."""
         if name in stored.within:
             return
-        kept = (*stored.within, name)
-        for old in kept[:-limit]:
-            self._leave_family(old, stored.digest)
-        stored.within = shared(kept[-limit:])
+        kept = add_repository(stored.within, name, limit)
+        for old in stored.within:
+            if old not in kept:
+                self._leave_family(old, stored.digest)
+        stored.within = shared(kept)
         self._join_families(stored, (name,))
         self.changed_objects.add(stored.digest)
 
@@ -213,7 +264,7 @@ class Catalog:
                 return
             if not isinstance(parent, str):
                 # A layer of many images says nothing of any of them. A manifest in several indexes is used through all.
-                for one in parent if stored.media_type else ():
+                for one in islice(parent, FEW) if stored.media_type else ():
                     self._touch_root(one, now)
                 return
             stored = self.objects[parent]
@@ -244,6 +295,10 @@ class Catalog:
         """What may go, in this order; not what is pinned."""
         return (self.objects[digest] for digest in list(self._order) if not self._is_pinned(self.objects[digest]))
 
+    def may_go(self) -> bool:
+        """Whether there is something, among the oldest, that is not pinned."""
+        return any(not self._is_pinned(self.objects[digest]) for digest in islice(self._order, MAX_YOUNG))
+
     def take_oldest(
         self,
         size: int,
@@ -251,15 +306,17 @@ class Catalog:
         in_use: Callable[[str], bool] = lambda digest: False,
         *,
         before: float | None = None,
+        most: int | None = None,
     ) -> list[Stored]:
         """Takes out whole images, least recently used first, until `size` bytes or `limit` objects are reached.
 
         Those with something `in_use` are passed over, pinned ones stay, and with `before` only what was not used since goes.
-        Returned are the objects, each after what it needs.
+        With `most`, no more bytes than that go, if need be a part of an image. Returned are the objects, each after what it
+        needs.
         """
         taken: list[Stored] = []
         passed: list[str] = []
-        freed = 0
+        freed, looks = 0, _Looks(in_use, MAX_TREE)
         while self._order and freed < size and len(taken) < limit:
             root = self.objects[next(iter(self._order))]
             young = before is not None and root.used >= before
@@ -272,33 +329,53 @@ class Catalog:
             elif self._is_pinned(root):
                 del self._order[root.digest]
                 self._held[root.digest] = None
-            elif any(map(in_use, islice(self._tree(root), MAX_TREE))):
+            elif any(map(looks.find, islice(self._tree(root), max(0, looks.left)))):
                 del self._order[root.digest]
                 passed.append(root.digest)
             else:
-                tree = self.take(root)
+                tree = self.take(root, EVERYTHING if most is None else most - freed)
                 taken += tree
                 freed += sum(stored.size for stored in tree)
+                if tree and most is not None and root.digest in self.objects:
+                    break  # One image in pieces is enough.
+                if not tree:
+                    # It is larger than what may go.
+                    del self._order[root.digest]
+                    passed.append(root.digest)
+                    if len(passed) >= MAX_YOUNG:
+                        break
         for digest in reversed(passed):
             self._order[digest] = None
             self._order.move_to_end(digest, last=False)
         return taken
 
-    def take(self, root: Stored) -> list[Stored]:
-        """Takes out an object and what only it needs, from the blobs up; not what is pinned below it."""
-        taken: list[Stored] = []
-        self._take(root, taken, MAX_DEPTH)
-        return taken
+    def take(self, root: Stored, most: int = EVERYTHING) -> list[Stored]:
+        """Takes out an object and what only it needs, from the blobs up; not what is pinned below it.
 
-    def _take(self, stored: Stored, taken: list[Stored], depth: int) -> None:
+        No more than `most` bytes and `MAX_TAKEN` objects: of a larger image a part, and the rest stays where it was.
+        """
+        taking = _Taking(most)
+        self._take(root, taking, MAX_DEPTH)
+        return taking.taken
+
+    def _take(self, stored: Stored, taking: "_Taking", depth: int) -> bool:
+        """Whether all of it went."""
+        whole = True
         for digest in stored.needs if depth else ():
+            taking.looks -= 1
             child = self.objects.get(digest)
             if child is None or self._parents.get(digest) != stored.digest:
                 continue
-            if not self._is_pinned(child):
-                self._take(child, taken, depth - 1)
+            if not self._is_pinned(child) and not self._take(child, taking, depth - 1):
+                whole = False
+            if taking.looks <= 0 or len(taking.taken) >= MAX_TAKEN:
+                return False
+        if not whole or stored.size > taking.most:
+            return False
         if self.remove(stored.digest) is not None:
-            taken.append(stored)
+            taking.most -= stored.size
+            taking.taken.append(stored)
+        return True
 
     def _tree(self, stored: Stored, depth: int = MAX_DEPTH) -> Iterator[str]:
         """The digests of an object and of all that it needs, stored or not."""
@@ -313,8 +390,9 @@ class Catalog:
     # Tags and pins
 
     def set_tag(self, name: str, variants: tuple[TagVariant, ...]) -> None:
-        """Sets what is known of a tag (`registry/repository:tag`)."""
+        """Sets what is known of a tag (`registry/repository:tag`); `tags` has those set last at its end."""
         self._unpin_tag(name)
+        self.tags.pop(name, None)
         self.tags[name] = tuple(map(self._alike, variants))
         self.changed_tags.add(name)
         self._pin_tag(name)

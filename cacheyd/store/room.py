@@ -4,14 +4,16 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from cacheyd import parse, policy
+from cacheyd.store import partials
 from cacheyd.store.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
 EVICT_EVERY = 2.0
+# What is not verified yet displaces no more than one of so many parts of what the store may hold.
+UNVERIFIED = 10
 # So many objects leave the catalogue in one go, before the event loop does something else.
 BATCH = 200
 # Room that is never used up by a fetch (bytes): the index and the log want some, too.
@@ -39,23 +41,52 @@ class Room:
         # While the way down to the low watermark is not done: how many bytes may be held at its end.
         self._aim: int | None = None
 
-    def missing(self, size: int = 0) -> int:
-        """How many bytes have to go, down to the low watermark, for `size` more; 0 if they fit."""
+    def missing(self, size: int = 0, *, low: float | None = None) -> int:
+        """How many bytes have to go, down to the low watermark (or `low`), for `size` more; 0 if they fit."""
+        return self._missing(size, self._shelf.partial_bytes, low)
+
+    def _missing(self, size: int, unverified: int, low: float | None) -> int:
+        """The same, with so many bytes in partial files."""
         shelf, settings = self._shelf, self._shelf.settings
         total = shelf.blobs.total()
-        coming = shelf.incoming()
         free = shelf.blobs.free()
         files = shelf.blobs.free_files()
         short_of_files = files is not None and files < FEW_FILES
+        low = settings.low_watermark.share if low is None else low
         over = policy.to_free(
-            self._held(),
+            shelf.size + unverified,
             settings.max_size.of(total),
-            None if free is None else free - coming,
+            None if free is None else free + shelf.partial_bytes - unverified,
             max(settings.min_free.of(total), RESERVE),
-            low=settings.low_watermark.share,
+            low=low,
             size=size,
         )
-        return max(over, shelf.size // 10, 1) if short_of_files else over
+        return max(over, int(shelf.size * (1 - low)), 1) if short_of_files else over
+
+    def capacity(self) -> int:
+        """What the store may hold (bytes): `max_size`, or what it has and what it may still write, if that is less."""
+        shelf, settings = self._shelf, self._shelf.settings
+        total, free = shelf.blobs.total(), shelf.blobs.free()
+        max_size = settings.max_size.of(total) or 2**62
+        if free is None:
+            return max_size
+        return max(0, min(max_size, self._held() + free - max(settings.min_free.of(total), RESERVE)))
+
+    def spare(self) -> int:
+        """How many bytes may be evicted for what is not verified yet: it never brings the store below nine tenths.
+
+        So a tenth is what anybody can displace with bytes that turn out to be worth nothing, however often he tries: the
+        room stays, and the next ones fit in it.
+        """
+        return max(0, self._shelf.size - self.capacity() * (UNVERIFIED - 1) // UNVERIFIED) if self._shelf.loaded else 0
+
+    def can_take(self, size: int) -> bool:
+        """Whether an object of `size` bytes, none of which is here or verified yet, could be kept. Removes nothing."""
+        if not (over := self.missing(size, low=1.0)):
+            return True
+        if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
+            return False
+        return over <= self._shelf.idle.total + self.spare()
 
     def _can_fit(self, size: int) -> bool:
         """Whether an object of this size fits at all, whatever else would have to go."""
@@ -67,8 +98,8 @@ class Room:
         possible = shelf.size + shelf.partial_bytes
         return free is None or free + possible - size >= max(settings.min_free.of(total), RESERVE)
 
-    async def make(self, size: int) -> bool:
-        """Room for an object of `size` bytes, if there can be."""
+    async def make(self, size: int, *, unverified: bool = False) -> bool:
+        """Room for `size` bytes more, if there can be. For `unverified` ones no more goes than `spare`."""
         if not self.missing(size):
             self._is_full(False)
             return True
@@ -77,13 +108,8 @@ class Room:
             self._is_full(True)
         if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
             return False
-        evicted = False
         async with self._lock:
-            while over := self.missing(size):
-                self._aim = self._held() + size - over
-                if not await self._evict("room", over):
-                    break
-                evicted = True
+            evicted = await (self._make_from_spare(size) if unverified else self._make(size))
         for _ in range(ROOM_LOOKS if evicted else 0):
             # What somebody has open still comes back when he is done: to the disk, not to max_size.
             max_size = self._shelf.settings.max_size.of(self._shelf.blobs.total())
@@ -92,10 +118,31 @@ class Room:
             await asyncio.sleep(ROOM_PAUSE)
         # Down to the low watermark is for `keep`: below the high one is enough here.
         fits = not self.missing(size)
-        if fits or self._shelf.loaded:
+        if fits or (self._shelf.loaded and not (unverified and self._shelf.catalog.may_go())):
             # Before that nobody knows what may go.
             self._is_full(not fits)
         return fits
+
+    async def _make(self, size: int) -> bool:
+        """Whether something went."""
+        evicted = False
+        while over := self.missing(size):
+            self._aim = self._held() + size - over
+            if not await self._evict("room", over):
+                break
+            evicted = True
+        return evicted
+
+    async def _make_from_spare(self, size: int) -> bool:
+        """Whether something went. Nothing does if it would not do."""
+        evicted = False
+        while (over := self.missing(size, low=1.0)) and self.can_take(size):
+            # A little more at once, or it would be done again for each piece.
+            spare = self.spare()
+            if not await self._evict("room", max(over, min(spare, self.capacity() // 100)), most=spare):
+                break
+            evicted = True
+        return evicted
 
     def _is_full(self, full: bool) -> None:
         if full:
@@ -135,18 +182,28 @@ class Room:
             while over := self._left():
                 if self.full and self._shelf.monotonic() < self._full_until:
                     break
-                gone = await self._evict("size", over)
+                most = self._most()
+                gone = await self._evict("size", over, most=most)
                 count += gone
                 if not gone:
                     self._aim = None
+                    if most is not None:
+                        break
                     self._is_full(self.missing() > 0)
         return count
 
     def _held(self) -> int:
-        return self._shelf.size + self._shelf.partial_bytes + self._shelf.incoming()
+        return self._shelf.size + self._shelf.partial_bytes
+
+    def _most(self) -> int | None:
+        """How many bytes of objects may go to keep the bounds: without limit only for what is verified itself."""
+        return None if self._aim is not None or self._missing(0, 0, None) else self.spare()
 
     def _left(self) -> int:
-        """How many bytes have to go down to the low watermark, once a limit was passed."""
+        """How many bytes have to go: down to the low watermark, once a limit was passed by what is verified."""
+        if not self._missing(0, 0, None) and self._aim is None:
+            over = self.missing(low=1.0)
+            return over if over <= self._shelf.idle.total + self.spare() else 0
         if over := self.missing():
             self._aim = self._held() - over
             return over
@@ -167,8 +224,8 @@ class Room:
         coming = frozenset(self._shelf.in_flight())
         return lambda digest: digest in coming or self._shelf.blobs.is_mapped(digest)
 
-    async def _evict(self, reason: str, size: int) -> int:
-        """Removes up to `size` bytes, partial files without a fetch first; how many files went."""
+    async def _evict(self, reason: str, size: int, most: int | None = None) -> int:
+        """Removes up to `size` bytes, partial files without a fetch first, and `most` of objects; how many files went."""
         if freed := await self._shelf.in_thread(self._drop_idle, size):
             # That may do: objects are not evicted for the low watermark alone.
             self._aim = None
@@ -176,11 +233,11 @@ class Room:
         if not self._shelf.loaded:
             return 0
         catalog = self._shelf.catalog
-        taken = catalog.take_oldest(size, BATCH, self._in_use())
+        taken = catalog.take_oldest(size, BATCH, self._in_use(), most=most)
         if not taken:
             # What is being read now can go, too: who reads it is not disturbed, but its room comes back only afterwards.
             coming = frozenset(self._shelf.in_flight())
-            taken = catalog.take_oldest(size, BATCH, coming.__contains__)
+            taken = catalog.take_oldest(size, BATCH, coming.__contains__, most=most)
         await self._shelf.unlink_all(taken, reason)
         if taken:
             freed = sum(stored.size for stored in taken)
@@ -197,15 +254,12 @@ class Room:
         for path in list(self._shelf.idle):
             if freed >= size:
                 break
-            known = self._shelf.idle.pop(path, None)
-            if known is not None and self._remove(Path(path)):
+            known = self._shelf.idle.take(path)
+            if known is None:
+                continue
+            if partials.remove(path):
                 freed, count = freed + known, count + 1
+            elif os.path.exists(path) and all(str(partial.path) != path for partial in list(self._shelf.open_partials)):
+                # Somebody still reads what came of it.
+                self._shelf.idle[path] = known
         return count
-
-    @staticmethod
-    def _remove(path: Path) -> bool:
-        try:
-            os.unlink(path)
-        except OSError:
-            return False
-        return True

@@ -1,12 +1,13 @@
 """What the index's rows mean, and what manifests refer to."""
 
 import sys
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cacheyd.manifest import parse_object
-from cacheyd.reference import DIGEST, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Kind
+from cacheyd.manifest import media_type_of, parse_object
+from cacheyd.reference import DIGEST, DOCKER_LIST, OCI_INDEX, Kind
 from cacheyd.store.index import Row
 
 MAX_VARIANTS = 8
@@ -22,8 +23,9 @@ class Stored:
 
     `created` and `used` are in seconds since the epoch; `stamp` is the file's time of change in nanoseconds, by which a
     file that somebody put in its place is told from it; `within` names the repositories (`registry/repository`) that
-    upstream served it in, the last ones; `needs` are the digests that an image is made of, and of an index those of its
-    manifests that are stored (or were, and are looked for again).
+    upstream served it in, of each registry the last ones: each registry in it has itself delivered these bytes; `needs`
+    are the digests that an image is made of, and of an index those of its manifests that are stored (or were, and are
+    looked for again).
     """
 
     digest: str
@@ -54,7 +56,7 @@ class TagVariant:
 
 
 def read_stored(digest: str, row: Row) -> Stored | None:
-    """An object's row; None if it is not one."""
+    """An object's row; None if it is not one. See `has_own_type`."""
     try:
         created = float(row["at"])
         used = float(row.get("used", created))
@@ -76,6 +78,11 @@ def read_stored(digest: str, row: Row) -> Stored | None:
         return None
 
 
+def has_own_type(row: Row) -> bool:
+    """Whether the media type in an object's row is what its bytes say; in older rows it is what some upstream said."""
+    return not row.get("type") or row.get("own") is True
+
+
 def write_stored(stored: Stored) -> Row:
     """The row of an object; of an index, all that it lists is to be added as `needs` (what of it is stored is seen later)."""
     row: Row = {
@@ -87,6 +94,8 @@ def write_stored(stored: Stored) -> Row:
         "hits": stored.hits,
         "stamp": stored.stamp,
     }
+    if stored.media_type:
+        row["own"] = True
     return row | {"needs": list(stored.needs)} if stored.needs and not is_index(stored.media_type) else row
 
 
@@ -128,31 +137,50 @@ def write_variants(variants: Sequence[TagVariant]) -> Row:
     }
 
 
-def _content(data: bytes | None) -> dict[str, Any]:
-    if not data or data.lstrip()[:1] != b"{":
-        return {}
+def add_repository(names: tuple[str, ...], name: str, limit: int) -> tuple[str, ...]:
+    """The repositories of an object with one more, the last ones that fit.
+
+    What is too many is at the cost of the registry that has the most: nobody pushes others out by naming ever more
+    repositories of his own. Where each has one, the first stays: what is private was there before a stranger had it.
+    """
+    if name in names:
+        return names
+    kept = [*names, name]
+    while len(kept) > limit:
+        counts = Counter(map(_registry, kept))
+        most = max(counts.values())
+        kept.remove(next(one for one in kept[most == 1 :] if counts[_registry(one)] == most))
+    return tuple(kept)
+
+
+def _registry(name: str) -> str:
+    return name.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an object's bytes say of it: the media type of a manifest (empty if it is none that is kept), and what it needs."""
+
+    media_type: str = ""
+    needs: tuple[str, ...] = ()
+    schema: int = 2
+
+
+def describe(data: bytes | bytearray | None) -> Description:
+    """Looks into what may be a manifest, whatever somebody says that it is. Up to 20 ms for the worst."""
+    if not data or bytes(data[:4096]).lstrip()[:1] != b"{":
+        return Description()
     try:
-        return parse_object(data)
+        content = parse_object(data)
     except ValueError:
-        return {}
+        return Description()
+    schema = content.get("schemaVersion")
+    if schema == 1:
+        return Description(schema=1)
+    return Description(media_type_of(content) if schema == 2 else "", tuple(_needed(content)))
 
 
-def guess_media_type(data: bytes | None) -> str:
-    """What a manifest is by its content (image-spec: `mediaType` is optional); empty if it is not a manifest."""
-    content = _content(data)
-    if content.get("schemaVersion") != 2:
-        return ""
-    declared = content.get("mediaType")
-    if isinstance(declared, str) and declared.isprintable() and "/" in declared:
-        return declared
-    if isinstance(content.get("manifests"), list):
-        return OCI_INDEX
-    return OCI_MANIFEST if isinstance(content.get("config"), dict) else ""
-
-
-def children(data: bytes | None) -> list[str]:
-    """The digests that a manifest or index needs, each once (image-spec, "Descriptors"); none for absurdly many."""
-    content = _content(data)
+def _needed(content: dict[str, Any]) -> list[str]:
     found = [content.get("config")]
     for name in ("layers", "manifests", "blobs"):
         items = content.get(name)
@@ -160,6 +188,16 @@ def children(data: bytes | None) -> list[str]:
     digests = [item.get("digest") for item in found if isinstance(item, dict)]
     right = dict.fromkeys(digest for digest in digests if isinstance(digest, str) and DIGEST.fullmatch(digest))
     return list(right) if len(right) <= MAX_CHILDREN else []
+
+
+def guess_media_type(data: bytes | None) -> str:
+    """What a manifest is by its content; empty if it is not a manifest."""
+    return describe(data).media_type
+
+
+def children(data: bytes | None) -> list[str]:
+    """The digests that a manifest or index needs, each once (image-spec, "Descriptors"); none for absurdly many."""
+    return list(describe(data).needs)
 
 
 def is_index(media_type: str) -> bool:

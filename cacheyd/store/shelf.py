@@ -6,30 +6,56 @@ No work runs on its own here; that is for `upkeep` and `room`, and `store` has t
 import asyncio
 import errno
 import logging
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import override
 
 from cacheyd.config import Settings
 from cacheyd.once import Once
 from cacheyd.reference import Kind
-from cacheyd.store.blobs import BlobDir, Mapped, Partial, digest_of, hash_file
+from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.index import Index
 from cacheyd.store.lock import DirectoryLock
-from cacheyd.store.rows import Stored, TagVariant, children, guess_media_type, read_stored, read_variants
+from cacheyd.store.rows import Description, Stored, TagVariant, describe, has_own_type, read_stored, read_variants
 
 log = logging.getLogger(__name__)
 
 SMALL = 64 << 10
 SMALL_TOTAL = 32 << 20
-# Files without a row are looked into up to this size, whether they are manifests (bytes).
-MANIFEST_MAX = 8 << 20
+# The largest manifest that is kept (bytes): clients refuse larger ones. Files without a row are looked into up to this size.
+MANIFEST_MAX = 4 << 20
 MAX_REPOSITORIES = 64
 # After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
 BROKEN_PAUSE = 10.0
+# So long before the end of that it is probed (seconds).
+PROBE_BEFORE = 5.0
+
+
+class Idle(dict[str, int]):
+    """Path and size of files, for several threads; `total` is looked at for each piece of each object that comes (bytes)."""
+
+    def __init__(self, files: Mapping[str, int] | None = None) -> None:
+        super().__init__(files or {})
+        self.total = sum(self.values())
+        self._lock = threading.Lock()
+
+    @override
+    def __setitem__(self, path: str, size: int) -> None:
+        with self._lock:
+            self.total += size - self.get(path, 0)
+            super().__setitem__(path, size)
+
+    def take(self, path: str) -> int | None:
+        """Takes a file out; its size, None if it was not there."""
+        with self._lock:
+            size = super().pop(path, None)
+            self.total -= size or 0
+            return size
 
 
 class Shelf:
@@ -48,7 +74,6 @@ class Shelf:
         self.clock, self.monotonic = clock, monotonic
         # What is on its way in: set by who fetches.
         self.in_flight: Callable[[], Collection[str]] = tuple
-        self.incoming: Callable[[], int] = lambda: 0
         self.on_evicted = on_evicted
         self.catalog = Catalog()
         self.blobs = BlobDir(root)
@@ -65,8 +90,10 @@ class Shelf:
         self.unsynced: set[str] = set()
         # Partial files that a fetch has now, and path and size of the others.
         self.open_partials: set[Partial] = set()
-        self.idle: dict[str, int] = {}
+        self.idle = Idle()
         self.write_errors = 0
+        # What the disk said when it refused a write, and none has succeeded since; empty if all is well.
+        self.refusal = ""
         # Another process took the directory, after it was wiped.
         self.ousted = False
         self._settings = settings
@@ -185,7 +212,7 @@ class Shelf:
         before = await self.in_thread(self.blobs.stat, digest)
         if before is None or self._is_known(digest, before):
             return self.find(digest)
-        found, data = await self.in_thread(self._hash, digest, before[0])
+        found, description = await self.in_thread(self._hash, digest, before[0])
         if await self.in_thread(self.blobs.stat, digest) != before or self._is_known(digest, before):
             return self.find(digest)
         if found is None:
@@ -198,26 +225,26 @@ class Shelf:
         if (digest, before) in self._leaving:
             return None
         now = self.clock()
-        media_type = guess_media_type(data)
+        media_type = description.media_type
         used = min(now, before[1] / 1e9)
         stored = Stored(digest, before[0], media_type, now, (), used, stamp=before[1])
-        self.add(stored, data if media_type else None)
+        self.add(stored, description.needs if media_type else ())
         return stored
 
     def _is_known(self, digest: str, found: tuple[int, int]) -> bool:
         stored = self.catalog.objects.get(digest)
         return stored is not None and (stored.size, stored.stamp) == found
 
-    def _hash(self, digest: str, size: int) -> tuple[str | None, bytes | None]:
-        """The digest that a file really has, and its bytes if it may be a manifest. Blocks."""
+    def _hash(self, digest: str, size: int) -> tuple[str | None, Description]:
+        """The digest that a file really has, and what it says of itself if it is a manifest. Blocks."""
         algorithm = digest.partition(":")[0]
         if size > MANIFEST_MAX:
             try:
-                return hash_file(self.blobs.path(digest), algorithm), None
+                return hash_file(self.blobs.path(digest), algorithm), Description()
             except OSError:
-                return None, None
+                return None, Description()
         data = self.blobs.read(digest)
-        return (None if data is None else digest_of(data, algorithm)), data
+        return (None if data is None else digest_of(data, algorithm)), describe(data)
 
     async def unlink(self, digest: str, known: tuple[int, int]) -> None:
         try:
@@ -225,10 +252,10 @@ class Shelf:
         except OSError as error:
             self.report_write_error(error)
 
-    def add(self, stored: Stored, manifest: bytes | None, *, synced: bool = False) -> None:
-        """An object whose file is in place, and `synced` to the disk itself; `manifest` are its bytes if it is one."""
-        stored.needs = tuple(children(manifest))
-        self.catalog.add(stored, stored.needs)
+    def add(self, stored: Stored, needs: tuple[str, ...], *, synced: bool = False) -> None:
+        """An object whose file is in place, and `synced` to the disk itself; `needs` is what a manifest refers to."""
+        stored.needs = needs
+        self.catalog.add(stored, needs)
         self.gone.discard(stored.digest)
         if not synced:
             self.unsynced.add(stored.digest)
@@ -265,6 +292,8 @@ class Shelf:
         """An object's row, before all of them were read."""
         if self.index_read or digest in self.gone or (row := self.index.get(f"o:{digest}")) is None:
             return None
+        if not has_own_type(row):
+            return None  # The file has to be looked into first.
         stored = read_stored(digest, row)
         if stored is not None:
             self.load_object(stored, stored.needs)
@@ -302,18 +331,47 @@ class Shelf:
 
     @property
     def writable(self) -> bool:
-        """False for a while after the disk refused a write, and while another process has the directory."""
+        """Whether to try: not for a while after the disk refused a write, nor while another process has the directory."""
         return not self.ousted and self.monotonic() >= self._broken_until
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether the last write succeeded, and the directory is this process' own."""
+        return not self.ousted and not self.refusal
+
+    @property
+    def is_probe_due(self) -> bool:
+        """Whether the disk, which has refused a write, was left alone for long enough: who fetches is not to be the first."""
+        return bool(self.refusal) and self.monotonic() >= self._broken_until - PROBE_BEFORE
 
     def report_write_error(self, error: OSError) -> None:
         """Remembers that the disk refuses writes: requests go on without being kept. One log line per pause."""
         self.write_errors += 1
-        if self.writable:
-            name = errno.errorcode.get(error.errno or 0, "?")
-            log.error("%s cannot be written (%s: %s); serving without keeping", self.root, name, error.strerror)
+        self._refuse(error)
+
+    def _refuse(self, error: OSError) -> None:
+        said, self.refusal = bool(self.refusal), f"{errno.errorcode.get(error.errno or 0, '?')}: {error.strerror}"
+        if self.writable and not said:
+            log.error("%s cannot be written (%s); serving without keeping", self.root, self.refusal)
         self._broken_until = self.monotonic() + BROKEN_PAUSE
+
+    def report_write(self) -> None:
+        """A write has succeeded."""
+        if self.refusal:
+            log.info("%s can be written again", self.root)
+            self.refusal, self._broken_until = "", 0.0
+
+    async def probe(self) -> None:
+        """Tries whether the disk takes writes; without traffic nobody else would find out."""
+        try:
+            await self.in_thread(self.blobs.probe)
+        except OSError as error:
+            if error.errno not in SHORTAGE:
+                self._refuse(error)
+        else:
+            self.report_write()
 
     @property
     def partial_bytes(self) -> int:
         """The size of all partial files."""
-        return sum(self.idle.values()) + sum(partial.size for partial in self.open_partials)
+        return self.idle.total + sum(partial.size for partial in self.open_partials)

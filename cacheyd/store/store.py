@@ -18,7 +18,7 @@ from cacheyd.config import Settings
 from cacheyd.store.blobs import BlobDir, Partial
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.room import Room
-from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
+from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.shelf import MANIFEST_MAX, MAX_REPOSITORIES, SMALL, Shelf
 from cacheyd.store.upkeep import Upkeep
 
@@ -63,6 +63,8 @@ class Store(Shelf):
             await self._take_lock(wait, give_up)
         except OSError as error:
             self.report_write_error(error)
+        else:
+            await self.probe()
         await self.in_thread(self.index.open)
         self.catalog.pin(self.settings.pin)
         if background:
@@ -95,16 +97,37 @@ class Store(Shelf):
         self.threads.shutdown(wait=True)
         self.lock.release()
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing is kept now, for people; empty if all is well."""
+        if self.ousted:
+            return "another cacheyd has taken the directory"
+        if self.refusal:
+            return f"the disk refuses writes ({self.refusal})"
+        return "there is no room, and nothing more may go" if self.room.full else ""
+
     # Writing
 
-    async def make_room(self, size: int) -> bool:
-        """Removes what is needed for an object of `size` bytes; whether it fits then."""
-        return await self.room.make(size)
+    def can_take(self, size: int) -> bool:
+        """Whether an object of `size` bytes that is only promised so far could be kept. Removes nothing.
+
+        For the head of a response: with `make_room(more, unverified=True)` for each piece as it comes, all of it will find
+        room, unless others take it first.
+        """
+        return self.room.can_take(size)
+
+    async def make_room(self, size: int, *, unverified: bool = False) -> bool:
+        """Removes what is needed for `size` bytes more; whether they fit then.
+
+        `unverified` bytes, those on their way in, displace no more than a tenth of the store; verified ones whatever was not
+        used for longest.
+        """
+        return await self.room.make(size, unverified=unverified)
 
     async def open_partial(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file with what came of it from this registry already; raises OSError."""
         # First, so that nobody makes room by removing it.
-        self.idle.pop(str(self.blobs.partial_path(digest, origin)), None)
+        self.idle.take(str(self.blobs.partial_path(digest, origin)))
         partial = await self.in_thread(self.blobs.open_partial, digest, origin)
         self.open_partials.add(partial)
         return partial
@@ -133,7 +156,7 @@ class Store(Shelf):
             # Who fetched it must be able to say so to those who wait for it.
             self.report_write_error(error)
 
-    async def append(self, partial: Partial, chunks: Sequence[bytes | memoryview]) -> int:
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
         """Hashes and writes side by side in threads; the new size. Raises OSError.
 
         Small chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
@@ -151,13 +174,16 @@ class Store(Shelf):
         return partial.advance(length)
 
     async def commit(
-        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | None = None
+        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | Description | None = None
     ) -> Stored | None:
-        """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError."""
+        """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError.
+
+        `media_type` and `manifest` (its bytes, or what they say) are for manifests; the type is to come from the bytes.
+        """
         digest = partial.digest
         before = self.catalog.objects.get(digest)
         sync = self.settings.durability == "fsync"
-        stamp, known = await self.in_thread(self._commit_file, partial, before, sync)
+        stamp, known, needs = await self.in_thread(self._commit_file, partial, before, sync, manifest)
         self.open_partials.discard(partial)
         if stamp is None:
             return None
@@ -171,30 +197,37 @@ class Store(Shelf):
         now = self.clock()
         repositories = () if there is None else there.within
         media_type = media_type or ("" if there is None else there.media_type)
-        stored = Stored(digest, partial.size, media_type, now, _add_last(repositories, within), now, stamp=stamp)
-        self.add(stored, manifest, synced=sync)
+        repositories = add_repository(repositories, within, MAX_REPOSITORIES)
+        stored = Stored(digest, partial.size, media_type, now, repositories, now, stamp=stamp)
+        self.add(stored, needs, synced=sync)
+        self.report_write()
         return stored
 
-    def _commit_file(self, partial: Partial, before: Stored | None, sync: bool) -> tuple[int | None, bool]:
-        """The time of change of the object's file, and whether it was there already. Blocks; raises OSError."""
+    def _commit_file(
+        self, partial: Partial, before: Stored | None, sync: bool, manifest: bytes | Description | None
+    ) -> tuple[int | None, bool, tuple[str, ...]]:
+        """The time of change of the object's file, whether it was there already, what it needs. Blocks; raises OSError."""
+        needs = manifest.needs if isinstance(manifest, Description) else describe(manifest).needs
         if before is not None and self.blobs.stat(partial.digest) == (before.size, before.stamp):
             self.blobs.discard(partial)
-            return before.stamp, True
-        return self.blobs.commit(partial, sync=sync), False
+            return before.stamp, True, needs
+        return self.blobs.commit(partial, sync=sync), False, needs
 
-    async def put(self, digest: str, data: bytes, media_type: str, *, within: str) -> Stored | None:
-        """Stores a small verified object (a manifest) whole; None if it could not be kept."""
+    async def put(
+        self, digest: str, data: bytes | bytearray, media_type: str, *, within: str, description: Description | None = None
+    ) -> Stored | None:
+        """Stores a verified manifest whole; None if it could not be kept. `description`: what its bytes say, if known."""
         try:
             partial = await self.open_partial(digest)
             try:
                 if partial.size:
                     await self.discard(partial)
                     partial = await self.open_partial(digest)
-                await self.append(partial, [data])
+                await self.append(partial, [memoryview(data)])
                 if not partial.verified():
                     await self.discard(partial)
                     return None
-                return await self.commit(partial, media_type, within=within, manifest=data)
+                return await self.commit(partial, media_type, within=within, manifest=description or bytes(data))
             finally:
                 self.release(partial)
         except OSError as error:
@@ -205,21 +238,27 @@ class Store(Shelf):
         """Makes a file below `partial/` an object, if it has the digest and there is room; None, without the file, if not."""
         if path.parent != self.root / "partial":
             return None
-        self.idle.pop(str(path), None)
+        self.idle.take(str(path))
         try:
-            partial = await self.in_thread(Partial.open, path, digest)
+            partial = await self.in_thread(self.blobs.open_import, path, digest)
             self.open_partials.add(partial)
             try:
                 if not partial.verified() or not await self.make_room(0):
                     return None
-                small = bool(media_type) and partial.size <= MANIFEST_MAX
-                data = await self.in_thread(partial.read, 0, partial.size) if small else None
-                return await self.commit(partial, media_type, within=within, manifest=data)
+                description = await self.in_thread(self._look_into, partial) if media_type else None
+                # Whatever the importer says: it is for all who ask, and only the bytes are verified.
+                media_type = description.media_type if description is not None else ""
+                return await self.commit(partial, media_type, within=within, manifest=description)
             finally:
                 self.release(partial, keep=False)
         except OSError as error:
             self.report_write_error(error)
             return None
+
+    @staticmethod
+    def _look_into(partial: Partial) -> Description | None:
+        """Blocks."""
+        return describe(partial.read(0, partial.size)) if partial.size <= MANIFEST_MAX else None
 
     def add_repository(self, stored: Stored, within: str) -> None:
         """Records that upstream serves an object in another repository, too."""
@@ -277,10 +316,6 @@ class Store(Shelf):
                 read += stored.size
             progress(done, len(digests), read)
         return {"checked": len(digests), "bytes": read, "dropped": dropped}
-
-
-def _add_last(repositories: tuple[str, ...], one: str) -> tuple[str, ...]:
-    return repositories if one in repositories else (*repositories, one)[-MAX_REPOSITORIES:]
 
 
 async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:

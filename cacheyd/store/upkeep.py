@@ -5,8 +5,9 @@ import gc
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from itertools import batched
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import batched, islice
 from typing import Any
 
 from cacheyd.store.blobs import SHORTAGE, hash_file
@@ -16,17 +17,21 @@ from cacheyd.store.rows import (
     Stored,
     TagVariant,
     children,
+    describe,
+    has_own_type,
     is_index,
     read_stored,
     read_variants,
     write_stored,
     write_variants,
 )
-from cacheyd.store.shelf import Shelf
+from cacheyd.store.shelf import MANIFEST_MAX, Idle, Shelf
 
 log = logging.getLogger(__name__)
 
 FLUSH_EVERY, SYNC_EVERY, LOOK_EVERY, SAVE_USED_EVERY, RECONCILE_EVERY = 0.5, 2.0, 2.0, 60.0, 3600.0
+# How often it is tried whether the disk takes writes, while it does (seconds).
+PROBE_EVERY = 10.0
 # An index that cannot be written is tried again this often (seconds).
 REOPEN_EVERY = 5.0
 PARTIAL_AGE = 24 * 3600.0
@@ -34,6 +39,8 @@ PARTIAL_AGE = 24 * 3600.0
 TAG_AGE = 24 * 3600.0
 # So many rows or files at a time: between them the event loop does something else.
 PAGE = 500
+# So many indexes, with all that they list.
+LISTS = 4
 # Rows are read in smaller pages: what a page leaves between what stays is memory lost.
 ROWS = 100
 PAGES_TO_FREEZE = 100
@@ -65,18 +72,22 @@ class Upkeep:
 
     async def load(self) -> None:
         """Reads all rows into the catalogue."""
-        pages = _read_pages(self._index.pages(ROWS))
+        pages = _read_pages(self._index.pages(ROWS), self._shelf.blobs.read)
         tags: list[tuple[str, tuple[TagVariant, ...]]] = []
         count = 0
         while (page := await self._shelf.in_thread(next, pages, None)) is not None:
             for thing in page:
                 if isinstance(thing, Stored):
                     self._shelf.load_object(thing, thing.needs)
+                elif isinstance(thing, _Renewed):
+                    self._shelf.load_object(thing.stored, thing.stored.needs)
+                    self._catalog.changed_objects.add(thing.stored.digest)
                 else:
                     tags.append(thing)
             if (count := count + 1) % PAGES_TO_FREEZE == 0:
                 _freeze()
-        # After the objects, to share their digests.
+        # After the objects, to share their digests; in the order in which they are to be forgotten.
+        await self._shelf.in_thread(_sort_by_age, tags)
         for some in batched(tags, PAGE):
             for tag in some:
                 self._shelf.load_tag(*tag)
@@ -90,12 +101,13 @@ class Upkeep:
 
     async def _link(self) -> None:
         """What an index lists may have been found in other repositories."""
-        for page in batched(self._catalog.indexes(), PAGE):
+        for page in batched(self._catalog.indexes(), LISTS):
             lists = await self._shelf.in_thread(
                 lambda page=page: [children(self._shelf.blobs.read(digest)) for digest in page]
             )
             for digest, listed in zip(page, lists, strict=True):
                 self._catalog.link(digest, listed)
+            await asyncio.sleep(0)
 
     async def _read(self) -> None:
         while True:
@@ -143,7 +155,7 @@ class Upkeep:
         swept, found = await shelf.in_thread(shelf.blobs.sweep_partials, PARTIAL_AGE)
         taken = (before - shelf.idle.keys()) | {str(partial.path) for partial in shelf.open_partials}
         left = {path: size for path, size in shelf.idle.items() if path not in before}
-        shelf.idle = {path: size for path, size in found.items() if path not in taken} | left
+        shelf.idle = Idle({path: size for path, size in found.items() if path not in taken} | left)
         return swept
 
     async def _scan(self) -> AsyncIterator[tuple[str, int, int]]:
@@ -166,8 +178,7 @@ class Upkeep:
     def drop_tags(self, limit: int) -> None:
         """Forgets tags until there are no more than `limit`, those that nobody asked for longest first."""
         tags = self._catalog.tags
-        by_age = sorted(tags, key=lambda name: max((v.checked for v in tags[name]), default=0.0))
-        for name in by_age[: max(0, len(tags) - limit)]:
+        for name in list(islice(tags, max(0, len(tags) - limit))):
             self._catalog.delete_tag(name)
 
     async def _drop_old_tags(self) -> int:
@@ -273,11 +284,15 @@ class Upkeep:
         return True
 
     async def _look(self) -> None:
-        """Whether the directory is still there, and still this process' own: it may be wiped at any time."""
+        """Whether the directory is still there, and still this process' own: it may be wiped at any time. And writable."""
+        probed = self._shelf.monotonic()
         while True:
             await asyncio.sleep(LOOK_EVERY)
             try:
                 await self._keep_lock()
+                if self._shelf.is_probe_due or (self._shelf.takes_writes and self._shelf.monotonic() - probed >= PROBE_EVERY):
+                    await self._shelf.probe()
+                    probed = self._shelf.monotonic()
                 if self._index.usable and not await self._shelf.in_thread(self._index.is_there):
                     log.warning("the index below %s is gone; starting a new one", self._shelf.root)
                     await self._shelf.in_thread(self._index.close)
@@ -402,17 +417,38 @@ def _freeze() -> None:
     gc.freeze()
 
 
-def _read_pages(pages: Iterator[list[tuple[str, Row]]]) -> Iterator[list[Stored | tuple[str, tuple[TagVariant, ...]]]]:
+def _sort_by_age(tags: list[tuple[str, tuple[TagVariant, ...]]]) -> None:
+    """Blocks."""
+    tags.sort(key=lambda tag: max((variant.checked for variant in tag[1]), default=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewed:
+    """An object whose row is to be written anew."""
+
+    stored: Stored
+
+
+type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]]
+
+
+def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], bytes | None]) -> Iterator[list[_Thing]]:
     """Rows as what they mean. Blocks."""
     for page in pages:
-        found: list[Stored | tuple[str, tuple[TagVariant, ...]]] = []
+        found: list[_Thing] = []
         for key, row in page:
             if key.startswith("o:"):
                 if (stored := read_stored(key[2:], row)) is not None:
-                    found.append(stored)
+                    found.append(stored if has_own_type(row) else _Renewed(_looked_into(stored, read)))
             elif key.startswith("t:"):
                 found.append((key[2:], tuple(read_variants(row))))
         yield found
+
+
+def _looked_into(stored: Stored, read: Callable[[str], bytes | None]) -> Stored:
+    """An object of an older row, where the type is what somebody said. If it is no manifest, it is kept as a blob."""
+    description = describe(read(stored.digest) if stored.size <= MANIFEST_MAX else None)
+    return replace(stored, media_type=description.media_type, needs=description.needs if description.media_type else ())
 
 
 def _take(keys: set[str], limit: int, but: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]

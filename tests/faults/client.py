@@ -4,7 +4,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -230,6 +230,12 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls) -> Iterator[Self]:
+        """One for a `with` block."""
+        yield cls()
 
     @property
     def seconds(self) -> float:

@@ -53,7 +53,7 @@ class Run:
         settings = Settings(max_size=Size(MAX_SIZE), min_free=Size(), retries=2, durability=durability)
         self.store = Store(root, settings)
         self.fetcher = Fetcher(self.store, ContentUpstream(content, random), settings, monotonic=self.monotonic)
-        self.store.in_flight, self.store.incoming = self.fetcher.in_flight, self.fetcher.incoming
+        self.store.in_flight = self.fetcher.in_flight
         self.cache = Cache(self.store, self.fetcher, settings)
 
     def monotonic(self) -> float:

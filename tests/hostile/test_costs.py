@@ -120,7 +120,9 @@ CASES = (
     Case("end of a response head", lambda value: intake._HEAD_END.search(value.encode("latin-1")),
          ("cacheyd.proxy.intake._HEAD_END", "cacheyd.proxy.intake._INTERIM")),
     Case("access log", _access_line),
-    Case("quoted in the log", logs._one_line),
+    # What an access line is made of has been parsed, and is short.
+    Case("quoted in the log", logs._one_line, longest=4 << 10),
+    Case("a manifest's media type", manifest.is_media_type, ("cacheyd.manifest._MEDIA_TYPE",), "application/"),
     Case("a manifest's platform", lambda value: manifest._platform("linux", "arm", value),
          ("cacheyd.manifest._level", "cacheyd.manifest._PART"), "v"),
 )  # fmt: skip
@@ -136,8 +138,8 @@ TRUSTED = {
     "cacheyd.parse.duration": "settings", "cacheyd.parse.share": "settings", "cacheyd.parse.parse": "settings",
     "cacheyd.inventory._SHORT_DIGEST": "arguments of commands", "cacheyd.inventory.parse_target": "arguments of commands",
     "cacheyd.layout._BLOB": "archives that an operator imports", "cacheyd.layout._checked_path": "the same",
-    "cacheyd.store.blobs._HEX": "names of files in the cache directory", "cacheyd.store.blobs._PARTIAL": "the same",
-    "cacheyd.transfer._FILE": "names that the import command makes",
+    "cacheyd.store.blobs._HEX": "names of files in the cache directory",
+    "cacheyd.store.partials.IMPORT": "the same", "cacheyd.store.partials._FETCH": "the same",
 }  # fmt: skip
 
 

@@ -424,9 +424,10 @@ def test_what_only_a_verifying_registry_has_is_not_served_under_an_open_one(lab:
     image = lab.image("guarded", repo)
     lab.pull(target_of(kind, repo, image, "verify.test"), login(ALICE))
     assert lab.get(target_of(kind, elsewhere, image, "open.test"), method=method).status == 404
-    # Where the open registry has it, too, it is everybody's.
+    # Where the open registry has it, too, it is everybody's: once it gave the bytes.
     lab.origins["guarded"].push(elsewhere, "1.0", image)
     assert lab.get(target_of(kind, elsewhere, image, "open.test"), method=method).status == 200
+    lab.pull(target_of(kind, elsewhere, image, "open.test"))
     assert lab.get(target_of(kind, elsewhere, image, "open.test"), method=method).cache == "HIT"
 
 
@@ -464,4 +465,6 @@ def test_what_is_found_without_a_row_is_nobodys(shared: Starter) -> None:
     eventually(lambda: lab.cache.metric("cacheyd_store_objects"), 1)
     assert lab.get(blob_target(elsewhere, blob.digest, "open.test")).status == 404
     assert lab.get(blob_target(repo, blob.digest, "verify.test")).status == 401
+    # That this registry has it is known when it has given the bytes again.
+    assert_ok(lab.pull(blob_target(repo, blob.digest, "verify.test"), login(ALICE)), blob.data, "MISS")
     assert_ok(lab.get(blob_target(repo, blob.digest, "verify.test"), login(ALICE)), blob.data, "HIT")

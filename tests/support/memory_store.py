@@ -14,7 +14,7 @@ from cacheyd.config import Settings
 from cacheyd.reference import Kind
 from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.catalog import Catalog, Snapshot
-from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant, children
+from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
 
 
@@ -32,7 +32,6 @@ class MemoryStore:
         self.settings = settings or Settings()
         self.clock, self.monotonic = clock, monotonic
         self.in_flight: Callable[[], Collection[str]] = tuple
-        self.incoming: Callable[[], int] = lambda: 0
         self.on_evicted = on_evicted
         self.catalog = Catalog()
         self.write_errors = 0
@@ -116,23 +115,31 @@ class MemoryStore:
         """The size of all partial files."""
         return sum(os.fstat(fd).st_size for fd in self._idle.values()) + sum(partial.size for partial in self.open_partials)
 
-    async def make_room(self, size: int) -> bool:
-        """Removes what is needed for an object of `size` bytes; whether it fits then."""
+    def can_take(self, size: int) -> bool:
+        """Whether an object of `size` bytes that is only promised so far could be kept."""
+        return self._missing(size, 1.0) <= sum(os.fstat(fd).st_size for fd in self._idle.values()) + self._spare()
+
+    async def make_room(self, size: int, *, unverified: bool = False) -> bool:
+        """Removes what is needed for `size` bytes more; whether they fit then."""
         max_size = self.settings.max_size.of(0)
-        if max_size and size > max_size:
+        if (max_size and size > max_size) or (unverified and not self.can_take(size)):
             return False
-        while over := self._missing(size):
+        low = 1.0 if unverified else self.settings.low_watermark.share
+        while over := self._missing(size, low):
+            most = self._spare() if unverified else None
             if self._idle:
                 os.close(self._idle.pop(next(iter(self._idle))))
-            elif taken := self.catalog.take_oldest(over, 200, frozenset(self.in_flight()).__contains__):
+            elif taken := self.catalog.take_oldest(over, 200, frozenset(self.in_flight()).__contains__, most=most):
                 self._close(taken, "room")
             else:
                 return False
         return True
 
-    def _missing(self, size: int) -> int:
-        held = self.size + self.partial_bytes + self.incoming()
-        low = self.settings.low_watermark.share
+    def _spare(self) -> int:
+        return max(0, self.size - self.settings.max_size.of(0) * 9 // 10)
+
+    def _missing(self, size: int, low: float) -> int:
+        held = self.size + self.partial_bytes
         return policy.to_free(held, self.settings.max_size.of(0), None, 0, low=low, size=size)
 
     # Writing
@@ -165,7 +172,7 @@ class MemoryStore:
         return partial.advance(sum(map(len, chunks)))
 
     async def commit(
-        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | None = None
+        self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | Description | None = None
     ) -> Stored | None:
         """Makes a verified partial an object."""
         digest = partial.digest
@@ -178,18 +185,21 @@ class MemoryStore:
         if there is not None:
             os.close(self._files[digest])
         self._files[digest] = os.dup(partial.fd)
-        repositories = tuple(dict.fromkeys((*(there.within if there else ()), within)))
-        now, needs = self.clock(), tuple(children(manifest))
+        repositories = add_repository(there.within if there else (), within, MAX_REPOSITORIES)
+        now, needs = self.clock(), (manifest if isinstance(manifest, Description) else describe(manifest)).needs
         stored = Stored(digest, partial.size, media_type, now, repositories, now, needs=needs)
         self.catalog.add(stored, needs)
         return stored
 
-    async def put(self, digest: str, data: bytes, media_type: str, *, within: str) -> Stored | None:
+    async def put(
+        self, digest: str, data: bytes | bytearray, media_type: str, *, within: str, description: Description | None = None
+    ) -> Stored | None:
         """Stores a small verified object (a manifest) whole; None if it does not have its digest."""
         partial = Partial(Path(digest), os.memfd_create(digest, os.MFD_CLOEXEC), digest)
         try:
-            await self.append(partial, [data])
-            return await self.commit(partial, media_type, within=within, manifest=data) if partial.verified() else None
+            await self.append(partial, [memoryview(data)])
+            known = description or describe(data)
+            return await self.commit(partial, media_type, within=within, manifest=known) if partial.verified() else None
         finally:
             partial.close()
 

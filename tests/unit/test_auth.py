@@ -11,15 +11,14 @@ from cacheyd.auth import (
     TOKEN_LIFE,
     TOKEN_MAX,
     TOKEN_ROOM,
-    Authorizer,
     Challenge,
     _Key,
     _parse_token,
     _Token,
+    _Tokens,
     parse_challenges,
     realm_belongs,
 )
-from cacheyd.config import Settings
 from cacheyd.fetch import UpstreamBroken
 
 REALM = "https://auth.test/token"
@@ -101,7 +100,7 @@ def test_realms_that_belong(realm: str) -> None:
     ("life", "seconds"),
     [
         ("300", 300.0), ('"300"', 300.0), ("0", TOKEN_LIFE), ("null", TOKEN_LIFE), ("-5", TOKEN_LIFE), ("NaN", TOKEN_LIFE),
-        ("Infinity", TOKEN_LIFE), ("-Infinity", TOKEN_LIFE), ("1e999", TOKEN_LIFE), ("1" + "0" * 400, TOKEN_LIFE),
+        ("Infinity", TOKEN_LIFE), ("-Infinity", TOKEN_LIFE), ("1e999", TOKEN_LIFE),
         ("[]", TOKEN_LIFE),
         ('"x"', TOKEN_LIFE), ("{}", TOKEN_LIFE), ("[1]", TOKEN_LIFE), ("1.5", 1.5),
     ],
@@ -116,7 +115,8 @@ def test_how_long_a_token_holds(life: str, seconds: float) -> None:
         None, b"", b"{}", b"[]", b"null", b"1", b'"x"', b"\xff", b'{"token":1}', b'{"token":""}', b'{"token":"a b"}',
         b'{"token":"a\\r\\nX: y"}', b'{"token":"a\\u0000"}', b'{"token":"\\u00fc"}', b'{"token":"\\ud800"}',
         b'{"token":["x"]}',
-        b"[" * 100_000, b'{"a":' * 50_000, b'{"token":"x"', b'{"token":"x","expires_in":' + b"1" * 5000 + b"}",
+        b"[" * 100_000, b'{"a":' * 50_000, b'{"token":"x"', b'{"token":"x","expires_in":' + b"1" * 400 + b"}",
+        b'{"token":"x","expires_in":' + b"1" * 5000 + b"}",
         json.dumps({"token": "x" * (TOKEN_MAX + 1)}).encode(),
     ],
 )  # fmt: skip
@@ -130,13 +130,17 @@ def test_a_long_token_is_one() -> None:
 
 
 def test_tokens_are_kept_within_their_room() -> None:
-    authorizer = Authorizer(Settings())
+    tokens = _Tokens()
+
+    def key(number: object) -> _Key:
+        return _Key("reg.test", "https://reg.test", str(number), "")
+
     for number in range(2000):
-        authorizer._keep(_Key("reg.test", "https://reg.test", str(number), ""), _Token("x" * TOKEN_MAX, 0.0))
-        authorizer._keep(_Key("reg.test", "https://reg.test", "same", ""), _Token("x" * TOKEN_MAX, 0.0))
-    kept = authorizer._tokens
-    assert 200 < len(kept) <= TOKEN_ROOM // TOKEN_MAX
-    assert _Key("reg.test", "https://reg.test", "1999", "") in kept
-    for key in list(kept):
-        authorizer._drop(key)
-    assert authorizer._room == TOKEN_ROOM
+        tokens.keep(key(number), _Token("x" * TOKEN_MAX, 0.0))
+        tokens.keep(key("same"), _Token("x" * TOKEN_MAX, 0.0))
+    assert 200 < len(tokens) <= TOKEN_ROOM // TOKEN_MAX
+    assert tokens.get(key(1999))
+    for number in (*range(2000), "same"):
+        tokens.drop(key(number))
+    assert len(tokens) == 0
+    assert tokens._room == TOKEN_ROOM

@@ -23,7 +23,7 @@ from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import Clock
 
-MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
+MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": {}, "layers": []}).encode()
 INDEX = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
 NEWER = json.dumps({"schemaVersion": 2, "manifests": [], "annotations": {"n": "2"}}).encode()
 BLOB = random.Random(1).randbytes(300_000)
@@ -491,7 +491,8 @@ async def test_a_tag_that_was_deleted_is_gone(scene: Scene, method: str) -> None
     assert (await scene.get(TAG, method=method)).status == 404
     scene.registry.down = UpstreamBroken("down")
     assert (await scene.get(TAG)).status == 502, "not served as stale either"
-    assert scene.store.tag_variants("reg.example", "lab/img", "1.0") == ()
+    # For this client: whether it is for others is theirs to hear.
+    assert len(scene.store.tag_variants("reg.example", "lab/img", "1.0")) == 1
 
 
 async def test_a_tag_whose_object_was_wiped_is_fetched_again(scene: Scene) -> None:
@@ -767,13 +768,16 @@ async def test_a_small_piece_far_ahead_of_a_flight_is_asked_for_on_its_own(scene
     got = await scene.get(tail, range=f"bytes={len(data) - 100}-{len(data) - 1}")
     assert (got.status, got.result, len(got.body)) == (206, "BYPASS", 100)
     assert got.headers["content-range"] == f"bytes {len(data) - 100}-{len(data) - 1}/{len(data)}"
-    near = asyncio.create_task(scene.get(tail, range="bytes=500-1499"))
+    # What the flight has is not verified yet, and will not be for a while.
+    near = await scene.get(tail, range="bytes=500-1499")
+    assert (near.status, near.result, len(near.body)) == (206, "BYPASS", 1000)
+    open_ended = asyncio.create_task(scene.get(tail, range="bytes=500-"))
     await asyncio.sleep(0.01)
-    assert not near.done()
+    assert not open_ended.done()
     more.set()
-    assert (await near).result == "MISS"
+    assert (await open_ended).result == "MISS"
     assert (await received(first)).status == 200
-    assert len(scene.registry.requests) == 2
+    assert len(scene.registry.requests) == 3
 
 
 async def test_a_blob_of_unknown_length_has_one_in_the_end(scene: Scene) -> None:
@@ -869,8 +873,8 @@ async def test_while_the_disk_refuses_blobs_go_straight_through(scene: Scene) ->
 
     resumed = await scene.get(LARGE_BLOB, range="bytes=100000-199999", if_range=f'"{digest_of(BLOB)}"')
     assert resumed.brief == (206, "BYPASS", BLOB[100_000:200_000])
-    assert header(scene.registry.requests[-1].headers, "range") == "bytes=100000-199999"
-    assert header(scene.registry.requests[-1].headers, "if-range") == f'"{digest_of(BLOB)}"'
+    # A part cannot be verified: all of it is asked for and looked at.
+    assert header(scene.registry.requests[-1].headers, "range") is None
     assert (await scene.get(TAG)).brief == (200, "MISS", INDEX), "manifests are served, too"
     assert scene.store.find(digest_of(BLOB)) is None
 

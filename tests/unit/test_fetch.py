@@ -1,8 +1,10 @@
 """Fetches against a scripted upstream and a real store: once for all, resumed, verified, kept."""
 
 import asyncio
+import base64
 import gc
 import gzip
+import json
 import os
 import random
 import resource
@@ -19,6 +21,7 @@ from cacheyd.errors import Code, HeaderList, RequestError
 from cacheyd.fetch import (
     FAILURE_PAUSE,
     MANIFEST_MAX,
+    MANIFESTS_MAX,
     MISMATCH_PAUSE,
     RATE_LIMIT_DEFAULT,
     RATE_LIMIT_MAX,
@@ -33,8 +36,9 @@ from cacheyd.fetch import (
     retry_after,
 )
 from cacheyd.flight import HOLD, BodyBroken, Flight, FlightReader, NotKept, Relayed
-from cacheyd.reference import OCI_INDEX, OCI_MANIFEST, Reference, parse_target
+from cacheyd.reference import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED, Reference, parse_target
 from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import Store
 from tests.support.stores import Clock
 
@@ -657,7 +661,6 @@ async def test_more_flights_than_allowed_wait_their_turn(scene: Scene) -> None:
     await until(first, 100_000)
     assert len(upstream.requests) == 1
     assert fetcher.in_flight() == {first.digest, second.digest}
-    assert fetcher.incoming() == len(BLOB) - 100_000
 
     more.set()
     assert [await read(first), await read(second)] == [BLOB, b"small"]
@@ -792,8 +795,95 @@ async def test_a_later_request_asks_again(scene: Scene) -> None:
 
 
 async def test_parameters_of_the_media_type_are_dropped(scene: Scene) -> None:
-    reply = Reply(200, (("Content-Type", f"{OCI_INDEX}; charset=utf-8"),), [MANIFEST])
-    assert (await scene.fetcher(Script(reply)).manifest(BY_TAG, ACCEPT, ASKED)).media_type == OCI_INDEX
+    """Of what is no manifest by its bytes: those that are have their own type."""
+    reply = Reply(200, (("Content-Type", "application/vnd.acme.thing+json; charset=utf-8"),), [b"{}"])
+    assert (await scene.fetcher(Script(reply)).manifest(BY_TAG, ACCEPT, ASKED)).media_type == "application/vnd.acme.thing+json"
+
+
+SIGNED_PAYLOAD = b'{\n   "schemaVersion": 1,\n   "name": "acme/app"\n}'
+
+
+def signed() -> bytes:
+    """As registries send manifests of the first schema: the payload with the signatures before its last brace."""
+    tail = base64.urlsafe_b64encode(b"\n}").rstrip(b"=").decode()
+    length = len(SIGNED_PAYLOAD) - 2
+    protected = base64.urlsafe_b64encode(json.dumps({"formatLength": length, "formatTail": tail}).encode()).decode()
+    signatures = json.dumps([{"signature": "x", "protected": protected.rstrip("=")}])
+    return SIGNED_PAYLOAD[:length] + f',\n   "signatures": {signatures}\n}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "stated", [OCI_INDEX, "application/evil+json", "text/plain", "application/octet-stream", "", "x" * 9000]
+)
+async def test_a_manifest_has_the_type_that_its_bytes_say(scene: Scene, stated: str) -> None:
+    reply = Reply(200, (("Content-Type", stated),), [MANIFEST])
+    assert (await scene.fetcher(Script(reply)).manifest(BY_DIGEST, ACCEPT, ASKED)).media_type == OCI_MANIFEST
+    stored = scene.store.find(digest_of(MANIFEST))
+    assert stored is not None
+    assert stored.media_type == OCI_MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ("application/vnd.acme.thing+json", "application/vnd.acme.thing+json"),
+        ("text/html", "application/octet-stream"),
+        ("application/" + "x" * 200, "application/octet-stream"),
+        ("no type", "application/octet-stream"),
+    ],
+)
+@pytest.mark.parametrize("data", [b"{}", b"no JSON", b'{"schemaVersion": 1, "x": ["', b"[" * 100_000])
+async def test_what_is_no_manifest_is_passed_on_and_not_kept(scene: Scene, stated: str, expected: str, data: bytes) -> None:
+    ref = reference(f"manifests/{digest_of(data)}")
+    found = await scene.fetcher(Script(Reply(200, (("Content-Type", stated),), [data]))).manifest(ref, ACCEPT, ASKED)
+    assert found == ManifestContent(digest_of(data), expected, data, False)
+    assert list(scene.store.blobs.scan()) == []
+
+
+async def test_a_page_in_place_of_a_tag_is_refused(scene: Scene) -> None:
+    with pytest.raises(RequestError):
+        await scene.fetcher(Script(Reply(200, (("Content-Type", "text/html"),), [b"<html>"]))).manifest(BY_TAG, ACCEPT, ASKED)
+
+
+async def test_a_signed_manifest_has_the_digest_of_what_was_signed(scene: Scene) -> None:
+    ref = reference(f"manifests/{digest_of(SIGNED_PAYLOAD)}")
+    found = await scene.fetcher(Script(manifest_reply(signed()))).manifest(ref, ACCEPT, ASKED)
+    assert found == ManifestContent(digest_of(SIGNED_PAYLOAD), SCHEMA_1_SIGNED, signed(), False)
+    assert list(scene.store.blobs.scan()) == []
+
+    with pytest.raises(RequestError):
+        await scene.fetcher(Script(manifest_reply(signed().replace(b"acme", b"evil")))).manifest(ref, ACCEPT, ASKED)
+
+
+def padded(size: int) -> bytes:
+    return json.dumps({"schemaVersion": 2, "config": {}, "layers": [], "annotations": {"x": "y" * size}}).encode()
+
+
+@pytest.mark.parametrize("size", [SMALL + 1, 1 << 20, 4_000_000])
+async def test_a_large_manifest_is_on_disk_only(scene: Scene, size: int) -> None:
+    data = padded(size)
+    ref = reference(f"manifests/{digest_of(data)}")
+    fetcher = scene.fetcher(Script(manifest_reply(data)))
+    assert await fetcher.manifest(ref, ACCEPT, ASKED) == ManifestContent(digest_of(data), OCI_MANIFEST, b"", True)
+    assert scene.store.blobs.size(digest_of(data)) == len(data)
+    assert fetcher._manifest_bytes == 0
+
+
+async def test_a_manifest_that_clients_refuse_goes_straight_through(scene: Scene) -> None:
+    reply = manifest_reply(padded(5 << 20))
+    with pytest.raises(NotKept):
+        await scene.fetcher(Script(reply)).manifest(BY_TAG, ACCEPT, ASKED)
+    assert reply.closed
+    assert reply.pieces, "it was not read"
+
+
+async def test_manifests_beyond_what_they_may_have_in_memory_go_straight_through(scene: Scene) -> None:
+    data = padded(1 << 20)
+    fetcher = scene.fetcher(Script(manifest_reply(data)))
+    fetcher._manifest_bytes = MANIFESTS_MAX - 100
+    with pytest.raises(NotKept):
+        await fetcher.manifest(BY_TAG, ACCEPT, ASKED)
+    assert fetcher._manifest_bytes == MANIFESTS_MAX - 100
 
 
 async def test_a_manifest_by_sha512(scene: Scene) -> None:

@@ -1,11 +1,23 @@
 """Platforms and descriptors: what is for whom, and what is refused."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 
-from cacheyd.manifest import Descriptor, own_platform, parse_manifest, parse_platform, select, unmet
+from cacheyd.manifest import (
+    Descriptor,
+    media_type_of,
+    own_platform,
+    parse_manifest,
+    parse_object,
+    parse_platform,
+    select,
+    signed_payload,
+    unmet,
+)
+from cacheyd.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -113,3 +125,53 @@ def test_what_is_no_json_object_is_refused(data: bytes) -> None:
 def test_a_platform_that_cannot_be_read_is_none(platform: Any) -> None:
     item = {"digest": DIGEST, "size": 1, "platform": platform}
     assert parse_manifest(json.dumps({"manifests": [item]}).encode()).entries[0].platform is None
+
+
+# What it is by its own bytes
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"mediaType": "application/vnd.acme.thing.v1+json"}, "application/vnd.acme.thing.v1+json"),
+        ({"mediaType": OCI_INDEX, "config": {}, "layers": []}, OCI_INDEX),
+        ({"config": {}, "layers": []}, OCI_MANIFEST),
+        ({"manifests": []}, OCI_INDEX),
+        ({"manifests": [{"mediaType": OCI_MANIFEST}, {"mediaType": DOCKER_MANIFEST}, 1]}, OCI_INDEX),
+        ({"manifests": [{"mediaType": DOCKER_MANIFEST}]}, DOCKER_LIST),
+        ({"config": {"mediaType": "application/vnd.docker.container.image.v1+json"}}, DOCKER_MANIFEST),
+        ({"mediaType": "text/html", "config": {}}, OCI_MANIFEST),
+        ({"mediaType": "application/json", "manifests": []}, OCI_INDEX),
+        ({"mediaType": "application/octet-stream", "manifests": []}, OCI_INDEX),
+        ({"mediaType": "application/" + "x" * 200, "config": {}}, OCI_MANIFEST),
+        ({"mediaType": "application/a\r\nSet-Cookie: b", "config": {}}, OCI_MANIFEST),
+        ({"mediaType": "application/a; charset=utf-8", "config": {}}, OCI_MANIFEST),
+        ({"mediaType": ["application/a"], "config": {}}, OCI_MANIFEST),
+        ({"mediaType": "application/é", "manifests": {}}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_manifest_says_itself_what_it_is(content: dict[str, Any], expected: str) -> None:
+    assert media_type_of(content) == expected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"x": [' + b"{}," * 60_000 + b"{}]}",
+        b'{"x": "' + b"\\u00e9" * 60_000 + b'"}',
+        b'{"x": ' + b"1" * 5000 + b"}",
+        b'{"x": 0.' + b"1" * (4 << 20) + b"}",
+    ],
+    ids=["objects", "escapes", "digits", "fraction"],
+)
+def test_what_would_take_the_parser_long_is_not_looked_into(data: bytes) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="not"):
+        parse_object(data)
+    assert time.perf_counter() - started < 0.1
+
+
+@pytest.mark.parametrize("signatures", ["x", [], [{}], [{"protected": 1}], [{"protected": "é"}], [{"protected": "e30"}]])
+def test_signatures_that_make_no_sense_are_none(signatures: object) -> None:
+    assert signed_payload(json.dumps({"schemaVersion": 1, "signatures": signatures}).encode()) is None

@@ -154,7 +154,9 @@ async def test_an_object_knows_the_repositories_that_it_was_served_in(store: Any
 
     for n in range(MAX_REPOSITORIES):
         store.add_repository(stored, f"quay.io/{n}")
-    assert stored.within == tuple(f"quay.io/{n}" for n in range(MAX_REPOSITORIES))
+    # The last ones, but nobody pushes other registries out.
+    newest = (f"quay.io/{n}" for n in range(2, MAX_REPOSITORIES))
+    assert stored.within == (WITHIN, "ghcr.io/acme/app", *newest)
 
 
 async def test_objects_and_bytes_are_counted(store: AnyStore) -> None:
@@ -306,11 +308,26 @@ async def test_what_is_on_its_way_in_makes_no_room_and_needs_some(store: AnyStor
     await put(store, manifest(blob(0), blob(1)))
     await add(store, blob(0))
     store.in_flight = lambda: {digest_of(blob(1))}
-    store.incoming = lambda: 700_000
+    coming = await store.open_partial(digest_of(blob(1)), "docker.io")
+    await store.append(coming, [bytes(700_000)])
 
     assert not await store.make_room(200_000)
     assert store.find(digest_of(blob(0))) is not None
     assert await store.make_room(50_000)
+    store.release(coming, keep=False)
+
+
+async def test_what_is_not_verified_displaces_a_tenth(store: AnyStore) -> None:
+    for n in range(20):
+        await add(store, bytes([n]) * 50_000)
+
+    assert not store.can_take(100_001)
+    assert store.can_take(100_000)
+    assert not await store.make_room(100_001, unverified=True)
+    assert store.size == 1_000_000
+    assert await store.make_room(100_000, unverified=True)
+    assert store.size == 900_000
+    assert await store.make_room(100_001)
 
 
 async def test_what_no_fetch_continues_makes_room_first(store: AnyStore) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cacheyd.config import load
 from cacheyd.reference import OCI_INDEX, OCI_MANIFEST, Kind
-from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.store.blobs import Mapped, Partial, digest_of
 from cacheyd.store.room import FULL_PAUSE, RESERVE
 from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store
@@ -133,13 +133,17 @@ async def test_an_object_larger_than_the_whole_cache_has_no_room_and_nothing_goe
     assert not store.room.full
 
 
-async def test_what_is_on_its_way_in_counts(store: Store, clock: Clock) -> None:
+async def test_what_has_come_counts_and_what_is_promised_does_not(store: Store, clock: Clock) -> None:
     await fill(store, clock, range(4))
-    store.incoming = lambda: 150_000
+    partial = await store.open_partial(digest_of(blob(9)))
+    assert await store.make_room(200_000)
+    assert len(left(store)) == 4
+    await store.append(partial, [blob(9)[:150_000]])
     assert await store.make_room(50_000)
     assert len(left(store)) == 4
     assert await store.make_room(50_001)
     assert len(left(store)) == 3
+    store.release(partial)
 
 
 async def test_what_is_pinned_or_on_its_way_stays(store: Store, clock: Clock) -> None:
@@ -209,7 +213,7 @@ async def test_a_partial_file_that_a_fetch_has_does_not_go(store: Store, clock: 
     await store.room.keep()
     assert partial.is_linked()
     assert store.partial_bytes == 100_000
-    assert store.size == 800_000
+    assert store.size == 1_000_000, "what is not verified displaces no fifth of the store"
     store.release(partial)
 
 
@@ -230,6 +234,137 @@ async def test_a_partial_file_is_counted_as_long_as_it_is_there(store: Store) ->
     await store.discard(wrong)
     assert store.partial_bytes == 0
     assert not list((store.root / "partial").iterdir())
+
+
+# What is not verified yet
+
+
+def piece(n: int, size: int = 10_000) -> bytes:
+    return n.to_bytes(4) * (size // 4)
+
+
+async def fill_with_pieces(store: Store, clock: Clock, numbers: range) -> None:
+    for n in numbers:
+        clock.now += 1
+        await add(store, piece(n))
+
+
+def pieces(store: Store) -> int:
+    assert store.size == 10_000 * len(store.catalog.objects)
+    return len(store.catalog.objects)
+
+
+async def pour(store: Store, n: int, most: int, step: int = 5_000) -> Partial:
+    """Bytes of nobody knows what, until there is no room for them."""
+    partial = await store.open_partial(digest_of(b"never %d" % n), "evil.test")
+    while partial.size < most and await store.make_room(step, unverified=True):
+        await store.append(partial, [bytes(step)])
+        await store.room.keep()
+    return partial
+
+
+async def test_a_promise_evicts_nothing(store: Store, clock: Clock) -> None:
+    """A head with `Content-Length: 990000`, and no body."""
+    await fill_with_pieces(store, clock, range(100))
+    assert not store.can_take(990_000)
+    assert store.can_take(100_000)
+    assert pieces(store) == 100
+
+
+async def test_bytes_without_an_end_evict_a_tenth(store: Store, clock: Clock) -> None:
+    await fill_with_pieces(store, clock, range(100))
+    partial = await pour(store, 0, 10_000_000)
+    assert partial.size == 100_000
+    assert pieces(store) == 90
+    assert not store.room.full
+    assert [store.find(digest_of(piece(n))) is not None for n in (9, 10)] == [False, True], "those not used for longest"
+    store.release(partial)
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["idle", "discarded"])
+async def test_the_next_flood_evicts_no_other_tenth(store: Store, clock: Clock, keep: bool) -> None:
+    await fill_with_pieces(store, clock, range(100))
+    for n in range(5):
+        partial = await pour(store, n, 10_000_000)
+        assert partial.size == 100_000
+        store.release(partial, keep=keep)
+    assert pieces(store) == 90
+
+
+async def test_many_floods_at_once_evict_a_tenth_together(store: Store, clock: Clock) -> None:
+    await fill_with_pieces(store, clock, range(100))
+    partials = await asyncio.gather(*(pour(store, n, 50_000) for n in range(20)))
+    assert sum(partial.size for partial in partials) <= 100_000 + 20 * 5_000, "a piece each too many"
+    assert pieces(store) >= 90
+    for partial in partials:
+        store.release(partial, keep=False)
+    await pour(store, 99, 10_000_000)
+    assert pieces(store) == 90
+
+
+async def test_a_full_store_goes_on_taking_what_is_verified_in_the_end(store: Store, clock: Clock) -> None:
+    await fill_with_pieces(store, clock, range(100))
+    for n in range(100, 400):
+        clock.now += 1
+        assert store.can_take(10_000)
+        partial = await store.open_partial(digest_of(piece(n)))
+        for _ in range(2):
+            assert await store.make_room(5_000, unverified=True)
+            await store.append(partial, [piece(n)[:5_000]])
+        await store.commit(partial, within="a/b")
+        store.release(partial)
+    assert [store.find(digest_of(piece(n))) is not None for n in (250, 399)] == [False, True]
+    assert 90 <= pieces(store) <= 100
+
+
+async def test_what_is_larger_than_a_tenth_needs_room_that_is_there(store: Store, clock: Clock) -> None:
+    await fill_with_pieces(store, clock, range(50))
+    assert store.can_take(500_000)
+    assert not store.can_take(500_001), "nothing has to go as long as half of it is empty"
+    await fill_with_pieces(store, clock, range(50, 98))
+    assert store.can_take(100_000)
+    assert not store.can_take(100_001)
+    assert await store.make_room(200_000), "for what is verified"
+    assert pieces(store) <= 80
+    assert store.can_take(200_000)
+
+
+async def test_of_an_image_that_is_larger_than_what_may_go_a_part_goes(store: Store, clock: Clock) -> None:
+    needs = [{"digest": digest_of(piece(n))} for n in range(40)]
+    manifest = json.dumps({"schemaVersion": 2, "config": {}, "layers": needs}).encode()
+    await add(store, manifest, OCI_MANIFEST)
+    await fill_with_pieces(store, clock, range(98))
+    for _ in range(3):
+        partial = await pour(store, 1, 60_000)
+        assert partial.size == 60_000
+        await store.discard(partial)
+    assert store.find(digest_of(manifest)) is not None
+    assert len(store.catalog.objects) >= 91
+
+
+async def test_on_a_disk_without_max_size_a_tenth_of_what_could_be_stored_counts(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(store, max_size="", min_free="0")
+    monkeypatch.setattr("cacheyd.store.room.RESERVE", 0)
+    await fill_with_pieces(store, clock, range(100))
+    disk = Disk(store, monkeypatch)
+    disk.others = disk.free()
+    assert store.room.capacity() == 1_000_000
+    assert not store.can_take(100_001)
+    partial = await pour(store, 0, 10_000_000)
+    assert partial.size == 100_000
+    assert pieces(store) == 90
+    store.release(partial)
+
+
+async def test_nothing_goes_for_what_is_not_verified_before_it_is_known_what_there_is(store: Store, clock: Clock) -> None:
+    await fill_with_pieces(store, clock, range(100))
+    store.loaded = False
+    assert not store.can_take(1)
+    assert not await store.make_room(1, unverified=True)
+    assert not store.room.full
+    store.loaded = True
 
 
 # max_age
@@ -321,9 +456,9 @@ async def test_what_cannot_go_is_not_tried_all_the_time(
     tried: list[int] = []
     take = store.catalog.take_oldest
 
-    def counted(size: int, limit: int, in_use: Callable[[str], bool]) -> list[Stored]:
+    def counted(size: int, limit: int, in_use: Callable[[str], bool], *, most: int | None = None) -> list[Stored]:
         tried.append(size)
-        return take(size, limit, in_use)
+        return take(size, limit, in_use, most=most)
 
     monkeypatch.setattr(store.catalog, "take_oldest", counted)
     assert not await store.make_room(100_000)

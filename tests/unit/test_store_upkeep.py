@@ -18,8 +18,9 @@ from cacheyd.config import Settings, load
 from cacheyd.reference import OCI_INDEX, OCI_MANIFEST
 from cacheyd.store.blobs import Partial, digest_of
 from cacheyd.store.lock import DirectoryInUse
+from cacheyd.store.shelf import BROKEN_PAUSE
 from cacheyd.store.store import Store
-from cacheyd.store.upkeep import PARTIAL_AGE, REOPEN_EVERY, TAG_AGE
+from cacheyd.store.upkeep import PARTIAL_AGE, PROBE_EVERY, REOPEN_EVERY, TAG_AGE
 from tests.support.stores import (
     LARGE,
     MANIFEST,
@@ -586,3 +587,87 @@ async def test_verifying_reads_everything_now(store: Store) -> None:
     assert seen[-1][2] == len(LARGE) + 10
     assert set(store.catalog.objects) == {digest_of(b"stays")}
     assert await store.verify() == {"checked": 1, "bytes": 5, "dropped": []}
+
+
+# A disk that refuses writes
+
+
+class Disk:
+    """What a probe meets."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: OSError | None = None
+        self.probes = 0
+        monkeypatch.setattr(store.blobs, "probe", self.probe)
+
+    def probe(self) -> None:
+        self.probes += 1
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+async def watched(
+    tmp_path: Path, monotonic: Clock, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[StoppableStore, Disk]]:
+    """A store whose background work looks very often."""
+    monkeypatch.setattr("cacheyd.store.upkeep.LOOK_EVERY", 0.005)
+    store = StoppableStore(tmp_path / "watched", monotonic=monotonic)
+    disk = Disk(store, monkeypatch)
+    await store.start()
+    yield store, disk
+    await store.stop()
+
+
+async def test_a_disk_that_turns_read_only_is_noticed_without_traffic(
+    watched: tuple[StoppableStore, Disk], monotonic: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, disk = watched
+    assert disk.probes == 1, "at the start"
+    disk.error = OSError(errno.EROFS, "Read-only file system")
+    await asyncio.sleep(0.05)
+    assert store.takes_writes, "it is not tried all the time"
+
+    monotonic.now += PROBE_EVERY
+    await eventually(lambda: not store.takes_writes)
+    assert store.trouble == "the disk refuses writes (EROFS: Read-only file system)"
+    assert not store.writable
+    for _ in range(5):
+        monotonic.now += BROKEN_PAUSE - 1
+        probes = disk.probes
+        await eventually(lambda: disk.probes > probes)  # noqa: B023
+        assert not store.writable, "the pause begins anew before it ends"
+    assert caplog.text.count("cannot be written") == 1
+    assert store.write_errors == 0, "those are of what was to be kept"
+
+    disk.error = None
+    monotonic.now += BROKEN_PAUSE - 1
+    await eventually(lambda: store.takes_writes)
+    assert (store.trouble, store.writable) == ("", True)
+
+
+async def test_a_probe_that_has_no_descriptor_says_nothing_of_the_disk(
+    watched: tuple[StoppableStore, Disk], monotonic: Clock
+) -> None:
+    store, disk = watched
+    disk.error = OSError(errno.EMFILE, "Too many open files")
+    monotonic.now += PROBE_EVERY
+    await eventually(lambda: disk.probes > 1)
+    await asyncio.sleep(0.02)
+    assert store.takes_writes
+
+
+async def test_what_is_stored_in_the_pause_ends_it(store: Store) -> None:
+    store.report_write_error(OSError(errno.ENOSPC, "No space left on device"))
+    assert not store.takes_writes
+    await add(store, LARGE)
+    assert store.takes_writes
+
+
+@pytest.mark.parametrize("wiped", ["", "partial", "blobs"])
+def test_a_probe_leaves_nothing_behind(store: Store, wiped: str) -> None:
+    shutil.rmtree(store.root / wiped)
+    store.blobs.probe()
+    store.blobs.probe()
+    assert list((store.root / "partial").iterdir()) == []
+    assert list((store.root / "blobs" / "sha256").iterdir()) == []
