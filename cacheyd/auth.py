@@ -7,31 +7,42 @@ configuration, and never elsewhere.
 
 import base64
 import hashlib
-import json
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from cacheyd import config
 from cacheyd.config import ConfigError, RegistrySettings, Settings
 from cacheyd.errors import HeaderList, RequestError
 from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all, without
+from cacheyd.manifest import parse_object
 from cacheyd.once import Once
 from cacheyd.reference import Reference
+from cacheyd.urls import Url, from_field, parse_url
 
 log = logging.getLogger(__name__)
 
-TOKEN_MAX = 256 << 10
+# Of the answer of a token service, and of the token in it: those of real ones have up to 4 KiB (bytes).
+ANSWER_MAX, TOKEN_MAX = 256 << 10, 16 << 10
 # distribution's default where the service does not say how long a token holds, and what is taken off for the way (seconds).
 TOKEN_LIFE, TOKEN_MARGIN, TOKEN_LIFE_MAX = 60.0, 10.0, 3600.0
-MAX_TOKENS = 4096
-_PARAM = re.compile(r'([a-z]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))', re.IGNORECASE)
-# A scheme stands at the start or after a comma, and before a parameter or alone.
-_SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s+[A-Za-z]+\s*=|\s*$|\s*,)")
+# Tokens that are kept: how many, and their bytes in all.
+MAX_TOKENS, TOKEN_ROOM = 4096, 4 << 20
+# All challenges of a response together; of longer ones there is none that could be answered (bytes).
+CHALLENGES_MAX = 4 << 10
+_WORD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+_TOKEN68 = re.compile(r"[A-Za-z0-9\-._~+/]+=*(?=[ \t]*(?:,|$))")
+_EQUALS = re.compile(r"[ \t]*=[ \t]*")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_UNQUOTED = re.compile(r"[^\s,]+")
+_GAP = re.compile(r"[\s,]*")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 # Token services of registries that run them under another name of the same owner.
 _KNOWN_REALMS = {"registry-1.docker.io": ("auth.docker.io",)}
 
@@ -60,29 +71,93 @@ class _Token:
 
 
 def parse_challenges(headers: HeaderList) -> list[Challenge]:
-    """Each challenge of a 401, in order; several lines, and several in one line (RFC 9110 section 11.6.1)."""
+    """Each challenge of a 401, in order; several lines, and several in one line (RFC 9110 section 11.6.1).
+
+    None if they are longer than 4 KiB together. What is no challenge is passed over, up to the next comma.
+    """
+    lines = [value for name, value in headers if name.lower() == "www-authenticate"]
+    if sum(map(len, lines)) > CHALLENGES_MAX:
+        return []
+    return [challenge for line in lines for challenge in _challenges(line)]
+
+
+def _challenges(line: str) -> list[Challenge]:
+    """Looks at each character once, or twice: whatever does not match is passed over, and nothing is tried again."""
     found: list[Challenge] = []
-    for name, value in headers:
-        if name.lower() != "www-authenticate":
-            continue
-        starts = list(_SCHEME.finditer(_blank_quoted(value)))
-        for index, match in enumerate(starts):
-            end = starts[index + 1].start() if index + 1 < len(starts) else len(value)
-            params = {
-                m[1].lower(): re.sub(r"\\(.)", r"\1", m[2]) if m[2] is not None else m[3]
-                for m in _PARAM.finditer(value[match.end() : end])
-            }
-            found.append(Challenge(match[1].lower(), params))
-    return found
+    at, comma = 0, True
+    while True:
+        gap = _GAP.match(line, at)
+        assert gap
+        at, comma = gap.end(), comma or "," in gap[0]
+        if at == len(line):
+            return found
+        word = _WORD.match(line, at)
+        equals = _EQUALS.match(line, word.end()) if word else None
+        if word and equals:
+            value = (_QUOTED if line[equals.end() : equals.end() + 1] == '"' else _UNQUOTED).match(line, equals.end())
+            if value is None and line[equals.end() : equals.end() + 1] == '"':
+                return found  # What follows is in a quoted string that has no end.
+            if value and found:
+                found[-1].params[word[0].lower()] = _value(value)
+            at = value.end() if value else equals.end()
+        elif word and comma and _SCHEME.fullmatch(word[0]):
+            found.append(Challenge(word[0].lower(), {}))
+            at = _after_token68(line, word.end())
+        else:
+            at = _pass_over(line, at)
+        comma = False
+
+
+def _value(match: re.Match[str]) -> str:
+    return re.sub(r"\\(.)", r"\1", match[1]) if match.re is _QUOTED else match[0]
+
+
+def _after_token68(line: str, at: int) -> int:
+    """Where a scheme's token68 ends, if it has one and no parameters."""
+    start = at
+    while line[start : start + 1] == " ":
+        start += 1
+    token = _TOKEN68.match(line, start) if start > at else None
+    return token.end() if token else at
+
+
+def _pass_over(line: str, at: int) -> int:
+    """The end of what is neither a scheme nor a parameter."""
+    match = _QUOTED.match(line, at) or _UNQUOTED.match(line, at)
+    return match.end() if match else at + 1
 
 
 def _bearer(challenges: list[Challenge]) -> Challenge | None:
     return next((c for c in challenges if c.scheme == "bearer" and "realm" in c.params), None)
 
 
-def _blank_quoted(value: str) -> str:
-    """The same length, with quoted strings blanked, so that what is in them is not taken for a challenge."""
-    return re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: '"' + "x" * (len(m[0]) - 2) + '"', value)
+class _Tokens:
+    """Tokens that are kept, the oldest ones going first where they are too many."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[_Key, _Token] = {}
+        self._room = TOKEN_ROOM
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def get(self, key: _Key) -> _Token | None:
+        return self._tokens.get(key)
+
+    def keep(self, key: _Key, token: _Token) -> None:
+        self.drop(key)
+        self._tokens[key] = token
+        self._room -= _cost(key, token)
+        while self._room < 0 or len(self._tokens) > MAX_TOKENS:
+            self.drop(next(iter(self._tokens)))
+
+    def drop(self, key: _Key) -> None:
+        if token := self._tokens.pop(key, None):
+            self._room += _cost(key, token)
+
+
+def _cost(key: _Key, token: _Token) -> int:
+    return len(token.value) + sum(map(len, key)) + 500
 
 
 class Authorizer:
@@ -91,14 +166,14 @@ class Authorizer:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self._clock = clock
-        self._tokens: dict[_Key, _Token] = {}
+        self._tokens = _Tokens()
         self._basic: set[str] = set()
         self._asking: Once[_Key, None, str] = Once()
 
     def forget(self) -> None:
         """After a change of settings: no token of before is used."""
-        # A new table: what is asked for now is put into the old one.
-        self._tokens, self._basic = {}, set()
+        # New tables: what is asked for now is put into the old ones.
+        self._tokens, self._basic = _Tokens(), set()
 
     async def fetch(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
         """The upstream's response to the request, as whom the settings say. Raises UpstreamBroken."""
@@ -121,7 +196,7 @@ class Authorizer:
         response = await transport.fetch(name, request.method, url, (*headers, ("Authorization", answer)))
         if response.status == 401:
             response.close()
-            self._tokens.pop(key, None)
+            self._tokens.drop(key)
             self._basic.discard(base)
             raise UpstreamBroken(f"{name} refused {'the stored login' if login else 'an anonymous token'}", refused=True)
         return response
@@ -181,24 +256,20 @@ class Authorizer:
         """A token other than the one that was sent, asked for once however many requests need it."""
         known = self._known(key, "")
         if known and known != sent:
-            return self._tokens[key].value
+            return known[0][1].removeprefix("Bearer ")
         _, token = self._asking.join(key, None, lambda: self._ask(transport, key, registry, challenge))
         return await token
 
     async def _ask(self, transport: Transport, key: _Key, registry: RegistrySettings, challenge: Challenge) -> str:
         name, base, scope, _ = key
         tokens = self._tokens
-        realm = challenge.params["realm"]
         login = self._login(registry)
+        realm = _realm(challenge)
         if login and not realm_belongs(realm, base, registry.token_realms):
-            log.error(
-                "%s sends logins to %s, which is not its own; allow it with token_realms", name, urlsplit(realm).hostname
-            )
+            log.error("%s sends logins to %s, which is not its own; allow it with token_realms", name, parse_url(realm).host)
             raise UpstreamBroken("its token service is not one that may see the stored login", refused=True)
         token, life = await _request_token(transport, name, challenge, scope, login)
-        if len(tokens) >= MAX_TOKENS:
-            tokens.clear()
-        tokens[key] = _Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN))
+        tokens.keep(key, _Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN)))
         return token
 
 
@@ -214,8 +285,8 @@ async def answer_challenge(transport: Transport, ref: Reference, bases: Iterable
         if any(c.scheme == "basic" for c in challenges):
             return basic(login)
         raise UpstreamBroken(f"{ref.registry} asks for no login that is known here", refused=True)
-    realm = bearer.params["realm"]
-    if not (realm.startswith("https://") or any(realm_belongs(realm, base, ()) for base in bases)):
+    realm = _realm(bearer)
+    if not (parse_url(realm).scheme == "https" or any(realm_belongs(realm, base, ()) for base in bases)):
         raise UpstreamBroken("its token service has no https, so it does not see the login", refused=True)
     token, _ = await _request_token(transport, ref.registry, bearer, _scope(ref), login)
     return f"Bearer {token}"
@@ -225,18 +296,30 @@ async def _request_token(
     transport: Transport, registry: str, challenge: Challenge, scope: str, login: str
 ) -> tuple[str, float]:
     """A token and for how many seconds it holds, from the service that the challenge names."""
-    realm, service = challenge.params["realm"], challenge.params.get("service")
+    realm, service = _realm(challenge), challenge.params.get("service")
     query = {"service": service} if service is not None else {}
-    url = f"{realm}{'&' if '?' in realm else '?'}{urlencode({**query, 'scope': challenge.params.get('scope') or scope})}"
+    # A header's value has a character for each byte, and these are what the service gets back.
+    asked = urlencode({**query, "scope": challenge.params.get("scope") or scope}, encoding="latin-1", errors="replace")
+    url = f"{realm}{'&' if '?' in realm else '?'}{asked}"
     headers = (("Authorization", basic(login)),) if login else ()
     response = await transport.fetch(registry, "GET", url, headers)
     try:
-        body = await read_all(response, TOKEN_MAX)
+        body = await read_all(response, ANSWER_MAX)
     finally:
         response.close()
     if response.status != 200:
         raise UpstreamBroken(f"its token service answered {response.status}", refused=True)
     return _parse_token(body)
+
+
+def _realm(challenge: Challenge) -> str:
+    """The URL of a token service. Raises UpstreamBroken for what is none."""
+    try:
+        realm = from_field(challenge.params["realm"]).partition("#")[0]
+        parse_url(realm)
+    except ValueError:
+        raise UpstreamBroken("its token service has no http or https URL", refused=True) from None
+    return realm
 
 
 def _scope(ref: Reference) -> str:
@@ -245,7 +328,7 @@ def _scope(ref: Reference) -> str:
 
 def target(base: str, ref: Reference) -> str:
     """The URL of something at an upstream. A base with `/v2` in its path has it already (Harbor: https://host/v2/project)."""
-    has_v2 = "/v2/" in f"{urlsplit(base).path}/"
+    has_v2 = "/v2/" in f"/{base.partition('://')[2].partition('/')[2]}/"
     return base + (ref.path.removeprefix("/v2") if has_v2 else ref.path)
 
 
@@ -255,19 +338,19 @@ def realm_belongs(realm: str, base: str, allowed: tuple[str, ...]) -> bool:
     https is needed for any host but the registry's own origin, where the operator chose the scheme.
     """
     try:
-        url, own = urlsplit(realm), urlsplit(base)
-        same_origin = (url.scheme, url.hostname, url.port) == (own.scheme, own.hostname, own.port)
+        url, own = parse_url(realm), parse_url(base)
     except ValueError:
         return False
-    if url.username or url.password:
-        return False
-    if same_origin:
+    if url.site == own.site or any(_is_below(url, parse_url(known)) for known in allowed):
         return True
-    if any(realm == known or realm.startswith((f"{known}/", f"{known}?")) for known in allowed):
-        return True
-    if url.scheme != "https" or not url.hostname or not own.hostname or url.port not in (None, 443):
+    if url.scheme != "https" or url.port != 443:
         return False
-    return url.hostname == own.hostname or url.hostname in _KNOWN_REALMS.get(own.hostname, ())
+    return url.host == own.host or url.host in _KNOWN_REALMS.get(own.host, ())
+
+
+def _is_below(url: Url, known: Url) -> bool:
+    base = known.path.rstrip("/")
+    return url.site == known.site and (url.path == base or url.path.startswith((f"{base}/", f"{base}?")))
 
 
 def _who(login: str) -> str:
@@ -280,12 +363,14 @@ def basic(login: str) -> str:
 
 
 def _parse_token(body: bytes | None) -> tuple[str, float]:
+    """The token and for how many seconds it holds. Raises UpstreamBroken."""
+    token, life = None, TOKEN_LIFE
     try:
-        answer = json.loads(body or b"")
+        answer = parse_object(body or b"")
         token = answer.get("token") or answer.get("access_token")
         life = float(answer.get("expires_in") or TOKEN_LIFE)
-    except (ValueError, TypeError, AttributeError):
-        token, life = None, 0.0
-    if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+    except (ValueError, TypeError, OverflowError):
+        pass  # A token without a right time is one all the same.
+    if not isinstance(token, str) or len(token) > TOKEN_MAX or not _TOKEN.fullmatch(token):
         raise UpstreamBroken("its token service gave no token", refused=True)
-    return token, life
+    return token, life if math.isfinite(life) and life > 0 else TOKEN_LIFE

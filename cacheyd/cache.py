@@ -420,7 +420,7 @@ class Cache:
         response = await self.fetcher.open(ref, "HEAD", headers)
         response.close()
         relay = Relay(response.status, end_to_end(response.headers), b"", from_head=True)
-        if ref.digest is None and _complete_head(relay):
+        if ref.digest is None and _complete_head(relay) and policy.is_memorable(asked):
             # Here and not where it is waited for: who comes in between must find it.
             variant = _variant_of(relay, asked, self._clock())
             self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)

@@ -17,6 +17,7 @@ from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstr
 from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
 from cacheyd.manifest import is_media_type, signed_payload
 from cacheyd.once import Once
+from cacheyd.policy import is_memorable
 from cacheyd.ranges import parse_content_range
 from cacheyd.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Reference
 from cacheyd.slots import Slots
@@ -597,7 +598,7 @@ class Fetcher:
         finally:
             response.close()
             self._manifest_bytes -= len(data)
-        if ref.digest is None:
+        if ref.digest is None and is_memorable(asked):
             # Here and not where it is waited for: who comes in between must find it.
             variant = TagVariant(asked, content.digest, content.media_type, len(data), self._clock())
             self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)

@@ -12,6 +12,8 @@ from typing import NamedTuple, TextIO
 ACCESS = "cacheyd.access"
 # Lines that may wait for a slow reader of the log.
 MAX_WAITING = 50_000
+# What is kept of a note, which may quote a peer (characters).
+MAX_NOTE = 300
 
 
 class AccessLine(NamedTuple):
@@ -32,7 +34,7 @@ class AccessLine(NamedTuple):
     def text(self) -> str:
         """For people."""
         what = "/".join(part for part in (self.registry, self.repository) if part)
-        note = f" ({self.note})" if self.note else ""
+        note = f" ({self.note[:MAX_NOTE]})" if self.note else ""
         how = f"{self.status} {self.bytes}B {self.cache or '-'} {self.ms:.1f}ms"
         return _one_line(f"{self.method} {what} {self.reference} {how} {self.client}{note}")
 
@@ -63,9 +65,7 @@ def _what(method: str, registry: str, repository: str, reference: str, status: i
     return json.dumps(fields)[1:-1]
 
 
-@lru_cache(maxsize=4096)
-def _quoted(text: str) -> str:
-    return json.dumps(text)
+_quoted = lru_cache(maxsize=4096)(json.dumps)
 
 
 class AccessLog:
@@ -116,8 +116,9 @@ class AccessLog:
 
     def _format(self, line: AccessLine) -> str:
         if self._json:
+            # All of it is short: names, tags and digests that were parsed.
             what = _what(line.method, line.registry, line.repository, line.reference, line.status, line.bytes, line.cache)
-            note = f', "note": {_quoted(line.note)}' if line.note else ""
+            note = f', "note": {json.dumps(line.note[:MAX_NOTE])}' if line.note else ""
             return (
                 f'{{"time": "{_timestamp(line.at)}", {what}, "ms": {line.ms:.2f}, "client": {_quoted(line.client)}{note}}}\n'
             )

@@ -1,6 +1,7 @@
 """Every metric, and their text form for `/metrics`."""
 
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,6 +21,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_LABELS = 50
+# Statuses with a label of their own, and what is counted of an upstream that gave none.
+_CODES = frozenset({*(str(int(status)) for status in HTTPStatus), "error", "timeout", "dead"})
 _HITS = frozenset({"HIT", "STALE", "REVALIDATED"})
 
 
@@ -96,6 +99,13 @@ class Metrics:
             return registry
         return "other"
 
+    @staticmethod
+    def _code(code: str) -> str:
+        """Bounded: an upstream may make up statuses, which count by their class."""
+        if code in _CODES:
+            return code
+        return f"{code[0]}xx" if len(code) == 3 and code.isdecimal() and code[0] in "12345" else "other"
+
     def request(self, registry: str, kind: str, result: str, sent: int) -> None:
         """A request was answered with `sent` body bytes. `result` is X-Cache in lower case, or `error`."""
         if result in _HITS:
@@ -118,7 +128,7 @@ class Metrics:
 
     def upstream(self, registry: str, code: str, seconds: float) -> None:
         """An upstream answered (or failed: `error`, `timeout`, `dead`) after `seconds`."""
-        self._upstream.labels(self._label(registry), code).inc()
+        self._upstream.labels(self._label(registry), self._code(code)).inc()
         self._seconds.observe(seconds)
 
     def ratelimit(self, registry: str, remaining: int) -> None:

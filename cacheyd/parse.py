@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from cacheyd.errors import RequestError
 from cacheyd.reference import canonical_registry
+from cacheyd.urls import parse_url
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -166,10 +167,10 @@ def base_url(value: object) -> str:
     """An http or https URL with host, perhaps port and path, and nothing else; without a slash at its end."""
     try:
         url = urlsplit(text(value))
-        ok = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+        parse_url(text(value))
     except ValueError:
         raise ValueError("a URL such as https://registry.example or http://host:5000/path") from None
-    if not ok or " " in url.geturl() or url.username or url.password or url.query or url.fragment:
+    if " " in url.geturl() or url.username or url.password or url.query or url.fragment:
         raise ValueError("a URL such as https://registry.example or http://host:5000/path")
     return text(value).rstrip("/")
 

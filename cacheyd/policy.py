@@ -5,16 +5,31 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from cacheyd.config import Settings
-from cacheyd.reference import SCHEMA_1, SCHEMA_1_SIGNED, Reference, accepts
+from cacheyd.reference import SCHEMA_1, SCHEMA_1_SIGNED, Reference, accepts, are_all
 from cacheyd.store.rows import TagVariant
 
 _SCHEMA_1 = frozenset({SCHEMA_1, SCHEMA_1_SIGNED, "application/json"})
 
 
-@lru_cache(maxsize=1024)
+# Of more types, or longer ones, nothing is remembered: those that registries know are ten, of 80 characters at most.
+MAX_ASKED, MAX_ASKED_TYPE = 32, 127
+
+
 def asked_types(types: frozenset[str]) -> frozenset[str]:
     """The media types in Accept that registries choose a manifest by: docker-registry, for one, ignores wildcards."""
+    return _asked_cached(types) if len(types) <= MAX_ASKED else _asked(types)
+
+
+def _asked(types: frozenset[str]) -> frozenset[str]:
     return frozenset(t for t in types if "*" not in t) - _SCHEMA_1
+
+
+_asked_cached = lru_cache(maxsize=1024)(_asked)
+
+
+def is_memorable(asked: frozenset[str]) -> bool:
+    """Whether what a tag meant for a client that asked with these types is to be remembered: they are remembered with it."""
+    return len(asked) <= MAX_ASKED and all(len(name) <= MAX_ASKED_TYPE for name in asked) and are_all(asked)
 
 
 def tag_ttl(settings: Settings, ref: Reference) -> float:

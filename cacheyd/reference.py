@@ -4,19 +4,36 @@ Sources: OCI distribution-spec ("Pulling manifests", "Pulling blobs", the gramma
 containerd's `ns` query parameter (https://github.com/containerd/containerd/blob/main/docs/hosts.md).
 """
 
+import hashlib
+import ipaddress
 import re
+import socket
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote, unquote_plus
 
 from cacheyd.errors import Code, RequestError, client_error
 
 NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 DIGEST = re.compile(r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}")
-HOST = re.compile(r"(?P<host>[a-z0-9](?:[a-z0-9_.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
+_HOST = re.compile(r"[a-z0-9](?:[a-z0-9_.-]*[a-z0-9])?")
+_IPV6 = re.compile(r"\[[0-9a-f:.]+\]")
+# What ends in a number is an address or nothing (https://url.spec.whatwg.org/#ends-in-a-number-checker).
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_PORT = re.compile(r"[0-9]{1,5}")
 MAX_NAME = 255
+# RFC 1035 section 2.3.4, without the length bytes.
+MAX_HOST, MAX_LABEL = 253, 63
+# A longer target, or query of a list, is refused with 414 (characters): the longest right name, tag and ns are below 1 KiB.
+MAX_TARGET, MAX_QUERY = 8 << 10, 2 << 10
+# Longer ones are parsed each time: what strangers make up must not fill the memory (characters).
+CACHED_TARGET, CACHED_ACCEPT = 512, 1 << 10
+# Of more than this, media types are not all looked at (RFC 6838 section 4.2: none has more than 255 characters).
+MAX_ACCEPT, MAX_TYPES, MAX_TYPE = 4 << 10, 64, 255
+# Stands among the types for those that were not looked at; no media type begins like that.
+_MORE = "..."
 
 DOCKER_HUB = "docker.io"
 _DOCKER_ALIASES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io", "registry.docker.io"})
@@ -127,24 +144,61 @@ _ROUTE = re.compile(r"/v2/(?P<name>.+)/(?P<what>manifests|blobs|referrers)/(?P<r
 _TAGS_ROUTE = re.compile(r"/v2/(?P<name>.+)/tags/list")
 
 
+def canonical_host(host: str) -> str:
+    """The one form of a host: ASCII (IDNA) and lower case, an IPv6 address in brackets. Raises ValueError for what is none.
+
+    Numbers are read as inet_aton(3) does, which is what resolvers and proxies make of them: `127.1`, `2130706433` and
+    `0x7f000001` are 127.0.0.1.
+    """
+    name = host.lower()
+    if len(name) > MAX_HOST:
+        raise ValueError("too long")
+    if name.startswith("["):
+        if not _IPV6.fullmatch(name):
+            raise ValueError("no IPv6 address")
+        return f"[{ipaddress.IPv6Address(name[1:-1])}]"
+    if not name.isascii():
+        name = name.encode("idna").decode("ascii")
+    labels = name.split(".")
+    if not _HOST.fullmatch(name) or len(name) > MAX_HOST or not all(0 < len(label) <= MAX_LABEL for label in labels):
+        raise ValueError("no host name")
+    if not _NUMBER.fullmatch(labels[-1]):
+        return name
+    try:
+        return socket.inet_ntoa(socket.inet_aton(name))
+    except OSError:
+        raise ValueError("no IPv4 address") from None
+
+
+def split_port(authority: str) -> tuple[str, str | None]:
+    """Host and port, None where there is none. Not checked, but for a port that is a number of at most 5 digits.
+
+    Raises ValueError.
+    """
+    at = authority.find(":", authority.find("]") + 1 if authority.startswith("[") else 0)
+    if at < 0:
+        return authority, None
+    if not _PORT.fullmatch(authority, at + 1) or not 0 < int(authority[at + 1 :]) < 65536:
+        raise ValueError("no port")
+    return authority[:at], authority[at + 1 :]
+
+
 def canonical_registry(ns: str) -> str:
-    """The registry that a client means by `ns`: `host[:port]`, lower case, Docker Hub's names as `docker.io`.
+    """The registry that a client means by `ns`: `host[:port]` in one form, Docker Hub's names as `docker.io`.
 
     Raises RequestError 400 for anything else: user info, paths, control characters, ports over 65535.
     """
-    name = ns.lower()
-    if not name.isascii():
-        try:
-            host, colon, port = name.partition(":")
-            name = host.encode("idna").decode() + colon + port
-        except UnicodeError:
-            name = ""
-    match = HOST.fullmatch(name)
-    if not match or ".." in name or len(name) > MAX_NAME or not 0 < int(match["port"] or 1) < 65536:
-        raise client_error(400, Code.NAME_INVALID, "ns is not a registry: it must be host or host:port", ns=ns[:MAX_NAME])
-    if match["port"]:
+    try:
+        if len(ns) > MAX_NAME:
+            raise ValueError("too long")
+        host, port = split_port(ns)
+        name = canonical_host(host)
+    except ValueError:
+        message = "ns is not a registry: it must be host or host:port"
+        raise client_error(400, Code.NAME_INVALID, message, ns=ns[:MAX_NAME]) from None
+    if port is not None and int(port) != 443:
         # https is what a registry speaks unless it is configured: its port may be left out, and means no other registry.
-        name = match["host"] if int(match["port"]) == 443 else f"{match['host']}:{int(match['port'])}"
+        name = f"{name}:{int(port)}"
     return DOCKER_HUB if name in _DOCKER_ALIASES else name
 
 
@@ -201,18 +255,25 @@ def _check(kind: Kind, reference: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=8192)
 def parse_target(target: str, default_registry: str = "") -> Reference | Page:
     """What a request target (origin-form, RFC 9112 section 3.2.1) asks for.
 
     Raises RequestError with the status and code that a registry gives for it: 404 for an unknown path, 400 for a missing
-    or wrong `ns`, name or digest.
+    or wrong `ns`, name or digest, 414 for what is too long.
     """
+    if len(target) <= CACHED_TARGET:
+        return _parse_cached(target, default_registry)
+    if len(target) > MAX_TARGET:
+        raise client_error(414, Code.UNSUPPORTED, f"the request target has more than {MAX_TARGET} bytes")
+    return _parse_target(target, default_registry)
+
+
+def _parse_target(target: str, default_registry: str) -> Reference | Page:
     raw_path, _, raw_query = target.partition("?")
     path = unquote(raw_path)
     if path in PAGES:
         return Page("/v2/" if path == "/v2" else path)
-    ns = next((value for key, value in parse_qsl(raw_query, keep_blank_values=True) if key == "ns"), "")
+    ns = next((unquote_plus(part.partition("=")[2]) for part in raw_query.split("&") if is_ns(part)), "")
     registry = canonical_registry(ns) if ns else ""
     try:
         return _parse_path(path, raw_query, registry, ns, default_registry)
@@ -221,6 +282,15 @@ def parse_target(target: str, default_registry: str = "") -> Reference | Page:
             raise
         headers = (*error.failure.headers, ("OCI-Namespace", ns))
         raise RequestError(replace(error.failure, headers=headers)) from None
+
+
+_parse_cached = lru_cache(maxsize=8192)(_parse_target)
+
+
+def is_ns(part: str) -> bool:
+    """Whether this part of a query is `ns`, which is for this cache and no registry."""
+    name = part.partition("=")[0]
+    return name == "ns" or ("%" in name and unquote_plus(name) == "ns")
 
 
 def _parse_path(path: str, raw_query: str, registry: str, ns: str, default_registry: str) -> Reference:
@@ -239,20 +309,41 @@ def _parse_path(path: str, raw_query: str, registry: str, ns: str, default_regis
     digest = None if kind is Kind.TAGS else _check(kind, reference)
     query = ""
     if kind in (Kind.TAGS, Kind.REFERRERS):
-        query = "&".join(part for part in raw_query.split("&") if part and unquote(part.partition("=")[0]) != "ns")
+        query = "&".join(part for part in raw_query.split("&") if part and not is_ns(part))
+        if len(query) > MAX_QUERY:
+            raise client_error(414, Code.UNSUPPORTED, f"the query has more than {MAX_QUERY} bytes")
     return Reference(registry, repository, kind, reference, digest, ns, query)
 
 
-@lru_cache(maxsize=1024)
 def accepted_types(accept: tuple[str, ...]) -> frozenset[str]:
-    """The media types that Accept lines (RFC 9110 section 12.5.1) name, lower case, without parameters; q=0 excludes one."""
-    types = set()
-    for line in accept:
-        for item in line.split(","):
-            name, *params = (part.strip().lower() for part in item.split(";"))
-            if name and not any(re.fullmatch(r"q=0(\.0*)?", param) for param in params):
-                types.add(name)
+    """The media types that Accept lines (RFC 9110 section 12.5.1) name, lower case, without parameters; q=0 excludes one.
+
+    Where they are absurdly many, only the first ones, and a mark of their own for the rest (`are_all` tells).
+    """
+    return _types_cached(accept) if sum(map(len, accept)) <= CACHED_ACCEPT else _types(accept)
+
+
+def _types(accept: tuple[str, ...]) -> frozenset[str]:
+    text, types = ",".join(accept), set[str]()
+    whole = len(text) <= MAX_ACCEPT
+    for item in (text if whole else text[:MAX_ACCEPT].rpartition(",")[0]).split(","):
+        name, *params = (part.strip().lower() for part in item.split(";"))
+        if name and len(name) <= MAX_TYPE and not any(re.fullmatch(r"q=0(\.0*)?", param) for param in params):
+            types.add(name)
+        if len(types) > MAX_TYPES:
+            whole = False
+            break
+    if not whole:
+        types.add(_MORE + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest())
     return frozenset(types)
+
+
+_types_cached = lru_cache(maxsize=1024)(_types)
+
+
+def are_all(types: frozenset[str]) -> bool:
+    """Whether these are all the types that a client accepts."""
+    return not any(name.startswith(_MORE) for name in types)
 
 
 def accepts(types: frozenset[str], media_type: str) -> bool:

@@ -447,7 +447,9 @@ class RegistryCache:
             target = parse_target(request.path, self.settings.default_registry)
             if isinstance(target, Page):
                 return self._page(target, request)
-            return await self.cache.answer(_request(request.method, target, tuple(request.headers.items(multi=True))))
+            # A character for each byte, as in a Head.
+            fields = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.fields)
+            return await self.cache.answer(_request(request.method, target, fields))
         except RequestError as error:
             return error_answer(error)
         except Exception:

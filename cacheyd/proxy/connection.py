@@ -259,8 +259,12 @@ class FetchConnection(server.ConnectionHandler):
         (data,) = hook.args()
         if isinstance(hook, layers.tls.TlsStartServerHook):
             self._start_tls(data)
-        elif isinstance(hook, HttpConnectUpstreamHook) and (login := proxy_login(self.origin.proxy)):
-            data.request.headers["Proxy-Authorization"] = login
+        elif isinstance(hook, HttpConnectUpstreamHook):
+            host = f"[{self.origin.host}]" if ":" in self.origin.host else self.origin.host
+            # mitmproxy leaves the brackets out, and so the port may be taken for a part of the address.
+            data.request.authority = data.request.headers["Host"] = f"{host}:{self.origin.port}"
+            if login := proxy_login(self.origin.proxy):
+                data.request.headers["Proxy-Authorization"] = login
         await ctx.master.addons.handle_lifecycle(hook)
         if isinstance(data, flow.Flow):
             await data.wait_for_resume()

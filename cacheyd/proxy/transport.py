@@ -1,9 +1,11 @@
 """HTTP to upstreams: pooled connections, redirects, deadlines, the address guard. Implements `Transport`."""
 
 import asyncio
+import re
 import socket
 import time
-from urllib.parse import urljoin, urlsplit
+from collections.abc import Sequence
+from functools import lru_cache
 from weakref import WeakSet
 
 from aiohappyeyeballs import AddrInfoType, start_connection
@@ -17,33 +19,41 @@ from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import Chunk, UpstreamBroken, content_length, header, without
 from cacheyd.proxy.connection import FetchConnection, Streams
 from cacheyd.proxy.exchange import Exchange, without_end
+from cacheyd.proxy.intake import take_head
 from cacheyd.proxy.trust import (
     Origin,
     Trust,
-    default_port,
     forbidden_kind,
-    is_forbidden_name,
+    forbidden_name,
+    kin_kinds,
     make_ssl_context,
     proxy_login,
 )
 from cacheyd.proxy.wire import READ, Wire
+from cacheyd.urls import Url, from_field, parse_url, resolve
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_HOPS = 5
 # How long an unused connection is kept, how many to one origin, and after what time the next address is tried (seconds).
 IDLE, MAX_IDLE, HAPPY_EYEBALLS = 30.0, 8, 0.25
+# What is passed on of a failure's message, which may quote a peer (characters).
+MAX_MESSAGE = 300
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+_base = lru_cache(maxsize=1024)(parse_url)
 
 
 class FetchResponse:
     """A response on a fetch connection; implements `UpstreamResponse`."""
 
-    def __init__(self, transport: "MitmTransport", conn: FetchConnection, exchange: Exchange, head: http.Response) -> None:
+    def __init__(
+        self, transport: "MitmTransport", conn: FetchConnection, exchange: Exchange, head: tuple[int, HeaderList]
+    ) -> None:
         self._transport = transport
         self._conn: FetchConnection | None = conn
         self._exchange = exchange
         self._pace = Pace(transport.settings.min_rate, transport.settings.progress_timeout)
-        self.status = head.status_code
-        self.headers: HeaderList = tuple(head.headers.items(multi=True))
+        self.status, self.headers = head
 
     async def read(self) -> list[Chunk]:
         """What has come of the body since; empty at its end. Raises UpstreamBroken, also where too little comes."""
@@ -87,12 +97,15 @@ class MitmTransport:
         # The whole way there takes no longer than clients wait; a redirect is no new start.
         deadline = self.settings.head_timeout + self.settings.connect_timeout / 2
         try:
-            way = [self._origin(url, registry)]
+            to = parse_url(url)
         except ValueError:
             raise _misdirected("sent to something that is no http or https URL") from None
+        if any(_CONTROLS.search(name) or _CONTROLS.search(value) for name, value in headers):
+            raise UpstreamBroken("a header with control characters is not sent", refused=True)
+        way = [self._origin(to, registry)]
         try:
             async with asyncio.timeout(deadline):
-                return await self._follow(registry, method, url, headers, way)
+                return await self._follow(registry, method, url, to, headers, way)
         except TimeoutError:
             error = UpstreamBroken(f"{way[-1].authority}: no answer within {deadline:g} s", timeout=True)
             error.elsewhere = not way[-1].same_site(way[0])
@@ -101,9 +114,11 @@ class MitmTransport:
             error.elsewhere = error.elsewhere or not way[-1].same_site(way[0])
             raise
 
-    async def _follow(self, registry: str, method: str, url: str, headers: HeaderList, way: list[Origin]) -> FetchResponse:
+    async def _follow(
+        self, registry: str, method: str, url: str, to: Url, headers: HeaderList, way: list[Origin]
+    ) -> FetchResponse:
         for _ in range(MAX_HOPS + 1):
-            response = await self._exchange(way[-1], method, url, headers)
+            response = await self._exchange(way[-1], method, to.path, headers)
             if response.status == 407 and way[-1].proxy:
                 response.close()
                 raise UpstreamBroken("the proxy wants a login")
@@ -111,21 +126,18 @@ class MitmTransport:
             if response.status not in REDIRECTS or location is None:
                 return response
             await self._finish(response)
-            url, target = self._target(url, location, registry)
+            try:
+                url = resolve(url, from_field(location))
+                to = parse_url(url)
+            except ValueError:
+                raise _misdirected("redirected to something that is no http or https URL") from None
+            target = self._origin(to, registry)
             if target.scheme == "http" and way[0].scheme == "https":
                 raise _misdirected("redirected from https to http")
             if not target.same_site(way[-1]):
                 headers = without(headers, "authorization")
             way.append(target)
         raise _misdirected(f"more than {MAX_HOPS} redirects")
-
-    def _target(self, url: str, location: str, registry: str) -> tuple[str, Origin]:
-        """Where a redirect leads to."""
-        try:
-            url = urljoin(url, location)
-            return url, self._origin(url, registry)
-        except (ValueError, UpstreamBroken):
-            raise _misdirected("redirected to something that is no http or https URL") from None
 
     async def _finish(self, response: FetchResponse) -> None:
         """Reads the short body of a redirect, so that its connection can be kept."""
@@ -136,40 +148,41 @@ class MitmTransport:
         finally:
             response.close()
 
-    def _origin(self, url: str, registry: str) -> Origin:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise ValueError("no http or https URL")
-        site = (parts.scheme, parts.hostname, parts.port or default_port(parts.scheme))
+    def _origin(self, url: Url, registry: str) -> Origin:
+        """How a URL is reached for a registry; asked for each hop. Raises RequestError 403."""
         row = self.settings.registry(registry)
-        if row.proxy and not row.configured and is_forbidden_name(parts.hostname):
-            raise _denied(f"{parts.hostname} is an address that only a configured registry may have")
-        bases = [urlsplit(base) for base in self.settings.upstreams(registry)]
-        if site in [(base.scheme, base.hostname, base.port or default_port(base.scheme)) for base in bases]:
+        bases = [_base(base) for base in self.settings.upstreams(registry)]
+        kin = tuple(base.host for base in bases) if row.configured else ()
+        if url.site in [base.site for base in bases]:
             # Client certificates and leniency are for the registry itself, not for where it redirects to.
             trust = Trust(row.ca_file, row.client_cert, row.client_key, row.insecure_skip_verify)
-            return Origin(*site, trust, row.configured, row.proxy)
-        kin = tuple(base.hostname for base in bases if base.hostname) if row.configured else ()
-        return Origin(*site, Trust(row.ca_file), False, row.proxy, kin)
+            origin = Origin(*url.site, trust, row.configured, row.proxy)
+        else:
+            origin = Origin(*url.site, Trust(row.ca_file), False, row.proxy, kin)
+        # Behind a proxy nobody here looks it up.
+        kind = forbidden_name(url.host) if row.proxy and not origin.trusted_address else ""
+        if kind and kind not in kin_kinds(map(forbidden_name, kin)):
+            raise _denied(f"{url.host} is an address that only a configured registry may have")
+        return origin
 
-    async def _exchange(self, origin: Origin, method: str, url: str, headers: HeaderList) -> FetchResponse:
+    async def _exchange(self, origin: Origin, method: str, path: str, headers: HeaderList) -> FetchResponse:
         """One request, on a kept connection if there is one; anew if that turned out to be closed."""
         while True:
             conn = self._take(origin)
             fresh = not conn.used
-            request = _make_request(origin, method, url, headers)
+            request = _make_request(origin, method, path, headers)
+            head = None
             try:
                 exchange = await conn.send(request)
                 head = await exchange.wait_head()
+                return FetchResponse(self, conn, exchange, take_head(head))
             except UpstreamBroken as error:
                 conn.close()
-                if fresh:
+                if fresh or head is not None:
                     raise _failure(origin, conn, error) from None
             except BaseException:
                 conn.close()
                 raise
-            else:
-                return FetchResponse(self, conn, exchange, head)
 
     def _take(self, origin: Origin) -> FetchConnection:
         idle = self._idle.get(origin, [])
@@ -215,12 +228,11 @@ class MitmTransport:
         trusted = origin.trusted_address or (bool(origin.proxy) and host != origin.host)
         async with asyncio.timeout(self.settings.connect_timeout):
             found = await _look_up(host, port)
-            allowed = found if trusted else [info for info in found if not forbidden_kind(str(info[4][0]))]
+            allowed = found if trusted else _of_kinds(found, {""})
             if not allowed and origin.kin:
                 # What an operator runs on this host may have its CDN or token service here, too.
                 kin = [info for name in origin.kin for info in await _look_up(name, port)]
-                kinds = {forbidden_kind(str(info[4][0])) for info in kin}
-                allowed = [info for info in found if forbidden_kind(str(info[4][0])) in kinds]
+                allowed = _of_kinds(found, kin_kinds(forbidden_kind(str(info[4][0])) for info in kin))
             if not allowed:
                 raise PermissionError(f"{host} is at {found[0][4][0]}, an address that only a configured registry may have")
             sock = await start_connection(allowed, happy_eyeballs_delay=HAPPY_EYEBALLS)
@@ -240,6 +252,10 @@ class MitmTransport:
         for conn in [conn for idle in self._idle.values() for conn in idle]:
             conn.close()
         self._idle.clear()
+
+
+def _of_kinds(found: Sequence[AddrInfoType], kinds: set[str]) -> list[AddrInfoType]:
+    return [info for info in found if forbidden_kind(str(info[4][0])) in kinds]
 
 
 async def _look_up(host: str, port: int) -> list[AddrInfoType]:
@@ -264,16 +280,10 @@ def _failure(origin: Origin, conn: FetchConnection, error: UpstreamBroken) -> Ex
     """Why there was no response, in our terms."""
     if isinstance(conn.dial_error, PermissionError):
         return _denied(str(conn.dial_error))
-    return UpstreamBroken(f"{origin.authority}: {error}", timeout=isinstance(conn.dial_error, TimeoutError))
+    return UpstreamBroken(f"{origin.authority}: {error}"[:MAX_MESSAGE], timeout=isinstance(conn.dial_error, TimeoutError))
 
 
-def _make_request(origin: Origin, method: str, url: str, headers: HeaderList) -> http.Request:
-    # The path as it was given: a CDN's signature is over every byte of it.
-    rest = url.partition("://")[2]
-    cut = min((i for i in (rest.find("/"), rest.find("?")) if i >= 0), default=len(rest))
-    path = rest[cut:].partition("#")[0]
-    if not path.startswith("/"):
-        path = "/" + path
+def _make_request(origin: Origin, method: str, path: str, headers: HeaderList) -> http.Request:
     fields = [("Host", origin.authority), *headers, ("Accept-Encoding", "identity")]
     absolute = bool(origin.proxy) and origin.scheme == "http"
     if absolute and (login := proxy_login(origin.proxy)):
@@ -286,11 +296,9 @@ def _make_request(origin: Origin, method: str, url: str, headers: HeaderList) ->
         scheme=origin.scheme.encode(),
         # In absolute-form where a proxy reads it (RFC 9112 section 3.2.2).
         authority=origin.authority.encode() if absolute else b"",
-        path=path.encode("utf-8", "surrogateescape"),
+        path=path.encode("ascii"),
         http_version=b"HTTP/1.1",
-        headers=http.Headers(
-            [(k.encode("utf-8", "surrogateescape"), v.encode("utf-8", "surrogateescape")) for k, v in fields]
-        ),
+        headers=http.Headers([(k.encode("latin-1", "replace"), v.encode("latin-1", "replace")) for k, v in fields]),
         content=b"",
         trailers=http.Headers(),
         timestamp_start=now,

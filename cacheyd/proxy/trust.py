@@ -1,7 +1,12 @@
 """Which hosts are trusted with what: TLS contexts, addresses, proxies."""
 
+import errno
 import ipaddress
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -12,6 +17,10 @@ from OpenSSL import SSL
 from cacheyd.auth import basic
 from cacheyd.config import ConfigError, Settings
 from cacheyd.proxy.listener import make_server_context
+from cacheyd.reference import canonical_host
+from cacheyd.urls import default_port
+
+type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +58,6 @@ class Origin:
     def same_site(self, other: "Origin") -> bool:
         """The same origin in the sense of RFC 9110 section 4.3.1: credentials for one are for the other."""
         return (self.scheme, self.host, self.port) == (other.scheme, other.host, other.port)
-
-
-def default_port(scheme: str) -> int:
-    """The port of http and https."""
-    return 443 if scheme == "https" else 80
 
 
 def make_ssl_context(trust: Trust) -> SSL.Context:
@@ -114,27 +118,116 @@ def _require_ip(conn: SSL.Connection, packed: bytes) -> None:
     SSL._openssl_assert(SSL._lib.X509_VERIFY_PARAM_set1_ip(param, packed, len(packed)) == 1)  # type: ignore[attr-defined]
 
 
+# Where clouds tell a machine its secrets, besides link-local addresses: Azure, Oracle, Alibaba, AWS, Google, Oracle, Linode,
+# Scaleway. All of 169.254.0.0/16 is among them, as no registry is there and so much else is (ECS, EKS).
+_METADATA = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "169.254.0.0/16", "168.63.129.16/32", "192.0.0.192/32", "100.100.100.200/32", "fe80::a9fe:a9fe/128",
+            "fd00:ec2::/112", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128", "fd00:a9fe:a9fe::1/128", "fd00:42::42/128",
+        ),
+    )
+)  # fmt: skip
+_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
+# The last 32 bits of these are an IPv4 address: IPv4-compatible, IPv4-translated (RFC 2765), NAT64 (RFC 6052, RFC 8215).
+_EMBEDDING = tuple(
+    map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")),
+)
+# Names that lead to such addresses where nobody here looks them up.
+_METADATA_NAMES = frozenset(
+    {
+        "metadata", "metadata.google.internal", "metadata.goog", "metadata.azure.internal", "metadata.tencentyun.com",
+        "instance-data", "instance-data.ec2.internal",
+    }
+)  # fmt: skip
+_LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
+# What an operator runs at one kind of address may lead on to another one of these kinds.
+_KIN = {
+    "loopback": ("loopback", "this host"),
+    "unspecified": ("loopback", "unspecified", "this host"),
+    "this host": ("this host",),
+    "link-local": ("link-local",),
+}
+
+
 def forbidden_kind(address: str) -> str:
     """What is wrong with an address that only a configured registry may have: this host, its link, cloud metadata, groups.
 
-    Empty for all others.
+    Empty for all others. Private networks are not forbidden: registries are there. Nor are most reserved IPv6 addresses,
+    NAT64 among them.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        ip = ip.ipv4_mapped or ip.sixtofour or ip
+    return next((kind for one in (*_embedded(ip), ip) if (kind := _kind(one))), "") or ("this host" if is_own(ip) else "")
+
+
+def _kind(ip: Address) -> str:
+    reserved = ip.version == 4 and ip.is_reserved  # 240.0.0.0/4 and the broadcast address.
     kinds = {
-        "loopback": ip.is_loopback, "unspecified": ip.is_unspecified, "link-local": ip.is_link_local,
-        "multicast": ip.is_multicast,
+        "loopback": ip.is_loopback, "unspecified": ip.is_unspecified or ip in _THIS_NETWORK,
+        "metadata": any(ip in network for network in _METADATA), "link-local": ip.is_link_local,
+        "multicast": ip.is_multicast, "reserved": reserved,
     }  # fmt: skip
     return next((kind for kind, found in kinds.items() if found), "")
 
 
-def is_forbidden_name(host: str) -> bool:
-    """Whether a host is a forbidden address by its name alone: behind a proxy nobody here looks it up."""
+def _embedded(ip: Address) -> Iterator[Address]:
+    """The IPv4 addresses that packets to an IPv6 address may end at."""
+    if not isinstance(ip, ipaddress.IPv6Address) or ip.is_loopback or ip.is_unspecified:
+        return
+    yield from filter(None, (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())))
+    # ISATAP (RFC 5214) has its mark in the middle, whatever the network.
+    if any(ip in network for network in _EMBEDDING) or (int(ip) >> 32) & 0xFDFFFFFF == 0x5EFE:
+        yield ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+
+
+def is_own(ip: Address) -> bool:
+    """Whether an address is one of this host's interfaces: those the kernel lets a socket be bound to."""
+    if _binds_any(ip.version):
+        # Bound to what it is not (haproxy and keepalived want that): then, whether packets there would come from there.
+        with closing(_socket(ip.version, socket.SOCK_DGRAM)) as sock:
+            try:
+                sock.connect((str(ip), 9))  # Sends nothing.
+            except OSError:
+                return False
+            return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]) == ip
+    return _binds(ip)
+
+
+@cache
+def _binds_any(version: int) -> bool:
+    """Whether `net.ipv4.ip_nonlocal_bind`, or IPv6's own, is set: an address for documentation is nobody's."""
+    return _binds(ipaddress.ip_address("192.0.2.1" if version == 4 else "2001:db8::1"))
+
+
+def _binds(ip: Address) -> bool:
     try:
-        return bool(forbidden_kind(host))
+        with closing(_socket(ip.version, socket.SOCK_STREAM)) as sock:
+            sock.bind((str(ip), 0))
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return True
+
+
+def _socket(version: int, kind: socket.SocketKind) -> socket.socket:
+    return socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, kind)
+
+
+def forbidden_name(host: str) -> str:
+    """What is wrong with a host by its name alone, empty for nothing: behind a proxy nobody here looks it up."""
+    name = host.rstrip(".").lower()
+    try:
+        name = canonical_host(f"[{name}]" if ":" in name and name[:1] != "[" else name).strip("[]")
+        return forbidden_kind(name)
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        if name in _LOCAL_NAMES or name.endswith(".localhost"):
+            return "loopback"
+        return "metadata" if name in _METADATA_NAMES else ""
+
+
+def kin_kinds(kinds: Iterable[str]) -> set[str]:
+    """The kinds of addresses where something may be that belongs to what is at these."""
+    return {kin for kind in kinds for kin in _KIN.get(kind, ())}
 
 
 def proxy_mode(proxy: str) -> UpstreamMode:

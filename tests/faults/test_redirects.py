@@ -301,10 +301,13 @@ def outer_address() -> str | None:
 
 
 @pytest.mark.parametrize("to", ["loopback", "169.254.169.254", "[fe80::1]", "localhost"])
-def test_an_unconfigured_registry_may_not_redirect_there(
+def test_a_registry_elsewhere_may_not_redirect_there(
     make_daemon: MakeDaemon, tmp_path_factory: pytest.TempPathFactory, listener: socket.socket, to: str
 ) -> None:
-    """Cloud metadata, for one: the answer would go to whoever asked."""
+    """Cloud metadata, for one: the answer would go to whoever asked.
+
+    The registry is at this machine's address, where it has to be configured; tests/hostile has one that is elsewhere.
+    """
     address = outer_address()
     if address is None:
         pytest.skip("this machine has loopback only")
@@ -314,7 +317,8 @@ def test_an_unconfigured_registry_may_not_redirect_there(
     registry = Origin(tls=ca.server_context(address))
     registry.host = address
     with registry:
-        daemon = make_daemon("", env={"SSL_CERT_FILE": str(ca.ca_file)})
+        table = registry_table(f"{address}:{registry.port}", registry.url)
+        daemon = make_daemon(table, env={"SSL_CERT_FILE": str(ca.ca_file)})
         good = registry.add_blob("a/b", b"reachable")
         assert daemon.get(blob_target("a/b", good, f"{address}:{registry.port}")).body == b"reachable"
         bad = registry.add_blob("a/b", b"somewhere else")

@@ -27,12 +27,13 @@ class RawOrigin:
     The connection is closed when the handler returns, unless it returns after `keep` was called for it.
     """
 
-    def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self._handler = handler
+        self._host = host
         self._tls = tls
         self.heads: list[bytes] = []
         self.stopping = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = socket.create_server((host, 0), backlog=1024)
         self._connections: list[socket.socket] = []
         self._lock = threading.Lock()
         self.port: int = self._listener.getsockname()[1]
@@ -40,7 +41,7 @@ class RawOrigin:
     @property
     def url(self) -> str:
         """Its base URL."""
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{self._host}:{self.port}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()

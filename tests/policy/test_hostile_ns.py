@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from cacheyd.proxy.trust import is_forbidden_name
+from cacheyd.proxy.trust import forbidden_name
 from tests.faults.client import Stopwatch
 from tests.faults.scene import blob_target, manifest_target
 from tests.policy.conftest import Starter
@@ -33,7 +33,7 @@ needs_address = pytest.mark.skipif(ADDRESS is None, reason="this machine has loo
 
 
 class Elsewhere(Origin):
-    """An origin on this machine's own address: not loopback, so no registry has to be configured to be there."""
+    """An origin on this machine's own address, which is not loopback: what is there is for all to see."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
         super().__init__(tls=tls)
@@ -59,6 +59,8 @@ def lab(shared: Starter, ca: TestCA) -> Lab:
         upstream = "{origin.url}"
         [registries."configured.test"]
         upstream = "{configured.url}"
+        [registries."{ADDRESS or "10.0.0.1"}:{elsewhere.port}"]
+        upstream = "{elsewhere.url}"
     """
     return shared.lab(config, {"o": origin, "cdn": cdn, "elsewhere": elsewhere, "configured": configured})
 
@@ -219,16 +221,20 @@ def test_a_request_to_itself(lab: Lab) -> None:
 
 @pytest.mark.parametrize("name", ["localhost", "a.localhost", "127.0.0.1", "::1", "169.254.169.254", "::ffff:127.0.0.1"])
 def test_forbidden_names_behind_a_proxy(name: str) -> None:
-    assert is_forbidden_name(name)
-    assert not is_forbidden_name(f"x{name}.example".replace(":", "-"))
+    assert forbidden_name(name)
+    assert not forbidden_name(f"x{name}.example".replace(":", "-"))
 
 
 @needs_address
-def test_an_address_that_is_not_forbidden_is_asked(lab: Lab) -> None:
+def test_an_address_of_this_host_is_asked_only_where_it_is_configured(lab: Lab) -> None:
     repo = lab.repo()
     image = lab.image("elsewhere", repo)
     ns = f"{ADDRESS}:{lab.origins['elsewhere'].port}"
     assert_ok(lab.get(manifest_target(repo, "1.0", ns)), image.manifest, "MISS")
+    repo = lab.repo()
+    lab.image("configured", repo)
+    assert_denied(lab.get(manifest_target(repo, "1.0", f"{ADDRESS}:{lab.origins['configured'].port}")))
+    assert lab.asked("configured", repo) == []
 
 
 @needs_address

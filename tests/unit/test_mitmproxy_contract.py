@@ -46,6 +46,8 @@ from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.test import taddons
 from OpenSSL import SSL
 
+from cacheyd.proxy.intake import StrictHttp1Client
+
 GET = b"GET /v2/ HTTP/1.1\r\nHost: cache\r\n\r\n"
 HOST = ((b"Host", b"up.example"),)
 
@@ -841,3 +843,9 @@ async def test_the_second_formatting_of_each_log_record_can_be_switched_off() ->
     master = Master(Options())
     master._legacy_log_events.uninstall()
     assert isinstance(master.should_exit, asyncio.Event)
+
+
+def test_connections_to_upstreams_are_made_by_a_name_that_can_be_replaced() -> None:
+    """`intake` puts its own class there, which sees a head before it is parsed."""
+    assert "self.child_layer = Http1Client(self.context)" in inspect.getsource(layers.http.HttpClient)
+    assert layers.http.Http1Client is StrictHttp1Client

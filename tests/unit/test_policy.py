@@ -225,3 +225,19 @@ def test_room_for_one_object(size: int, expected: int) -> None:
     assert policy.to_free(50, 100, None, 0, size=size) == expected
     assert policy.to_free(50, 0, 1000, 100, size=900) == 0
     assert policy.to_free(50, 0, 1000, 100, size=901) == 11
+
+
+@pytest.mark.parametrize(
+    ("types", "memorable"),
+    [
+        (CONTAINERD, True),
+        (NOTHING, True),
+        (frozenset(f"a/{number}" for number in range(policy.MAX_ASKED)), True),
+        (frozenset(f"a/{number}" for number in range(policy.MAX_ASKED + 1)), False),
+        (frozenset({"a/" + "b" * 125}), True),
+        (frozenset({"a/" + "b" * 126}), False),
+        (accepted_types(("a/b", " " * 5000)), False),
+    ],
+)
+def test_what_is_remembered_of_a_tag(types: frozenset[str], memorable: bool) -> None:
+    assert policy.is_memorable(policy.asked_types(types)) == memorable

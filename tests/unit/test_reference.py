@@ -9,15 +9,25 @@ from hypothesis import strategies as st
 
 from cacheyd.errors import Code, RequestError
 from cacheyd.reference import (
+    CACHED_ACCEPT,
+    CACHED_TARGET,
     DOCKER_LIST,
     DOCKER_MANIFEST,
+    MAX_ACCEPT,
+    MAX_QUERY,
+    MAX_TARGET,
+    MAX_TYPE,
+    MAX_TYPES,
     OCI_INDEX,
     OCI_MANIFEST,
     Kind,
     Page,
     Reference,
+    _parse_cached,
+    _types_cached,
     accepted_types,
     accepts,
+    are_all,
     canonical_registry,
     parse_image,
     parse_target,
@@ -139,6 +149,14 @@ def test_docker_hub_has_one_canonical_name(alias: str) -> None:
         ("BÜCHER.example:5000", "xn--bcher-kva.example:5000"),
         ("host:65535", "host:65535"),
         ("host:1", "host:1"),
+        ("127.1:5000", "127.0.0.1:5000"),
+        ("0x0a000001", "10.0.0.1"),
+        ("167772161", "10.0.0.1"),
+        ("012.0.0.1", "10.0.0.1"),
+        ("\uff11\uff10.1", "10.0.0.1"),
+        ("[0:0:0:0:0:0:0:1]", "[::1]"),
+        ("[FD00::A]:443", "[fd00::a]"),
+        ("a" * 63 + ".example", "a" * 63 + ".example"),
     ],
 )
 def test_registries(ns: str, registry: str) -> None:
@@ -189,6 +207,15 @@ def test_registries(ns: str, registry: str) -> None:
         "bücher..example",
         "ghcr\u2100.io",
         "a" * 256,
+        "a" * 64 + ".example",
+        "a." * 126 + "example",
+        "[1:2:3]",
+        "[::::]",
+        "[::1.2.3]",
+        "256.0.0.1",
+        "1.2.3.4.5",
+        "09.0.0.1",
+        "example.0x1g.1",
     ],
 )
 def test_ns_that_is_no_registry(ns: str) -> None:
@@ -362,7 +389,60 @@ def test_any_registry_name_is_refused_or_has_one_safe_form(ns: str) -> None:
         assert not set(registry) & set("/\\@?#% \r\n\t\x00")
 
 
+# What is too long
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v2/a/manifests/1?ns=ghcr.io&x=" + "a" * MAX_TARGET,
+        "/" + "a" * MAX_TARGET,
+        "/v2/a/tags/list?ns=ghcr.io&last=" + "a" * (MAX_QUERY - 4),
+        f"/v2/a/referrers/{SHA256}?ns=ghcr.io&x=" + "a" * MAX_QUERY,
+    ],
+)
+def test_a_target_that_is_too_long(target: str) -> None:
+    assert refused(target) == (414, Code.UNSUPPORTED)
+
+
+def test_the_longest_query() -> None:
+    assert parsed("/v2/a/tags/list?ns=ghcr.io&last=" + "a" * (MAX_QUERY - 5)).query == "last=" + "a" * (MAX_QUERY - 5)
+
+
+def test_what_is_long_is_not_remembered() -> None:
+    for cached, long in ((_parse_cached, CACHED_TARGET), (_types_cached, CACHED_ACCEPT)):
+        cached.cache_clear()
+        for size in (long, long + 1):
+            parse_target("/v2/a/manifests/1?ns=ghcr.io&x=".ljust(size, "a"))
+            accepted_types(("a/b".ljust(size, "b"),))
+        assert cached.cache_info().currsize == 1
+
+
 # Accept
+
+
+@pytest.mark.parametrize(
+    ("accept", "whole"),
+    [
+        (("a/b",) * 100, True),
+        (tuple(f"a/{number}" for number in range(MAX_TYPES)), True),
+        (tuple(f"a/{number}" for number in range(MAX_TYPES + 1)), False),
+        (("a/b" + " " * (MAX_ACCEPT - 3),), True),
+        (("a/b", " " * MAX_ACCEPT), False),
+        (("a/b, " + "c" * MAX_ACCEPT,), False),
+    ],
+)
+def test_absurd_accepts_are_told_from_others(accept: tuple[str, ...], whole: bool) -> None:
+    """What was not looked at is not taken for what was: the first type is known in any case."""
+    types = accepted_types(accept)
+    assert are_all(types) == whole
+    assert accepts(types, accept[0].partition(",")[0].strip())
+    assert len(types) <= MAX_TYPES + 2
+    assert accepted_types((*accept, "x/y")) != types
+
+
+def test_a_type_that_is_too_long_is_none() -> None:
+    assert accepted_types(("a/" + "b" * MAX_TYPE, "c/d")) == {"c/d"}
 
 
 CONTAINERD = (f"{DOCKER_MANIFEST}, {DOCKER_LIST}, {OCI_MANIFEST}, {OCI_INDEX}, */*",)

@@ -1,0 +1,216 @@
+"""What a peer's bytes cost to parse: every parser, at the longest input that can reach it, in shapes that are slow."""
+
+import ast
+import importlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mitmproxy import http
+
+from cacheyd import answer, auth, cache, fetch, logs, manifest, origins, ranges, reference, urls
+from cacheyd.errors import RequestError
+from cacheyd.fetch import UpstreamBroken
+from cacheyd.proxy import head, intake, server, transport, trust
+from cacheyd.reference import Kind, Reference
+
+ROOT = Path(__file__).parents[2]
+HEAD = 64 << 10
+# CPU of one call (seconds). What is quadratic takes seconds at these lengths, what is not takes a few milliseconds.
+MOST = 0.05
+TRIES = 3
+
+UNITS = (
+    " ", "\t", ",", ", ", ";", '"', '" ', '\\', '\\"', "=", "==", "a", "a ", "0", "0 ", "a=", 'a="', ', a="b"', ', a="b\\"',
+    ", a b", "a. ", "a.", "a-", "a_", "a__", "-", "/", "//", "/.", "a/", "/blobs/", "/tags/list", "%", "%41", "%4", "?", "?a",
+    "&", "a&", "ns", "ns=&", "<", ">", "<>", "<a?b>", "?>", "q=0", "a;q=0", ";q=0.0", "a;", "W/", '"a",', "0-0,", "-", "9-",
+    "bytes ", "1/", ":", "a:b", "[", "]", "@", "é", "\xff", "\x01", "./", "0x", "0.", "1.1.", "{", "[[", '{"a":', "\n", "\r\n",
+    "a:b\r\n", "a\n", " \n",
+)  # fmt: skip
+ENDS = ("", "!", '"')
+
+
+@dataclass(frozen=True)
+class Case:
+    """A parser. `covers` are the regexes behind it, as `module.name`; the name is a constant's or a function's."""
+
+    name: str
+    parse: Callable[[str], object]
+    covers: tuple[str, ...] = ()
+    start: str = ""
+    longest: int = HEAD
+    units: tuple[str, ...] = field(default=UNITS)
+
+
+TAGS = Reference("reg.test", "app", Kind.TAGS, "", None, "reg.test")
+
+
+def _as_lines(value: str) -> object:
+    return reference.accepted_types(tuple(value[at : at + 40] for at in range(0, len(value), 40)))
+
+
+def _take(name: str, value: str) -> object:
+    fields = [(name.encode("latin-1"), value.encode("latin-1")), (value[:1000].encode("latin-1"), b"x")]
+    return intake.take_head(http.Response(b"HTTP/1.1", 200, b"OK", http.Headers(fields), None, None, 0, 0))
+
+
+def _access_line(value: str) -> str:
+    return logs.AccessLine(0, "GET", "reg.test", value[:255], value[:135], 200, 1, "HIT", 1.0, "x", value).text()
+
+
+HOST = ("cacheyd.reference._HOST", "cacheyd.reference._IPV6", "cacheyd.reference._NUMBER", "cacheyd.reference._PORT")
+CASES = (
+    Case("target", reference.parse_target, ("cacheyd.reference._ROUTE", "cacheyd.reference._TAGS_ROUTE",
+         "cacheyd.reference.NAME",
+         "cacheyd.reference.TAG", "cacheyd.reference.DIGEST"), "/v2/"),
+    Case("query", reference.parse_target, (), "/v2/app/tags/list?"),
+    Case("ns", reference.canonical_registry, HOST),
+    Case("ns in brackets", reference.canonical_registry, HOST, "["),
+    Case("host", reference.canonical_host, HOST),
+    Case("port", reference.split_port, HOST, "host:"),
+    Case("Accept", lambda value: reference.accepted_types((value,)), ("cacheyd.reference._types",)),
+    Case("Accept lines", _as_lines, ("cacheyd.reference._types",)),
+    Case("Range", ranges.parse_range, ("cacheyd.ranges._SPEC",), "bytes="),
+    Case("If-Range", lambda value: ranges.if_range_holds(value, '"x"')),
+    Case("If-None-Match", lambda value: cache._not_modified(value, "sha256:x")),
+    Case("Content-Range", ranges.parse_content_range, ("cacheyd.ranges._CONTENT_RANGE",)),
+    Case("Content-Range's numbers", ranges.parse_content_range, (), "bytes 0-"),
+    Case("Content-Length", lambda value: fetch.content_length((("content-length", value),)),
+         ("cacheyd.fetch.content_length",)),
+    Case("Retry-After", lambda value: fetch.retry_after((("retry-after", value),)), ("cacheyd.fetch.retry_after",)),
+    Case("Connection", lambda value: fetch.end_to_end((("connection", value),))),
+    Case("ratelimit-remaining", origins._REMAINING.fullmatch, ("cacheyd.origins._REMAINING",)),
+    Case("Link", lambda value: answer._next_page(value, TAGS), ("cacheyd.answer._next_page",)),
+    Case("Link's query", lambda value: answer._next_page(value, TAGS), (), "<x?", intake.MAX_VALUE),
+    Case("challenges", lambda value: auth.parse_challenges((("www-authenticate", value),)), ("cacheyd.auth._value",)),
+    Case("a challenge", auth._challenges, ("cacheyd.auth._value",), "Bearer ", auth.CHALLENGES_MAX),
+    Case("a challenge's realm", auth._challenges, ("cacheyd.auth._value",), 'Bearer realm="', auth.CHALLENGES_MAX),
+    Case("realm", lambda value: auth.realm_belongs(value, "https://reg.test", ("https://auth.test",)), (), "https://"),
+    Case("token answer", lambda value: auth._parse_token(value.encode()), ("cacheyd.auth._TOKEN",),
+         longest=auth.ANSWER_MAX),
+    Case("token", lambda value: auth._parse_token(json.dumps({"token": value}).encode()), (), longest=auth.ANSWER_MAX // 6),
+    Case("URL", urls.parse_url, ("cacheyd.urls._URL", "cacheyd.urls._CONTROLS")),
+    Case("URL's host", urls.parse_url, (), "https://"),
+    Case("URL's path", urls.parse_url, (), "https://reg.test/"),
+    Case("Location", lambda value: urls.resolve("https://reg.test/v2/", urls.from_field(value)),
+         ("cacheyd.urls._SCHEME", "cacheyd.urls.resolve")),
+    Case("Location's path", lambda value: urls.resolve("https://reg.test/v2/", value), (), "/"),
+    Case("Location's scheme", lambda value: urls.resolve("https://reg.test/v2/", value), (), "https"),
+    Case("name behind a proxy", trust.forbidden_name),
+    Case("request head", lambda value: head.parse_head(value.encode("latin-1")),
+         ("cacheyd.proxy.head._METHOD", "cacheyd.proxy.head._TARGET", "cacheyd.proxy.head._VERSION")),
+    Case("request header", lambda value: head.parse_head(b"GET / HTTP/1.1\r\n" + value.encode("latin-1")),
+         ("cacheyd.proxy.head._NAME", "cacheyd.proxy.head._VALUE")),
+    Case("request body's length", lambda value: head._body_length((("content-length", value),), False),
+         ("cacheyd.proxy.head._LENGTH",)),
+    Case("absolute target", head._origin_form, ("cacheyd.proxy.head._origin_form",), "http://"),
+    Case("bare line feeds", lambda value: server._BARE_LF.search(value.encode("latin-1")), ("cacheyd.proxy.server._BARE_LF",)),
+    Case("headers to upstreams", transport._CONTROLS.search, ("cacheyd.proxy.transport._CONTROLS",)),
+    Case("response header", partial(_take, "X"), ("cacheyd.proxy.intake._NAME", "cacheyd.proxy.intake._BREAK",
+         "cacheyd.proxy.intake._VALUE")),
+    Case("Content-Type", partial(_take, "Content-Type"), ("cacheyd.proxy.intake._CONTENT_TYPE",)),
+    Case("raw response head", lambda value: intake.problem_of(value.encode("latin-1"))),
+    Case("end of a response head", lambda value: intake._HEAD_END.search(value.encode("latin-1")),
+         ("cacheyd.proxy.intake._HEAD_END", "cacheyd.proxy.intake._INTERIM")),
+    Case("access log", _access_line),
+    # What an access line is made of has been parsed, and is short.
+    Case("quoted in the log", logs._one_line, longest=4 << 10),
+    Case("a manifest's media type", manifest.is_media_type, ("cacheyd.manifest._MEDIA_TYPE",), "application/"),
+    Case("a manifest's platform", lambda value: manifest._platform("linux", "arm", value),
+         ("cacheyd.manifest._level", "cacheyd.manifest._PART"), "v"),
+)  # fmt: skip
+# Those of a challenge are tried one after the other.
+CHALLENGE = tuple(
+    f"cacheyd.auth.{name}" for name in ("_WORD", "_SCHEME", "_TOKEN68", "_EQUALS", "_QUOTED", "_UNQUOTED", "_GAP")
+)
+
+# Regexes that only see what an operator, or cacheyd itself, has written.
+TRUSTED = {
+    "cacheyd.config._URL_LOGIN": "settings, for the messages about them",
+    "cacheyd.parse._DURATION": "settings", "cacheyd.parse._DURATION_PART": "settings", "cacheyd.parse._SIZE": "settings",
+    "cacheyd.parse.duration": "settings", "cacheyd.parse.share": "settings", "cacheyd.parse.parse": "settings",
+    "cacheyd.inventory._SHORT_DIGEST": "arguments of commands", "cacheyd.inventory.parse_target": "arguments of commands",
+    "cacheyd.layout._BLOB": "archives that an operator imports", "cacheyd.layout._checked_path": "the same",
+    "cacheyd.store.blobs._HEX": "names of files in the cache directory",
+    "cacheyd.store.partials.IMPORT": "the same", "cacheyd.store.partials._FETCH": "the same",
+}  # fmt: skip
+
+
+def _cost(parse: Callable[[str], object], value: str) -> float:
+    """The least CPU of some tries (seconds): a busy machine makes single ones longer."""
+    best = float("inf")
+    for _ in range(TRIES):
+        started = time.thread_time()
+        with suppress(ValueError, RequestError, UpstreamBroken, head.BadHead):  # Refused: that is an answer, too.
+            parse(value)
+        best = min(best, time.thread_time() - started)
+        if best < MOST:
+            break
+    return best
+
+
+def _values(case: Case) -> Iterator[str]:
+    for unit in case.units:
+        for end in ENDS:
+            size = case.longest - len(case.start) - len(end)
+            yield case.start + (unit * (size // len(unit) + 1))[:size] + end
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_no_input_costs_more_than_its_share(case: Case) -> None:
+    for value in _values(case):
+        cost = _cost(case.parse, value)
+        assert cost < MOST, f"{cost:.3f} s for {len(value)} x {value[:40]!r}"
+
+
+def _pattern(name: str) -> re.Pattern[Any] | None:
+    module, _, constant = name.rpartition(".")
+    found = getattr(importlib.import_module(module), constant)
+    return found if isinstance(found, re.Pattern) else None
+
+
+@pytest.mark.parametrize("name", sorted({*CHALLENGE, *(name for case in CASES for name in case.covers)}))
+def test_no_regex_costs_more_than_its_share(name: str) -> None:
+    """Alone, at the length of a whole head, whatever stands before it."""
+    if (pattern := _pattern(name)) is None:
+        return
+    binary = isinstance(pattern.pattern, bytes)
+    for value in _values(Case(name, str)):
+        cost = _cost(lambda text: pattern.fullmatch(text.encode("latin-1") if binary else text), value)
+        assert cost < MOST, f"{cost:.3f} s for {value[:40]!r}"
+
+
+def _regexes(tree: ast.AST, module: str, within: str = "") -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        name = within
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            name = node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and not within:
+            name = node.targets[0].id
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == "re"
+        ):
+            yield f"{module}.{name}"
+        yield from _regexes(node, module, name)
+
+
+def test_each_regex_is_here() -> None:
+    """A new one needs a case that it is measured by, or a reason why no peer's bytes reach it."""
+    found: set[str] = set()
+    for path in (ROOT / "cacheyd").rglob("*.py"):
+        source = path.read_text()
+        assert "from re import" not in source
+        found.update(_regexes(ast.parse(source), ".".join(path.relative_to(ROOT).with_suffix("").parts)))
+    measured = {*CHALLENGE, *(name for case in CASES for name in case.covers)}
+    assert found - measured - set(TRUSTED) == set()
+    assert (measured | set(TRUSTED)) - found == set()
