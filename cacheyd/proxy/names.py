@@ -94,6 +94,10 @@ class Names:
             self._known.popitem(last=False)
         return found
 
+    def forget(self) -> None:
+        """Names are looked up anew."""
+        self._known.clear()
+
     def close(self) -> None:
         """Nobody waits for answers any more."""
         for task in self._asking.tasks():

@@ -20,6 +20,7 @@ from cacheyd.fetch import Chunk, UpstreamBroken, content_length, header, without
 from cacheyd.proxy.connection import FetchConnection, Streams
 from cacheyd.proxy.exchange import Exchange, without_end
 from cacheyd.proxy.intake import take_head
+from cacheyd.proxy.names import Names
 from cacheyd.proxy.trust import (
     Origin,
     Trust,
@@ -36,6 +37,8 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_HOPS = 5
 # How long an unused connection is kept, how many to one origin, and after what time the next address is tried (seconds).
 IDLE, MAX_IDLE, HAPPY_EYEBALLS = 30.0, 8, 0.25
+# How many of a host's addresses are looked at: the host says how many there are.
+MAX_ADDRESSES = 16
 # What is passed on of a failure's message, which may quote a peer (characters).
 MAX_MESSAGE = 300
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -86,6 +89,7 @@ class MitmTransport:
         self._idle: dict[Origin, list[FetchConnection]] = {}
         # Made with the settings in force, idle or in use.
         self._current: WeakSet[FetchConnection] = WeakSet()
+        self._names = Names()
         self._ssl_contexts: dict[Trust, SSL.Context] = {}
         self._reaper: asyncio.Task[None] | None = None
 
@@ -227,11 +231,11 @@ class MitmTransport:
         """Connects to an address of the host, each checked after it was looked up. Raises OSError, TimeoutError."""
         trusted = origin.trusted_address or (bool(origin.proxy) and host != origin.host)
         async with asyncio.timeout(self.settings.connect_timeout):
-            found = await _look_up(host, port)
+            found = (await self._names.addresses(host, port))[:MAX_ADDRESSES]
             allowed = found if trusted else _of_kinds(found, {""})
             if not allowed and origin.kin:
                 # What an operator runs on this host may have its CDN or token service here, too.
-                kin = [info for name in origin.kin for info in await _look_up(name, port)]
+                kin = [info for name in origin.kin for info in await self._names.addresses(name, port)]
                 allowed = _of_kinds(found, kin_kinds(forbidden_kind(str(info[4][0])) for info in kin))
             if not allowed:
                 raise PermissionError(f"{host} is at {found[0][4][0]}, an address that only a configured registry may have")
@@ -242,6 +246,7 @@ class MitmTransport:
     def reload(self, settings: Settings) -> None:
         """New settings: certificates are read anew, and no connection made with the old ones is used again."""
         self.settings = settings
+        self._names.forget()
         self.budget.limit = settings.flight_memory
         self._ssl_contexts.clear()
         self._current = WeakSet()
@@ -256,13 +261,6 @@ class MitmTransport:
 
 def _of_kinds(found: Sequence[AddrInfoType], kinds: set[str]) -> list[AddrInfoType]:
     return [info for info in found if forbidden_kind(str(info[4][0])) in kinds]
-
-
-async def _look_up(host: str, port: int) -> list[AddrInfoType]:
-    try:
-        return [*await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    except UnicodeError:
-        raise OSError(f"{host} is no host name") from None
 
 
 def _misdirected(why: str) -> UpstreamBroken:

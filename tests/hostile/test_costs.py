@@ -18,7 +18,7 @@ from mitmproxy import http
 from cacheyd import answer, auth, cache, fetch, logs, manifest, origins, ranges, reference, urls
 from cacheyd.errors import RequestError
 from cacheyd.fetch import UpstreamBroken
-from cacheyd.proxy import head, intake, server, transport, trust
+from cacheyd.proxy import head, intake, transport, trust
 from cacheyd.reference import Kind, Reference
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,12 @@ def _as_lines(value: str) -> object:
 def _take(name: str, value: str) -> object:
     fields = [(name.encode("latin-1"), value.encode("latin-1")), (value[:1000].encode("latin-1"), b"x")]
     return intake.take_head(http.Response(b"HTTP/1.1", 200, b"OK", http.Headers(fields), None, None, 0, 0))
+
+
+def _next_head(value: str) -> None:
+    buffer = head.HeadBuffer()
+    buffer.__iadd__(value.encode("latin-1"))
+    buffer.next_head()
 
 
 def _access_line(value: str) -> str:
@@ -111,7 +117,7 @@ CASES = (
     Case("request body's length", lambda value: head._body_length((("content-length", value),), False),
          ("cacheyd.proxy.head._LENGTH",)),
     Case("absolute target", head._origin_form, ("cacheyd.proxy.head._origin_form",), "http://"),
-    Case("bare line feeds", lambda value: server._BARE_LF.search(value.encode("latin-1")), ("cacheyd.proxy.server._BARE_LF",)),
+    Case("bytes of a client", _next_head, ("cacheyd.proxy.head._BARE_LF", "cacheyd.proxy.head._EMPTY_LINES")),
     Case("headers to upstreams", transport._CONTROLS.search, ("cacheyd.proxy.transport._CONTROLS",)),
     Case("response header", partial(_take, "X"), ("cacheyd.proxy.intake._NAME", "cacheyd.proxy.intake._BREAK",
          "cacheyd.proxy.intake._VALUE")),
