@@ -2,7 +2,7 @@
 #   make serve    run the cache on port 3000 (PORT, CACHE_DIR, DEBUG, CACHEYD_CONFIG as usual)
 #   make check    format, lint, types, unit tests (under a minute)
 #   make test     every test; installs the real clients where it may
-#   make soak     kills the cache by the thousand, for minutes (KILLS=3000, SEED as a failure printed it)
+#   make soak     kills the cache by the thousand, and all bad luck at once (KILLS=3000, SOAK_SECONDS=300, SEED as printed)
 #   make bench    cacheyd side by side with docker-registry and nginx
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -48,7 +48,7 @@ test: setup clients
 	$(BIN)/pytest
 
 soak: setup
-	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest -m soak -s tests/faults/test_crashes.py tests/hostile
+	KILLS=$(KILLS) SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) $(BIN)/pytest -m soak -s tests/faults/test_crashes.py tests/hostile
 
 bench: setup clients
 	$(PY) -m tests.bench

@@ -37,8 +37,8 @@ LARGE_MANIFEST = 256 << 10
 MANIFESTS_MAX = 16 << 20
 # The most that an error's body may have (bytes).
 RELAY_MAX = 64 << 10
-# Of an answer that is remembered, for many at once: the body, each header, and which headers (bytes).
-REMEMBERED_BODY, REMEMBERED_HEADER = 4 << 10, 1 << 10
+# Of an answer that is remembered, for many at once: the body and each header (bytes), how many, and which headers.
+REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED = 2 << 10, 512, 4000
 _REMEMBERED = frozenset({"content-type", "retry-after", "docker-distribution-api-version"})
 # How long the body of an error is waited for (seconds).
 RELAY_WAIT = 5.0
@@ -237,7 +237,7 @@ class Fetcher:
             raise upstream_error(502, f"upstream answered {response.status}")
         if response.status == 429:
             relay = await self.relay(response, from_head=method == "HEAD")
-            _bound(self._limited)
+            _bound(self._limited, MAX_REMEMBERED)
             if generation == self._generation:
                 self._limited[limited] = (self._monotonic() + retry_after(response.headers), _to_remember(relay))
             raise Relayed(relay)

@@ -62,6 +62,11 @@ class _Taking:
         self.taken: list[Stored] = []
 
 
+def _tag_bytes(name: str, variants: Iterable[TagVariant]) -> int:
+    """What a tag takes in memory at the most: a text has some fifty bytes of its own, a tuple or a set some hundred."""
+    return 200 + len(name) + sum(300 + sum(60 + len(one) for one in v.asked) + len(v.media_type) for v in variants)
+
+
 class Catalog:
     """All objects and tags. Each change leaves its keys in `changed_objects`, `used_objects` or `changed_tags`."""
 
@@ -69,6 +74,8 @@ class Catalog:
         self.objects: dict[str, Stored] = {}
         self.tags: dict[str, tuple[TagVariant, ...]] = {}
         self.bytes = 0
+        # What all tags take in memory at the most, if nothing of them is shared.
+        self.tag_bytes = 0
         self.counts: dict[Kind, int] = {Kind.MANIFEST: 0, Kind.BLOB: 0}
         self.changed_objects: set[str] = set()
         self.used_objects: set[str] = set()
@@ -392,8 +399,9 @@ class Catalog:
     def set_tag(self, name: str, variants: tuple[TagVariant, ...]) -> None:
         """Sets what is known of a tag (`registry/repository:tag`); `tags` has those set last at its end."""
         self._unpin_tag(name)
-        self.tags.pop(name, None)
+        self._pop_tag(name)
         self.tags[name] = tuple(map(self._alike, variants))
+        self.tag_bytes += _tag_bytes(name, variants)
         self.changed_tags.add(name)
         self._pin_tag(name)
 
@@ -407,7 +415,13 @@ class Catalog:
         """Forgets a tag; whether it was known."""
         self._unpin_tag(name)
         self.changed_tags.add(name)
-        return self.tags.pop(name, None) is not None
+        return self._pop_tag(name)
+
+    def _pop_tag(self, name: str) -> bool:
+        variants = self.tags.pop(name, None)
+        if variants is not None:
+            self.tag_bytes -= _tag_bytes(name, variants)
+        return variants is not None
 
     def pin(self, patterns: tuple[str, ...]) -> None:
         """Images whose `registry/repository:tag` (or `registry/repository@digest`) matches are never evicted."""

@@ -25,8 +25,9 @@ from cacheyd.store.upkeep import Upkeep
 log = logging.getLogger(__name__)
 
 LARGE_CHUNK = 512 << 10
-# More tags than this are not remembered: anybody can ask for a registry that has any number of them.
-MAX_TAGS = 200_000
+# More tags than this are not remembered, nor what takes more memory (bytes): anybody can ask for a registry that has any
+# number of them, with Accept headers of his own.
+MAX_TAGS, MAX_TAG_BYTES = 200_000, 96 << 20
 # How often the lock of another process is tried again (seconds).
 LOCK_EVERY = 0.2
 
@@ -285,8 +286,7 @@ class Store(Shelf):
         """Records what upstream said of a tag to a client that asked with `variant.asked`."""
         others = [v for v in self.tag_variants(registry, repository, tag) if v.asked != variant.asked]
         self.catalog.set_tag(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
-        if len(self.catalog.tags) > MAX_TAGS:
-            self.upkeep.drop_tags(MAX_TAGS * 9 // 10)
+        self.upkeep.drop_tags(MAX_TAGS, MAX_TAG_BYTES)
 
     def delete_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forgets a tag, as upstream says that it is gone."""

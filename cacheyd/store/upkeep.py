@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import batched, islice
+from itertools import batched
 from typing import Any
 
 from cacheyd.store.blobs import SHORTAGE, hash_file
@@ -175,11 +175,11 @@ class Upkeep:
                     count += 1
         return count
 
-    def drop_tags(self, limit: int) -> None:
-        """Forgets tags until there are no more than `limit`, those that nobody asked for longest first."""
-        tags = self._catalog.tags
-        for name in list(islice(tags, max(0, len(tags) - limit))):
-            self._catalog.delete_tag(name)
+    def drop_tags(self, limit: int, size: int) -> None:
+        """Forgets tags until there are no more than `limit`, of `size` bytes, those that nobody asked for longest first."""
+        catalog = self._catalog
+        while len(catalog.tags) > limit or catalog.tag_bytes > size:
+            catalog.delete_tag(next(iter(catalog.tags)))
 
     async def _drop_old_tags(self) -> int:
         count = 0

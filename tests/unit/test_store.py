@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -778,3 +779,26 @@ async def test_a_type_that_some_upstream_said_is_looked_up_in_the_bytes(
     assert not read or found.within == (WITHIN,)
     await again.stop()
     assert rows(again)[f"o:{digest_of(data)}"]["type"] == expected
+
+
+# Tags of strangers
+
+
+async def test_tags_have_a_bound_in_number(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cacheyd.store.store.MAX_TAGS", 10)
+    for number in range(25):
+        store.set_tag("reg.test", "a/b", f"v{number}", variant(1))
+    assert list(store.catalog.tags) == [f"reg.test/a/b:v{number}" for number in range(15, 25)]
+
+
+async def test_tags_have_a_bound_in_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and Accept headers are whatever a client likes: 100,000 tags with 8 long ones each were gigabytes."""
+    monkeypatch.setattr("cacheyd.store.store.MAX_TAG_BYTES", 100_000)
+    for number in range(200):
+        asked = frozenset(f"application/{number}-{n}-{'x' * 90}" for n in range(32))
+        store.set_tag("evil.test", "a/b", "x" * 100 + str(number % 100), replace(variant(1), asked=asked))
+        assert store.catalog.tag_bytes <= 100_000
+    assert 10 < len(store.catalog.tags) < 30
+    for name in list(store.catalog.tags):
+        store.remove_tag(name)
+    assert store.catalog.tag_bytes == 0
