@@ -21,7 +21,7 @@ PROXIED_BY = ("X-Proxied-By", "cacheyd")
 class Answer:
     """A response to be sent. The body is `body`, or what `source` gives, or nothing; `result` is for X-Cache and the log.
 
-    `page` marks pages of cacheyd itself, which are neither counted nor logged.
+    `page` marks pages of cacheyd itself, which are neither counted nor logged; `note` is for the log: why it is an error.
     `stored` is the object that it was made from, where it is one on disk.
     `length` is the Content-Length in bytes, also of a HEAD; None if it is not known, which makes the body chunked.
     """
@@ -35,6 +35,7 @@ class Answer:
     ref: Reference | None = None
     stored: Stored | None = None
     page: bool = False
+    note: str = ""
 
 
 class RelaySource:
@@ -148,7 +149,7 @@ def error_answer(error: RequestError, ref: Reference | None = None) -> Answer:
     failure = error.failure
     body = failure.body()
     headers = (("Content-Type", "application/json"), API_VERSION, *failure.headers, *scope_headers(ref))
-    return Answer(failure.status, headers, body, None, len(body), "", ref)
+    return Answer(failure.status, headers, body, None, len(body), "", ref, note=failure.message)
 
 
 def text_answer(status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> Answer:

@@ -244,7 +244,8 @@ class Cache:
         if ref.digest is None:
             return await self._tag(request)
         stored = self.store.find(ref.digest)
-        if stored is not None and stored.media_type and not request.head and self.access.may_serve(ref, stored):
+        known = stored is not None and bool(stored.media_type) and self.access.may_serve(ref, stored)
+        if stored is not None and known and not request.head and not self._takes(request, stored):
             # It is here, but not of a type that this client takes: upstream knows what to say.
             return await self._bypass(request)
         return await self._manifest_by_digest(request)
@@ -439,11 +440,10 @@ class Cache:
             raise error
         try:
             flight = await self._board(request, permitted=permitted)
+            elsewhere = wanted is not None and not request.head and await self._is_elsewhere(wanted, flight)
         except NotKept:
             return await self._bypass(request)
-        if wanted is not None and not request.head and await self._is_elsewhere(wanted, flight):
-            return await self._piece(request)
-        return await self._join(request, flight)
+        return await self._piece(request) if elsewhere else await self._join(request, flight)
 
     def _refused_resume(self, ref: Reference, wanted: RangeRequest | None) -> RequestError | None:
         """Why a client may not go on here where a broken fetch ended; it may begin anew."""

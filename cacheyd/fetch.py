@@ -38,8 +38,17 @@ MANIFESTS_MAX = 16 << 20
 # The most that an error's body may have (bytes).
 RELAY_MAX = 64 << 10
 # Of an answer that is remembered, for many at once: the body and each header (bytes), how many, and which headers.
-REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED = 2 << 10, 512, 4000
-_REMEMBERED = frozenset({"content-type", "retry-after", "docker-distribution-api-version"})
+REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED_HEADERS, MAX_REMEMBERED = 2 << 10, 512, 8, 4000
+_REMEMBERED = frozenset(
+    {
+        "content-type",
+        "retry-after",
+        "docker-distribution-api-version",
+        "ratelimit-limit",
+        "ratelimit-remaining",
+        "ratelimit-reset",
+    }
+)
 # How long the body of an error is waited for (seconds).
 RELAY_WAIT = 5.0
 # A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
@@ -321,10 +330,8 @@ class Fetcher:
             finally:
                 self._slots.leave(ref.registry)
         except (Relayed, RequestError, NotKept) as error:
-            if flight.streaming and isinstance(error, RequestError):
-                pause = MISMATCH_PAUSE if error.failure.code is Code.DIGEST_INVALID else FAILURE_PAUSE
-                _bound(self._failed)
-                self._failed[flight.key] = (self._monotonic() + pause, error.failure, flight.received)
+            if flight.streaming and not isinstance(error, Relayed):
+                self._note_failure(flight, error)
             self._end(flight, error)
         except asyncio.CancelledError:
             # The descriptor stays open: a thread may still be writing to it.
@@ -334,8 +341,18 @@ class Fetcher:
             log.exception("fetching %s failed", flight.digest)
             self._end(flight, upstream_error(502, f"fetching failed: {type(error).__name__}"))
         finally:
+            self._promise(flight, 0)
             self.flights.remove(flight)
             flight.end()
+
+    def _note_failure(self, flight: Flight, error: RequestError | NotKept) -> None:
+        """Clients have bytes of it that nobody has verified: they are not to go on here for a while."""
+        failure = (
+            upstream_error(502, "there was no room for the rest").failure if isinstance(error, NotKept) else error.failure
+        )
+        pause = MISMATCH_PAUSE if failure.code is Code.DIGEST_INVALID else FAILURE_PAUSE
+        _bound(self._failed)
+        self._failed[flight.key] = (self._monotonic() + pause, failure, flight.received)
 
     async def _take_slot(self, flight: Flight) -> None:
         registry = flight.asker.registry
@@ -367,7 +384,7 @@ class Fetcher:
         if not self._slots.full:
             old = [flight for flight in old if flight.asker.registry == registry]
         chosen = [flight for flight in old if not flight.audience] or [
-            flight for flight in old if flight.rate(now) < SLOW and self._slots.taken(flight.asker.registry) > mine + 1
+            flight for flight in old if flight.rate(now) < SLOW and self._slots.taken(flight.asker.registry) > mine
         ]
         if chosen:
             slowest = min(chosen, key=lambda flight: flight.rate(now))
@@ -399,6 +416,7 @@ class Fetcher:
             await self._land(flight, flight.partial, ref)
             return
         flight.resumed_at = flight.received
+        flight.credit = self.store.credit(ref.registry)
         attempt = 0
         while not flight.over:
             if flight.cut is not None:
@@ -465,14 +483,30 @@ class Fetcher:
         if flight.size is not None and size is not None and size != flight.size:
             raise await self._restart(flight, partial, ref, "upstream changed the size of a blob")
         if size is not None and flight.size is None:
-            # Room is made as bytes come: a head promises what it likes.
-            if not self.store.can_take(size - partial.size):
+            if not await self._accept(flight, size - partial.size):
                 raise NotKept
             flight.size = size
         if not flight.streaming:
             flight.streaming = True
             flight.notify()
         return skip
+
+    async def _accept(self, flight: Flight, size: int) -> bool:
+        """Whether there is room for what the head of a response promises.
+
+        A stranger promises what he likes: his room is made as bytes come. For a registry that has delivered something it is
+        made now, at the price of as much, and kept: its flights do not run out of it on their way.
+        """
+        if not flight.credit:
+            return self.store.can_take(size)
+        if not await self.store.make_room(size, unverified=True, credit=flight.credit):
+            return False
+        self._promise(flight, size)
+        return True
+
+    def _promise(self, flight: Flight, size: int) -> None:
+        self.store.promise(size - flight.promised)
+        flight.promised = size
 
     async def _restart(self, flight: Flight, partial: Partial, ref: Reference, why: str) -> Exception:
         """What is in the partial file does not continue: starts over if no client has any of it, else gives up."""
@@ -512,7 +546,8 @@ class Fetcher:
         if len(chunks) > 1 and sum(map(len, chunks)) < LARGE_CHUNK * len(chunks):
             chunks = [b"".join(chunks)]
         try:
-            start, flight.received = flight.received, await self.store.append(partial, chunks)
+            with self.store.writing(sum(map(len, chunks))):
+                start, flight.received = flight.received, await self.store.append(partial, chunks)
         except OSError as error:
             self.store.report_write_error(error)
             raise NotKept from error
@@ -534,7 +569,9 @@ class Fetcher:
         """No more is written than was announced, nor more than there is room for."""
         if flight.size is not None and flight.received + more > flight.size:
             raise await self._mismatch(partial, ref, "upstream sent more bytes than it said")
-        if not await self.store.make_room(more, unverified=True):
+        if flight.promised >= more:
+            self._promise(flight, flight.promised - more)
+        elif not await self.store.make_room(more, unverified=True, credit=flight.credit):
             raise NotKept
 
     async def _finish(self, flight: Flight, partial: Partial, ref: Reference) -> None:
@@ -695,10 +732,8 @@ def _stated_type(ref: Reference, headers: HeaderList) -> str:
 def _to_remember(relay: Relay) -> Relay:
     """What is kept of an answer for those who ask again: it may be large, and there may be thousands."""
     headers = tuple(
-        (name, value)
-        for name, value in relay.headers
-        if len(value) <= REMEMBERED_HEADER and (name.lower() in _REMEMBERED or name.lower().startswith("ratelimit-"))
-    )
+        (name, value) for name, value in relay.headers if len(value) <= REMEMBERED_HEADER and name.lower() in _REMEMBERED
+    )[:MAX_REMEMBERED_HEADERS]
     if len(relay.body) <= REMEMBERED_BODY:
         return replace(relay, headers=headers)
     # As an answer to a HEAD it gets a body of ours.

@@ -112,6 +112,10 @@ class Flight:
         # When it got its turn, from which byte on, and since when nobody wants it (seconds of a monotonic clock).
         self.began = 0.0
         self.resumed_at = 0
+        # What it may displace beyond what any stranger may (bytes).
+        self.credit = 0
+        # What it is still to bring of the bytes for which room was made.
+        self.promised = 0
         self.alone_since: float | None = None
         # Why it has to end before its time, and what ends the response that it reads.
         self.cut: RequestError | None = None

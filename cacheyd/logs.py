@@ -1,8 +1,10 @@
 """Logs: one line per request and few others; JSON unless a person reads them at a terminal. Never a credential."""
 
+import atexit
 import json
 import logging
 import queue
+import select
 import sys
 import threading
 import time
@@ -12,6 +14,8 @@ from typing import NamedTuple, TextIO
 ACCESS = "cacheyd.access"
 # Lines that may wait for a slow reader of the log.
 MAX_WAITING = 50_000
+# A pipe takes so much at once or says that it is full (characters, each up to two bytes more than ASCII).
+ATOMIC = 1024
 # What is kept of a note, which may quote a peer (characters).
 MAX_NOTE = 300
 
@@ -76,7 +80,9 @@ class AccessLog:
     def __init__(self, stream: TextIO | None, *, as_json: bool) -> None:
         self._stream = stream
         self._json = as_json
-        self._queue: queue.SimpleQueue[AccessLine | None] = queue.SimpleQueue()
+        self._closed = False
+        self._writing = threading.Lock()
+        self._queue: queue.SimpleQueue[AccessLine | str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_forever, name="cacheyd-log", daemon=True)
         self._thread.start()
 
@@ -85,10 +91,37 @@ class AccessLog:
         if self._queue.qsize() < MAX_WAITING:
             self._queue.put(line)
 
+    def write_text(self, line: str) -> None:
+        """Takes a line of another kind, in the same way: whoever reads the log slowly, or not at all, holds up nobody."""
+        if self._closed:
+            self._write_batch([line])
+        elif self._writing.acquire(blocking=False):
+            try:
+                if self._queue.empty() and len(line) <= ATOMIC and self._takes_more():
+                    self._write_batch([line])
+                    return
+            finally:
+                self._writing.release()
+            self._enqueue(line)
+        else:
+            self._enqueue(line)
+
+    def _enqueue(self, line: str) -> None:
+        if self._queue.qsize() < MAX_WAITING:
+            self._queue.put(line)
+
+    def _takes_more(self) -> bool:
+        """Whether a short line can be written without waiting: a pipe that is ready has room for it (pipe(7), PIPE_BUF)."""
+        try:
+            return bool(self._stream and select.select([], [self._stream.fileno()], [], 0)[1])
+        except (OSError, ValueError):
+            return self._stream is not None
+
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is left; what comes later is written at once."""
         self._queue.put(None)
         self._thread.join(timeout=5)
+        self._closed = not self._thread.is_alive()
 
     def _write_forever(self) -> None:
         open_ = True
@@ -98,15 +131,16 @@ class AccessLog:
             while not self._queue.empty():
                 batch.append(self._queue.get())
             open_ = None not in batch
-            self._write_batch([line for line in batch if line is not None])
+            with self._writing:
+                self._write_batch([line for line in batch if line is not None])
 
-    def _write_batch(self, batch: list[AccessLine]) -> None:
+    def _write_batch(self, batch: list[AccessLine | str]) -> None:
         if self._stream is None:
             logger = logging.getLogger(ACCESS)
             for line in batch:
-                logger.info(line.text())
+                logger.info(line if isinstance(line, str) else line.text())
             return
-        text = "".join([self._format(line) for line in batch])
+        text = "".join([line if isinstance(line, str) else self._format(line) for line in batch])
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         try:
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -123,6 +157,21 @@ class AccessLog:
                 f'{{"time": "{_timestamp(line.at)}", {what}, "ms": {line.ms:.2f}, "client": {_quoted(line.client)}{note}}}\n'
             )
         return f"{_timestamp(line.at)} {line.text()}\n"
+
+
+class _ThroughThread(logging.Handler):
+    """Hands records to the thread of the access log: a write to a pipe that is full would hold the event loop."""
+
+    def __init__(self, log: AccessLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As text, made here: what a record refers to may change."""
+        try:
+            self._log.write_text(f"{self.format(record)}\n")
+        except Exception:
+            self.handleError(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -154,10 +203,13 @@ def setup(*, debug: bool, stream: TextIO | None = None) -> AccessLog:
     """
     stream = stream or sys.stderr
     as_json = not stream.isatty()
-    handler = logging.StreamHandler(stream)
+    access_log = AccessLog(stream, as_json=as_json)
+    # What is said at the very end, of a start that failed for one, is written all the same.
+    atexit.register(access_log.close)
+    handler = _ThroughThread(access_log)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("cacheyd").setLevel(logging.DEBUG if debug else logging.INFO)
-    return AccessLog(stream, as_json=as_json)
+    return access_log

@@ -17,12 +17,15 @@ from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header
 from cacheyd.reference import Kind
+from cacheyd.slots import Slots
 
 # A dead origin is left alone for so long, doubled with each failure (seconds).
 PAUSE, PAUSE_MAX = 5.0, 60.0
 # A timeout costs every client its length, so one is enough; other failures are quick and may be chance.
 FAILURES = 3
 MAX_TRACKED = 10_000
+# In each lane, so many times `max_flights` responses of all registries at once.
+LANE_WIDTH = 2
 # How long the number of pulls left is believed where the registry does not say (seconds).
 WINDOW = 60.0
 _REMAINING = re.compile(r"(\d{1,9})(?:;w=(\d{1,9}))?")
@@ -201,6 +204,8 @@ class Origins:
         self._authorizer = authorizer
         self._events = events
         self._turnstile = Turnstile()
+        # Over all registries: anybody may have a thousand names.
+        self._turns = {lane: Slots(LANE_WIDTH * settings.max_flights) for lane in Lane}
 
     def forget(self) -> None:
         """After a change of settings: what is known of origins may be of other ones, or of another login."""
@@ -214,10 +219,26 @@ class Origins:
         registry = request.ref.registry
         self.check_allowed(registry)
         limit, patience = self.settings.registry(registry).max_fetches, self.settings.head_timeout
+        lane = lane_of(request)
         try:
-            leave = await self._turnstile.enter(registry, lane_of(request), limit, patience)
+            leave_lane = await self._turnstile.enter(registry, lane, limit, patience)
         except TimeoutError:
             raise UpstreamBroken(f"{limit} requests to {registry} are under way already", refused=True) from None
+        turns = self._turns[lane]
+        try:
+            if not turns.try_enter(registry):
+                async with asyncio.timeout(patience):
+                    await turns.enter(registry)
+        except BaseException as error:
+            leave_lane()
+            if isinstance(error, TimeoutError):
+                raise UpstreamBroken("too many requests to upstreams are under way already", refused=True) from None
+            raise
+
+        def leave() -> None:
+            turns.leave(registry)
+            leave_lane()
+
         try:
             return _Counted(await self._first(request), leave)
         except BaseException:

@@ -55,7 +55,10 @@ class VerifiedSource:
             for chunk in chunks:
                 await self._take(chunk)
             if self._held_bytes > HOLD:
-                return self._give(self._held_bytes - HOLD)
+                piece = self._give(self._held_bytes - HOLD)
+                # A view would keep the whole block that it is of.
+                self._held = deque([memoryview(b"".join(self._held))])
+                return piece
         return self._give(self._held_bytes)
 
     def _verify(self) -> None:

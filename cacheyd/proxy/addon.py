@@ -19,6 +19,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from cacheyd import __version__, config, descriptors, status
 from cacheyd.answer import API_VERSION, Answer, error_answer, text_answer
 from cacheyd.auth import Authorizer
+from cacheyd.budget import Budget
 from cacheyd.cache import Cache, Request
 from cacheyd.commands import Commands, plain
 from cacheyd.config import ConfigError, Settings
@@ -31,7 +32,7 @@ from cacheyd.origins import Origins
 from cacheyd.proxy.connection import FETCH
 from cacheyd.proxy.exchange import without_end
 from cacheyd.proxy.head import Head
-from cacheyd.proxy.link import ClientLink, Link
+from cacheyd.proxy.link import HEADS, ClientLink, Link
 from cacheyd.proxy.listener import ListenerTls, ListenerTlsLayer
 from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, Gone, PlainRefused, Pump
 from cacheyd.proxy.transport import MitmTransport
@@ -101,6 +102,7 @@ class RegistryCache:
         self._hit_at = 0.0
         # Clients by their id, until their sockets are closed: later than mitmproxy forgets them.
         self._links: dict[str, ClientLink] = {}
+        self._heads = Budget(HEADS)
         # Set when the store is open, or it is known that it will not be soon.
         self._opened = asyncio.Event()
         self._early = 0
@@ -292,7 +294,7 @@ class RegistryCache:
         if len(self._links) >= min(self.settings.max_connections, self._descriptors):
             client.error = "too many connections"
             return
-        link = ClientLink(handler, lambda: self.settings, lambda: self._links.pop(client.id, None))
+        link = ClientLink(handler, lambda: self.settings, lambda: self._links.pop(client.id, None), self._heads)
         self._links[client.id] = link
         if self._tls is not None:
             link.expect_handshake()
@@ -576,7 +578,7 @@ class RegistryCache:
                 answer.result,
                 (self._monotonic() - started) * 1000,
                 f"{peer[0]}:{peer[1]}" if peer else "",
-                note,
+                note or answer.note,
             )
         )
 

@@ -160,6 +160,7 @@ class FetchConnection(server.ConnectionHandler):
         self._closed = True
         if self._exchange is not None:
             self._exchange.fail("closed")
+            self._exchange.over()
         for io in list(self.transports.values()):
             if io.handler is not None:
                 io.handler.cancel("fetch closed")

@@ -23,6 +23,8 @@ from cacheyd.flight import BodyBroken
 
 # What is read of a client at once, and what may wait unread in asyncio's reader (bytes).
 READ = 16 << 10
+# What the heads of all clients may take that wait for their rest (bytes).
+HEADS = 16 << 20
 # A TLS handshake has to be complete after so long (seconds).
 HANDSHAKE_DEADLINE = 30.0
 # How often within the deadline on progress it is looked whether the client takes something.
@@ -47,6 +49,9 @@ class Link(Protocol):
 
     def hungry(self) -> None:
         """More of what the client sends is wanted."""
+
+    def keep_head(self, size: int) -> bool:
+        """So many bytes of a request head wait for its rest; whether there is room for them beside those of all others."""
 
     async def turn(self) -> None:
         """Lets others have their turn, and waits until the client has taken what it was sent."""
@@ -100,7 +105,11 @@ class ClientLink:
     """Watches one client's transport from the `client_connected` hook until its socket is closed."""
 
     def __init__(
-        self, handler: server.ConnectionHandler, settings: Callable[[], Settings], on_lost: Callable[[], object]
+        self,
+        handler: server.ConnectionHandler,
+        settings: Callable[[], Settings],
+        on_lost: Callable[[], object],
+        heads: Budget | None = None,
     ) -> None:
         self.full = False
         self.over = False
@@ -114,6 +123,8 @@ class ClientLink:
         # What the budget has of this client: bytes that were written and not taken.
         self._budget: Budget | None = None
         self._held = 0
+        self._heads = heads or Budget(HEADS)
+        self._head = 0
         self._waiting: set[asyncio.Future[None]] = set()
         self._gate: asyncio.Future[None] | None = None
         # How often something began to wait for the client; at which of these times, and when, what it had not taken was
@@ -261,6 +272,7 @@ class ClientLink:
     def _on_connection_lost(self, error: Exception | None) -> None:
         if self._budget is not None:
             self._budget.give(self._held)
+        self.keep_head(0)
         self._left = self.over = True
         self.full = False
         for handle in (self._timer, self._handshake):
@@ -275,6 +287,13 @@ class ClientLink:
         self._handler = self.reader = None
 
     # What the client sends
+
+    def keep_head(self, size: int) -> bool:
+        """So many bytes of a request head wait for its rest; whether there is room for them beside those of all others."""
+        if size != self._head:
+            self._heads.take(size - self._head)
+            self._head = size
+        return not size or self._heads.held <= self._heads.limit
 
     def hungry(self) -> None:
         """More of what the client sends is wanted."""

@@ -32,6 +32,8 @@ def make_server_context(settings: Settings) -> SSL.Context:
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_alpn_select_callback(_select_alpn)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    # Idle connections, of which there may be thousands, keep no buffers.
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_options(SSL.OP_NO_RENEGOTIATION)
     try:
         context.use_certificate_chain_file(str(settings.tls_cert))

@@ -33,6 +33,8 @@ LINGER = 5.0
 TLS_WINDOW, TLS_AT_ONCE = 1 << 20, 64 << 10
 # So much may come behind a request that waits for its answer (bytes), or so many pieces of it, before no more is read.
 BEHIND, PIECES_BEHIND = 16 << 10, 8
+# A head that waits for its rest counts from this size on (bytes): all together have a bound.
+LITTLE_HEAD = 4 << 10
 # So many hits of one connection are answered before others have their turn.
 TURN = 16
 # A refused client may still send so much (bytes).
@@ -145,7 +147,10 @@ class CacheHttp1Server(Http1Server):
                         yield from self._watch(HEAD_DEADLINE)
                     self._link.hungry()
                     return
-                self._deadline = None
+                if self._deadline is not None:
+                    # It came in pieces.
+                    self._deadline = None
+                    self._link.keep_head(0)
                 if (reply := self._hits.quick(raw, self.context.client)) is not None:
                     yield commands.SendData(self.conn, reply)
                     continue

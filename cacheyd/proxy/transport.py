@@ -37,6 +37,8 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_HOPS = 5
 # How long an unused connection is kept, how many to one origin, and after what time the next address is tried (seconds).
 IDLE, MAX_IDLE, HAPPY_EYEBALLS = 30.0, 8, 0.25
+# How many are kept to all origins together: each takes some forty KiB, and a descriptor.
+MAX_IDLE_IN_ALL = 256
 # How many of a host's addresses are looked at: the host says how many there are.
 MAX_ADDRESSES = 16
 # What is passed on of a failure's message, which may quote a peer (characters).
@@ -207,14 +209,25 @@ class MitmTransport:
     def release(self, conn: FetchConnection, exchange: Exchange) -> None:
         """Takes a connection back after its response."""
         exchange.over()
-        idle = self._idle.setdefault(conn.origin, [])
-        if exchange.complete and conn.alive and len(idle) < MAX_IDLE and conn in self._current:
-            conn.idle_since = time.monotonic()
-            idle.append(conn)
-            if self._reaper is None or self._reaper.done():
-                self._reaper = asyncio.create_task(self._reap(), name="idle upstream connections")
-        else:
+        idle = self._idle.get(conn.origin, [])
+        if not (exchange.complete and conn.alive and len(idle) < MAX_IDLE and conn in self._current):
             conn.close()
+            return
+        conn.idle_since = time.monotonic()
+        idle.append(conn)
+        self._idle[conn.origin] = idle
+        if sum(map(len, self._idle.values())) > MAX_IDLE_IN_ALL:
+            self._drop_oldest()
+        if self._reaper is None or self._reaper.done():
+            self._reaper = asyncio.create_task(self._reap(), name="idle upstream connections")
+
+    def _drop_oldest(self) -> None:
+        origin = min(self._idle, key=lambda origin: self._idle[origin][0].idle_since if self._idle[origin] else 0.0)
+        idle = self._idle[origin]
+        if idle:
+            idle.pop(0).close()
+        if not idle:
+            del self._idle[origin]
 
     async def _reap(self) -> None:
         while self._idle:

@@ -64,6 +64,7 @@ def make_ssl_context(trust: Trust) -> SSL.Context:
     """A TLS client context: the system's authorities, certifi's, and those of `ca_file`. HTTP/1.1 only. Raises SSL.Error."""
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_verify(SSL.VERIFY_NONE if trust.insecure else SSL.VERIFY_PEER)
     context.set_default_verify_paths()
     context.load_verify_locations(certifi.where())

@@ -305,23 +305,20 @@ class BlobDir:
         return digest is not None and self.size(digest) is None
 
     def probe(self) -> None:
-        """Writes, moves and removes a small file, as is done with each object. Blocks; raises OSError."""
+        """Writes and removes a small file, where a sweep finds it after a crash. Blocks; raises OSError."""
         try:
             path, fd = partials.make_probe(self.root / "partial")
         except FileNotFoundError:
             self.prepare()
             path, fd = partials.make_probe(self.root / "partial")
-        moved = self.root / "blobs" / "sha256" / path.name
         try:
             os.pwrite(fd, bytes(PROBE), 0)
-            try:
-                path.rename(moved)
-            except FileNotFoundError:
-                self.prepare()
         finally:
             os.close(fd)
-            for name in (path, moved):
-                name.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        objects = f"{self.root}/blobs/sha256"
+        if os.path.isdir(objects) and not os.access(objects, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), objects)
 
     def total(self) -> int:
         """The size of the disk in bytes, 0 if unknown."""

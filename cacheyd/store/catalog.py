@@ -29,6 +29,8 @@ MAX_SHARING = 8
 # The look for what was not used for long ends after so many roots that were.
 MAX_YOUNG = 100
 EVERYTHING = 2**62
+# What all manifests together may refer to (real ones refer to about ten each): beyond that, it is not known what is needed.
+MAX_LINKS = 400_000
 # So many bytes of a digest are kept of what an index lists: enough to know it by, and an eighth of the memory.
 _HEAD = 4
 
@@ -74,6 +76,8 @@ class Catalog:
         self.objects: dict[str, Stored] = {}
         self.tags: dict[str, tuple[TagVariant, ...]] = {}
         self.bytes = 0
+        self._delivered: Counter[str] = Counter()
+        self._links = 0
         # What all tags take in memory at the most, if nothing of them is shared.
         self.tag_bytes = 0
         self.counts: dict[Kind, int] = {Kind.MANIFEST: 0, Kind.BLOB: 0}
@@ -103,6 +107,7 @@ class Catalog:
             stored.hits = max(stored.hits, old.hits)
         self.objects[stored.digest] = stored
         self.bytes += stored.size
+        self._count(stored, 1)
         self.counts[stored.kind] += 1
         self.changed_objects.add(stored.digest)
         if is_index(stored.media_type):
@@ -110,9 +115,10 @@ class Catalog:
             self._listed[stored.digest] = b"".join(map(_head, listed))
             self.link(stored.digest, listed)
         else:
-            stored.needs = self._shared(stored.needs)
+            stored.needs = self._shared(stored.needs) if self._links + len(stored.needs) <= MAX_LINKS else ()
             for digest in stored.needs:
                 self._need(stored, digest)
+            self._links += len(stored.needs)
         self._join_families(stored, stored.within)
         if stored.digest not in self._parents:
             self._order[stored.digest] = None
@@ -150,13 +156,16 @@ class Catalog:
         index = self.objects.get(digest)
         if index is None:
             return
-        new = []
+        new = list[str]()
         for child in listed:
             stored = self.objects.get(child)
+            if self._links + len(new) >= MAX_LINKS:
+                break
             if stored is not None and stored.media_type and self._need(index, stored.digest):
                 new.append(stored.digest)
         if new:
             index.needs += tuple(new)
+            self._links += len(new)
 
     def _need(self, parent: Stored, digest: str) -> bool:
         """Notes that the parent needs it; whether that is new."""
@@ -207,8 +216,11 @@ class Catalog:
         if stored.media_type:
             head = _head(stored.digest)
             for digest in islice(self._indexes(repositories), MAX_FAMILY):
+                if self._links >= MAX_LINKS:
+                    break
                 if self._listed[digest].find(head) % _HEAD == 0 and self._need(index := self.objects[digest], stored.digest):
                     index.needs += (stored.digest,)
+                    self._links += 1
 
     def _indexes(self, repositories: tuple[str, ...]) -> Iterator[str]:
         """Those that may list a manifest of these repositories, the newest first; any where nobody knows its repositories."""
@@ -226,9 +238,21 @@ class Catalog:
         for old in stored.within:
             if old not in kept:
                 self._leave_family(old, stored.digest)
+        self._count(stored, -1)
         stored.within = shared(kept)
+        self._count(stored, 1)
         self._join_families(stored, (name,))
         self.changed_objects.add(stored.digest)
+
+    def _count(self, stored: Stored, sign: int) -> None:
+        for registry in {name.partition("/")[0] for name in stored.within} or {""}:
+            self._delivered[registry] += sign * stored.size
+            if not self._delivered[registry]:
+                del self._delivered[registry]
+
+    def delivered(self, registry: str) -> int:
+        """The size of all objects that this registry has delivered, or of which nobody knows who did (bytes)."""
+        return self._delivered[registry] + self._delivered[""]
 
     def _leave_family(self, name: str, digest: str) -> None:
         family = self._families.get(name)
@@ -243,6 +267,8 @@ class Catalog:
         if stored is None:
             return None
         self.bytes -= stored.size
+        self._count(stored, -1)
+        self._links -= len(stored.needs)
         self.counts[stored.kind] -= 1
         self.changed_objects.add(digest)
         self.used_objects.discard(digest)

@@ -40,10 +40,11 @@ class Room:
         self._say_again = float("-inf")
         # While the way down to the low watermark is not done: how many bytes may be held at its end.
         self._aim: int | None = None
+        self._aim_by = shelf.settings
 
     def missing(self, size: int = 0, *, low: float | None = None) -> int:
         """How many bytes have to go, down to the low watermark (or `low`), for `size` more; 0 if they fit."""
-        return self._missing(size, self._shelf.partial_bytes, low)
+        return self._missing(size, self._shelf.partial_bytes + self._shelf.promised, low)
 
     def _missing(self, size: int, unverified: int, low: float | None) -> int:
         """The same, with so many bytes in partial files."""
@@ -70,23 +71,32 @@ class Room:
         max_size = settings.max_size.of(total) or 2**62
         if free is None:
             return max_size
-        return max(0, min(max_size, self._held() + free - max(settings.min_free.of(total), RESERVE)))
+        return max(0, min(max_size, shelf.size + shelf.partial_bytes + free - max(settings.min_free.of(total), RESERVE)))
 
-    def spare(self) -> int:
-        """How many bytes may be evicted for what is not verified yet: it never brings the store below nine tenths.
+    def credit(self, delivered: int) -> int:
+        """The `credit` for `spare` of one who has delivered so many bytes of what is there now."""
+        # In a store that is not full, nine tenths are more than what is there: what others delivered is what stays.
+        return delivered and delivered + max(0, self.capacity() * (UNVERIFIED - 1) // UNVERIFIED - self._shelf.size)
 
-        So a tenth is what anybody can displace with bytes that turn out to be worth nothing, however often he tries: the
-        room stays, and the next ones fit in it.
+    def spare(self, credit: int = 0) -> int:
+        """How many bytes may be evicted for what is not verified yet: it never brings the store below nine tenths, less
+        `credit`, which is what the registry that sends it had delivered of what was there.
+
+        So a tenth is what a stranger can displace with bytes that turn out to be worth nothing, however often he tries: the
+        room stays, and the next ones fit in it. Who has delivered more could displace as much in any case.
         """
-        return max(0, self._shelf.size - self.capacity() * (UNVERIFIED - 1) // UNVERIFIED) if self._shelf.loaded else 0
+        if not self._shelf.loaded:
+            return 0
+        kept = self.capacity() * (UNVERIFIED - 1) // UNVERIFIED - credit
+        return max(0, self._shelf.size - max(0, kept))
 
-    def can_take(self, size: int) -> bool:
+    def can_take(self, size: int, credit: int = 0) -> bool:
         """Whether an object of `size` bytes, none of which is here or verified yet, could be kept. Removes nothing."""
         if not (over := self.missing(size, low=1.0)):
             return True
         if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
             return False
-        return over <= self._shelf.idle.total + self.spare()
+        return over <= self._shelf.idle.total + self.spare(credit)
 
     def _can_fit(self, size: int) -> bool:
         """Whether an object of this size fits at all, whatever else would have to go."""
@@ -98,7 +108,7 @@ class Room:
         possible = shelf.size + shelf.partial_bytes
         return free is None or free + possible - size >= max(settings.min_free.of(total), RESERVE)
 
-    async def make(self, size: int, *, unverified: bool = False) -> bool:
+    async def make(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
         """Room for `size` bytes more, if there can be. For `unverified` ones no more goes than `spare`."""
         if not self.missing(size):
             self._is_full(False)
@@ -109,7 +119,7 @@ class Room:
         if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
             return False
         async with self._lock:
-            evicted = await (self._make_from_spare(size) if unverified else self._make(size))
+            evicted = await (self._make_from_spare(size, credit) if unverified else self._make(size))
         for _ in range(ROOM_LOOKS if evicted else 0):
             # What somebody has open still comes back when he is done: to the disk, not to max_size.
             max_size = self._shelf.settings.max_size.of(self._shelf.blobs.total())
@@ -127,19 +137,19 @@ class Room:
         """Whether something went."""
         evicted = False
         while over := self.missing(size):
-            self._aim = self._held() + size - over
+            self._aim, self._aim_by = self._held() + size - over, self._shelf.settings
             if not await self._evict("room", over):
                 break
             evicted = True
         return evicted
 
-    async def _make_from_spare(self, size: int) -> bool:
+    async def _make_from_spare(self, size: int, credit: int) -> bool:
         """Whether something went. Nothing does if it would not do."""
         evicted = False
-        while (over := self.missing(size, low=1.0)) and self.can_take(size):
-            # A little more at once, or it would be done again for each piece.
-            spare = self.spare()
-            if not await self._evict("room", max(over, min(spare, self.capacity() // 100)), most=spare):
+        while (over := self.missing(size, low=1.0)) and self.can_take(size, credit):
+            # Down to the low watermark, as far as that goes, or it would be done again for each piece.
+            spare = self.spare(credit)
+            if not await self._evict("room", max(over, min(spare, self.missing(size))), most=spare):
                 break
             evicted = True
         return evicted
@@ -175,6 +185,9 @@ class Room:
         if self._shelf.ousted:
             return 0
         async with self._lock:
+            if self._shelf.settings is not self._aim_by:
+                # What was aimed at was by other bounds.
+                self._aim = None
             if self._shelf.settings.max_age and self._shelf.loaded:
                 count += await self._expire()
             if self.full and not self.missing():
@@ -193,7 +206,7 @@ class Room:
         return count
 
     def _held(self) -> int:
-        return self._shelf.size + self._shelf.partial_bytes
+        return self._shelf.size + self._shelf.partial_bytes + self._shelf.promised
 
     def _most(self) -> int | None:
         """How many bytes of objects may go to keep the bounds: without limit only for what is verified itself."""
@@ -205,7 +218,7 @@ class Room:
             over = self.missing(low=1.0)
             return over if over <= self._shelf.idle.total + self.spare() else 0
         if over := self.missing():
-            self._aim = self._held() - over
+            self._aim, self._aim_by = self._held() - over, self._shelf.settings
             return over
         left = 0 if self._aim is None else max(0, self._held() - self._aim)
         if not left:

@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import override
 
@@ -91,6 +92,9 @@ class Shelf:
         # Partial files that a fetch has now, and path and size of the others.
         self.open_partials: set[Partial] = set()
         self.idle = Idle()
+        self._writing = 0
+        # Bytes that are still to come of those for which room was made beforehand.
+        self.promised = 0
         self.write_errors = 0
         # What the disk said when it refused a write, and none has succeeded since; empty if all is well.
         self.refusal = ""
@@ -373,5 +377,18 @@ class Shelf:
 
     @property
     def partial_bytes(self) -> int:
-        """The size of all partial files."""
-        return self.idle.total + sum(partial.size for partial in self.open_partials)
+        """The size of all partial files, and of what is being written to them."""
+        return self.idle.total + sum(partial.size for partial in self.open_partials) + self._writing
+
+    def promise(self, size: int) -> None:
+        """So many bytes more are to come, for which room was made (fewer, if negative): others do not get it."""
+        self.promised += size
+
+    @contextmanager
+    def writing(self, size: int) -> Iterator[None]:
+        """So many bytes are about to be in a partial file: the room for them is taken, and others find what is left."""
+        self._writing += size
+        try:
+            yield
+        finally:
+            self._writing -= size

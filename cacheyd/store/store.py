@@ -119,21 +119,25 @@ class Store(Shelf):
 
     # Writing
 
-    def can_take(self, size: int) -> bool:
+    def credit(self, registry: str) -> int:
+        """What a registry's unverified bytes may displace beyond a tenth of the store: as much as it has delivered of it."""
+        return self.room.credit(self.catalog.delivered(registry))
+
+    def can_take(self, size: int, credit: int = 0) -> bool:
         """Whether an object of `size` bytes that is only promised so far could be kept. Removes nothing.
 
         For the head of a response: with `make_room(more, unverified=True)` for each piece as it comes, all of it will find
         room, unless others take it first.
         """
-        return self.room.can_take(size)
+        return self.room.can_take(size, credit)
 
-    async def make_room(self, size: int, *, unverified: bool = False) -> bool:
+    async def make_room(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
         """Removes what is needed for `size` bytes more; whether they fit then.
 
-        `unverified` bytes, those on their way in, displace no more than a tenth of the store; verified ones whatever was not
-        used for longest.
+        `unverified` bytes, those on their way in, displace no more than a tenth of the store, and the `credit` of their
+        registry when they began to come; verified ones whatever was not used for longest.
         """
-        return await self.room.make(size, unverified=unverified)
+        return await self.room.make(size, unverified=unverified, credit=credit)
 
     async def open_partial(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file with what came of it from this registry already; raises OSError."""

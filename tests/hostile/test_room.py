@@ -14,7 +14,7 @@ from tests.hostile.peers import MIB, PATIENCE, RawOrigin, head
 from tests.policy.conftest import Starter
 from tests.policy.lab import Lab, assert_ok
 from tests.real.procs import wait_until
-from tests.support.images import Blob
+from tests.support.images import Blob, random_bytes
 from tests.support.origin import Origin
 
 MAX, COUNT, SIZE = 40 * MIB, 36, MIB
@@ -86,13 +86,29 @@ def test_bytes_that_are_not_verified_evict_a_tenth(own: Starter, chunked: bool) 
         assert lab.cache.metric("cacheyd_store_bytes") + lab.cache.metric("cacheyd_store_partial_bytes") <= MAX
 
 
-def test_a_layer_larger_than_a_tenth_is_kept_once_it_was_right(own: Starter) -> None:
+def test_a_strangers_layer_larger_than_a_tenth_is_kept_once_it_was_right(own: Starter) -> None:
     """It passes through the first time, hashed; then room is made for it."""
+    with RawOrigin(lambda _, __: None) as evil:
+        lab, _ = full(own, evil)
+        stranger = own.origin(Origin())
+        lab.cache.config_file.write_text(lab.cache.config_file.read_text() + registry_table("new.test", stranger.url))
+        lab.cache.restart()
+        layer = Blob(random_bytes(12 * MIB, 4242))
+        stranger.add_blob("a/b", layer.data)
+        target = blob_target("a/b", layer.digest, "new.test")
+        wait_until(lambda: lab.cache.metric("cacheyd_store_bytes") >= COUNT * SIZE, "what is stored is known", seconds=5)
+        assert_ok(lab.get(target), layer.data, "BYPASS")
+        assert_ok(lab.get(target), layer.data, "MISS")
+        lab.settle()
+        assert_ok(lab.get(target), layer.data, "HIT")
+
+
+def test_who_has_delivered_what_is_there_has_room_for_more(own: Starter) -> None:
+    """An ordinary full cache takes an ordinary large layer at once."""
     with RawOrigin(lambda _, __: None) as evil:
         lab, _ = full(own, evil)
         layer = lab.blob("o", "a/b", 12 * MIB)
         target = blob_target("a/b", layer.digest, "good.test")
-        assert_ok(lab.get(target), layer.data, "BYPASS")
         assert_ok(lab.get(target), layer.data, "MISS")
         lab.settle()
         assert_ok(lab.get(target), layer.data, "HIT")

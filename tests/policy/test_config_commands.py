@@ -185,10 +185,6 @@ class FileDaemon(Daemon):
         self.write(self.config_file.read_text())
         return [sys.executable, "-m", "cacheyd", "serve", "--host", "127.0.0.1", "--cache-dir", str(self.cache_dir)]
 
-    @property
-    def config_file(self) -> Path:
-        return self.directory / "cacheyd.toml"
-
     def write(self, config: str, *, port: int | None = None) -> None:
         """Changes the file, not the daemon."""
         self.config_file.write_text(f"port = {port or self.port}\n{config}")

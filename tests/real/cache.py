@@ -34,7 +34,7 @@ class Cacheyd(Service):
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.cache_dir, self.port = directory, directory / "cache", free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        config_file = directory / "cacheyd.toml"
+        self.config_file = config_file = directory / "cacheyd.toml"
         config_file.write_text(config_toml)
         # mitmproxy keeps its certificate authority in HOME.
         self.env = {"CACHEYD_CONFIG": str(config_file), "HOME": str(directory), **(env or {})}

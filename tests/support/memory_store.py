@@ -6,7 +6,8 @@ and the real one to the same behaviour.
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cacheyd import policy
@@ -38,6 +39,8 @@ class MemoryStore:
         self.open_partials: set[Partial] = set()
         self._files: dict[str, int] = {}
         self._idle: dict[Path, int] = {}
+        self._writing = 0
+        self.promised = 0
         self._broken_until = 0.0
 
     async def start(self) -> None:
@@ -113,20 +116,34 @@ class MemoryStore:
     @property
     def partial_bytes(self) -> int:
         """The size of all partial files."""
-        return sum(os.fstat(fd).st_size for fd in self._idle.values()) + sum(partial.size for partial in self.open_partials)
+        here = sum(partial.size for partial in self.open_partials)
+        return sum(os.fstat(fd).st_size for fd in self._idle.values()) + here + self._writing
 
-    def can_take(self, size: int) -> bool:
+    def can_take(self, size: int, credit: int = 0) -> bool:
         """Whether an object of `size` bytes that is only promised so far could be kept."""
-        return self._missing(size, 1.0) <= sum(os.fstat(fd).st_size for fd in self._idle.values()) + self._spare()
+        return self._missing(size, 1.0) <= sum(os.fstat(fd).st_size for fd in self._idle.values()) + self._spare(credit)
 
-    async def make_room(self, size: int, *, unverified: bool = False) -> bool:
+    def promise(self, size: int) -> None:
+        """So many bytes more are to come."""
+        self.promised += size
+
+    @contextmanager
+    def writing(self, size: int) -> Iterator[None]:
+        """So many bytes are about to be in a partial file."""
+        self._writing += size
+        try:
+            yield
+        finally:
+            self._writing -= size
+
+    async def make_room(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
         """Removes what is needed for `size` bytes more; whether they fit then."""
         max_size = self.settings.max_size.of(0)
-        if (max_size and size > max_size) or (unverified and not self.can_take(size)):
+        if (max_size and size > max_size) or (unverified and not self.can_take(size, credit)):
             return False
         low = 1.0 if unverified else self.settings.low_watermark.share
         while over := self._missing(size, low):
-            most = self._spare() if unverified else None
+            most = self._spare(credit) if unverified else None
             if self._idle:
                 os.close(self._idle.pop(next(iter(self._idle))))
             elif taken := self.catalog.take_oldest(over, 200, frozenset(self.in_flight()).__contains__, most=most):
@@ -135,11 +152,17 @@ class MemoryStore:
                 return False
         return True
 
-    def _spare(self) -> int:
-        return max(0, self.size - self.settings.max_size.of(0) * 9 // 10)
+    def credit(self, registry: str) -> int:
+        """What a registry's unverified bytes may displace beyond a tenth."""
+        delivered = self.catalog.delivered(registry)
+        return delivered and delivered + max(0, self.settings.max_size.of(0) * 9 // 10 - self.size)
+
+    def _spare(self, credit: int) -> int:
+        kept = self.settings.max_size.of(0) * 9 // 10 - credit
+        return max(0, self.size - max(0, kept))
 
     def _missing(self, size: int, low: float) -> int:
-        held = self.size + self.partial_bytes
+        held = self.size + self.partial_bytes + self.promised
         return policy.to_free(held, self.settings.max_size.of(0), None, 0, low=low, size=size)
 
     # Writing

@@ -725,7 +725,8 @@ async def test_a_disk_that_refuses_in_the_middle_breaks_the_clients_off(scene: S
 
     assert isinstance(flight.error, NotKept)
     assert not scene.store.writable
-    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None, "the client's resume bypasses the store"
+    assert fetcher.resume_refused(BY_DIGEST.registry, flight.digest, 1000), "what the client has was not verified"
+    assert fetcher.resume_refused(BY_DIGEST.registry, flight.digest, 0) is None
     assert scene.on_disk(BLOB) is None
 
 
