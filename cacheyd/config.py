@@ -18,6 +18,7 @@ from cacheyd import parse
 from cacheyd.errors import RequestError
 from cacheyd.parse import Size
 from cacheyd.reference import DOCKER_HUB, canonical_registry
+from cacheyd.rules import parse_rules
 
 
 class ConfigError(Exception):
@@ -76,8 +77,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("scrub_every", parse.duration, "7d", "how often everything stored is read and checked in the background; 0s means never"),
     Setting("scrub_rate", parse.byte_count, "16MiB", "how many bytes a second that reads"),
     Setting("default_registry", parse.registry_name, "", "registry for clients that send no ns and no host in the path"),
-    Setting("allow", parse.patterns, "", "registries that may be asked for, as patterns; empty means any"),
-    Setting("deny", parse.patterns, "", "registries that may not, as patterns"),
+    Setting("allow", parse_rules, "", "what may be asked for, as patterns of registries or of registry/repository:tag; empty means anything"),
+    Setting("deny", parse_rules, "", "what may not, in the same way; the most specific pattern of both decides, deny if they are alike"),
     Setting("connect_timeout", parse.duration, "10s", "deadline for connecting to an upstream"),
     Setting("head_timeout", parse.duration, "20s", "deadline for the head of an upstream's response"),
     Setting("progress_timeout", parse.duration, "30s", "a body that stands still for so long is broken, either way"),
