@@ -142,6 +142,7 @@ TRUSTED = {
     "cacheyd.config._URL_LOGIN": "settings, for the messages about them",
     "cacheyd.parse._DURATION": "settings", "cacheyd.parse._DURATION_PART": "settings", "cacheyd.parse._SIZE": "settings",
     "cacheyd.parse.duration": "settings", "cacheyd.parse.share": "settings", "cacheyd.parse.parse": "settings",
+    "cacheyd.config._SERVICE": "the environment", "cacheyd.config._SERVICE_URL": "the same",
     "cacheyd.rules._PART": "settings", "cacheyd.rules._registry": "no wildcard in it",
     "cacheyd.rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
     "cacheyd.inventory._SHORT_DIGEST": "arguments of commands", "cacheyd.inventory.parse_target": "arguments of commands",
