@@ -5,12 +5,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import translate
+from functools import lru_cache
 from string import ascii_lowercase, ascii_uppercase, digits
 
 from cacheyd import parse
 from cacheyd.errors import RequestError
 from cacheyd.reference import DOCKER_HUB, MAX_NAME, NAME, TAG, Kind, Reference, canonical_registry
 
+# So many decisions are remembered, each about a registry, a repository and a tag: hits must not wait for patterns.
+MAX_DECIDED = 1024
 # What a shell pattern is made of; a class may begin with "]".
 _PART = re.compile(r"\[!?\]?[^]]*\]|.", re.DOTALL)
 _REGISTRY_CHARS = frozenset(f"{ascii_lowercase}{digits}.-_:[]")
@@ -126,6 +129,7 @@ class Rules:
     def __init__(self, allow: tuple[str, ...] = (), deny: tuple[str, ...] = ()) -> None:
         self._allow = _sorted(allow)
         self._deny = _sorted(deny)
+        self._decided = lru_cache(maxsize=MAX_DECIDED)(self._decide)
 
     def refusal(self, ref: Reference) -> tuple[str, str]:
         """Why this may not be asked for, and the rule that says so; two empty texts if it may.
@@ -135,10 +139,12 @@ class Rules:
         """
         if not self._deny and not self._allow:
             return "", ""
-        registry, repository = ref.registry, ref.repository
+        tag = ref.reference if ref.kind is Kind.MANIFEST and ref.digest is None else None
+        return self._decided(ref.registry, ref.repository, tag)
+
+    def _decide(self, registry: str, repository: str, tag: str | None) -> tuple[str, str]:
         if registry == DOCKER_HUB and "/" not in repository:
             repository = f"library/{repository}"
-        tag = ref.reference if ref.kind is Kind.MANIFEST and ref.digest is None else None
         denied = next((r for r in self._deny if r.covers(registry, repository, tag, untagged=False)), None)
         allowed = next((r for r in self._allow if r.covers(registry, repository, tag, untagged=True)), None)
         if denied is not None and (allowed is None or denied.weight >= allowed.weight):

@@ -205,9 +205,9 @@ def test_the_list_is_as_all_lists_of_patterns() -> None:
 def test_a_request_costs_little_whatever_the_rules() -> None:
     """Names are a stranger's; the patterns are not."""
     deny = tuple(f"*/{'*a' * 40}b{number}:{'*a' * 40}b" for number in range(100))
-    rules, ref = Rules((), deny), asked("ghcr.io/" + "a" * 255, "manifests/" + "a" * 128)
-    best = 1.0
-    for _ in range(5):
+    rules, best = Rules((), deny), 1.0
+    for length in range(123, 128):
+        ref = asked("ghcr.io/" + "a" * 255, "manifests/" + "a" * length)
         started = time.thread_time()
         assert rules.refusal(ref) == ("", "")
         best = min(best, time.thread_time() - started)
