@@ -10,7 +10,7 @@ from urllib.parse import quote
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import UpstreamBroken, UpstreamResponse, content_length, end_to_end, header, without
 from cacheyd.flight import BodyBroken, Relay, Source
-from cacheyd.reference import DIGEST, Kind, Reference, is_ns
+from cacheyd.reference import DIGEST, Kind, Reference, is_ns, name_to_ask
 from cacheyd.store.rows import Stored
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
@@ -131,9 +131,8 @@ def _next_page(link: str, ref: Reference) -> str:
     # What page comes next is the registry's to say, but not of which registry.
     query = [part for part in (match[1] or "").split("&") if part and not is_ns(part)]
     scoped = f"ns={quote(ref.ns, safe='')}" if ref.scoped else ""
-    name = ref.repository if ref.scoped else ref.name
     tail = "tags/list" if ref.kind is Kind.TAGS else f"referrers/{ref.reference}"
-    return f"</v2/{name}/{tail}?{'&'.join([*query, scoped] if scoped else query)}>{match[2]}"
+    return f"</v2/{name_to_ask(ref)}/{tail}?{'&'.join([*query, scoped] if scoped else query)}>{match[2]}"
 
 
 def stream_answer(ref: Reference, response: UpstreamResponse, result: str, length: int | None) -> Answer:

@@ -68,7 +68,7 @@ class Cache:
         clock: Callable[[], float] = time.time,
         on_ignored: Callable[[], None] = lambda: None,
         below_floor: Callable[[str], bool] = lambda registry: False,
-        check_allowed: Callable[[str], None] = lambda registry: None,
+        check_allowed: Callable[[Reference], None] = lambda ref: None,
     ) -> None:
         self.store = store
         self.access = Access(store, fetcher)
@@ -101,7 +101,7 @@ class Cache:
             # It may say so of what it does not have itself.
             allowed = ref.digest is None or self.access.has(ref)
         else:
-            allowed = self._is_allowed(ref.registry) and self.access.granted(ref, request.headers)
+            allowed = self._is_allowed(ref) and self.access.granted(ref, request.headers)
         if not allowed:
             return None
         if ref.kind is Kind.BLOB and ref.digest:
@@ -210,7 +210,7 @@ class Cache:
         self._waiting += 1
         self._waiting_for[registry] += 1
         try:
-            self._check_allowed(request.ref.registry)
+            self._check_allowed(request.ref)
             asked = await self.access.check(request.ref, request.headers)
             digest = request.ref.digest
             recovered = digest is not None and await self.store.recover(digest, wait=RECOVER_WAIT) is not None
@@ -223,9 +223,9 @@ class Cache:
             if not self._waiting_for[registry]:
                 del self._waiting_for[registry]
 
-    def _is_allowed(self, registry: str) -> bool:
+    def _is_allowed(self, ref: Reference) -> bool:
         try:
-            self._check_allowed(registry)
+            self._check_allowed(ref)
         except RequestError:
             return False
         return True

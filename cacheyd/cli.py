@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.action == "show":
             print(config.show(settings))
             return 0
+        for warning in settings.warnings:
+            print(f"cacheyd: warning: {warning}", file=sys.stderr)
         return _check_directory(settings)
     if args.command in ("warm", "export", "import"):
         from cacheyd import session  # noqa: PLC0415

@@ -8,8 +8,9 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cacheyd import parse
 from cacheyd.errors import RequestError
 from cacheyd.parse import Size
 from cacheyd.reference import DOCKER_HUB, canonical_registry
+from cacheyd.rules import parse_rules
 
 
 class ConfigError(Exception):
@@ -76,8 +78,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("scrub_every", parse.duration, "7d", "how often everything stored is read and checked in the background; 0s means never"),
     Setting("scrub_rate", parse.byte_count, "16MiB", "how many bytes a second that reads"),
     Setting("default_registry", parse.registry_name, "", "registry for clients that send no ns and no host in the path"),
-    Setting("allow", parse.patterns, "", "registries that may be asked for, as patterns; empty means any"),
-    Setting("deny", parse.patterns, "", "registries that may not, as patterns"),
+    Setting("allow", parse_rules, "", "what may be asked for, as patterns of registries or of registry/repository:tag; empty means anything"),
+    Setting("deny", parse_rules, "", "what may not, in the same way; the most specific pattern of both decides, deny if they are alike"),
     Setting("connect_timeout", parse.duration, "10s", "deadline for connecting to an upstream"),
     Setting("head_timeout", parse.duration, "20s", "deadline for the head of an upstream's response"),
     Setting("progress_timeout", parse.duration, "30s", "a body that stands still for so long is broken, either way"),
@@ -119,6 +121,7 @@ SETTINGS: tuple[Setting, ...] = (
 GLOBAL = tuple(s for s in SETTINGS if s.scope is Scope.GLOBAL)
 PER_REGISTRY = tuple(s for s in SETTINGS if s.scope is not Scope.GLOBAL)
 DEFAULTS = tuple(s for s in SETTINGS if s.scope is Scope.DEFAULTS)
+_BY_NAME = {s.name: s for s in SETTINGS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,9 @@ class RegistrySettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings. Durations are in seconds. `origins` says for each key in the file's notation where it came from."""
+    """All settings. Durations are in seconds. `origins` says for each key in the file's notation where it came from;
+    `warnings` are lines about what can hardly be meant.
+    """
 
     host: str = ""
     port: int = 3000
@@ -183,6 +188,7 @@ class Settings:
     defaults: RegistrySettings = RegistrySettings()
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def registry(self, name: str) -> RegistrySettings:
         """How `name` (canonical) is treated: as configured, else by the defaults."""
@@ -202,6 +208,31 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {str(error).partition(chr(10))[0]}") from None
+
+
+# The tables of the file.
+_TABLES = ("defaults", "registries")
+_PLACES = {Scope.GLOBAL: "at the top of the file", Scope.DEFAULTS: "in [defaults]", Scope.REGISTRY: 'in [registries."…"]'}
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """What may have been meant; empty if there is nothing like it."""
+    return next(iter(get_close_matches(name.lower(), list(names), 1)), "")
+
+
+def _hint(key: str, known: Mapping[str, Setting], *, top: bool) -> str:
+    """What was meant by a key that is not known in its table."""
+    nearest = _nearest(key, [*known, *_BY_NAME, *(_TABLES if top else ())])
+    if not nearest:
+        return "known: " + ", ".join(sorted(known))
+    if nearest in _TABLES:
+        return f"did you mean [{nearest}]?"
+    question = "" if nearest == key else f"did you mean {nearest}? "
+    return f"{question}it belongs {_PLACES[_BY_NAME[nearest].scope]}" if nearest not in known else question.rstrip()
 
 
 _URL_LOGIN = re.compile(r"//[^/@\s]*@")
@@ -229,11 +260,10 @@ class _Loader:
         by_name = {setting.name: setting for setting in known}
         for key in raw:
             if key not in by_name:
-                hint = next(
-                    (f"; it belongs in [{s.scope}]" for s in SETTINGS if s.name == key and s.scope is Scope.DEFAULTS), ""
-                )
-                names = ", ".join(sorted(by_name))
-                raise ConfigError(f"{where}: {prefix}{key}: there is no such setting here{hint or f'; known: {names}'}")
+                hint = _hint(key, by_name, top=not prefix)
+                if prefix.startswith("registries.") and isinstance(raw[key], dict):
+                    hint = 'the name of a registry is written in quotes: [registries."ghcr.io"]'
+                raise ConfigError(f"{where}: {prefix}{_printable(key)}: there is no such setting here; {hint}")
         return {name: self.value(by_name[name], found, where, prefix + name) for name, found in raw.items()}
 
     def registries(self, raw: object, where: str, defaults: dict[str, Any]) -> dict[str, RegistrySettings]:
@@ -285,8 +315,46 @@ def _registry(values: dict[str, Any], where: str, prefix: str) -> RegistrySettin
 
 
 def _is_set(environ: Mapping[str, str], name: str) -> bool:
-    # Kubernetes sets CACHEYD_PORT=tcp://10.0.0.1:3000 in every pod beside a Service called cacheyd.
-    return bool(environ.get(name)) and not (name == "CACHEYD_PORT" and environ[name].startswith("tcp://"))
+    return bool(environ.get(name)) and not (name.startswith(_PREFIX) and _is_of_service(name, environ[name]))
+
+
+_PREFIX = "CACHEYD_"
+_SERVICE = re.compile(
+    r"CACHEYD_(?:\w+_)?SERVICE_(?:HOST|PORT(?:_\w+)?)|CACHEYD_PORT_\w+|CACHEYD_\w+_PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?",
+    re.ASCII,
+)
+_SERVICE_URL = re.compile(r"(?:tcp|udp|sctp)://")
+
+
+def _is_of_service(name: str, value: str) -> bool:
+    """Whether Kubernetes has set it: it does in every pod beside a Service called cacheyd, or cacheyd-something.
+
+    Such as CACHEYD_PORT=tcp://10.0.0.1:3000 and CACHEYD_PORT_3000_TCP_ADDR=10.0.0.1.
+    """
+    return bool(_SERVICE.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_URL.match(value)))
+
+
+def _unknown_variables(environ: Mapping[str, str], registries: Mapping[str, RegistrySettings]) -> Iterator[str]:
+    """A line for each variable that looks like a setting and is none."""
+    shared = [s.name for s in SETTINGS if s.scope is not Scope.REGISTRY]
+    known = {"CACHEYD_CONFIG", *(f"{_PREFIX}{name.upper()}" for name in shared)}
+    known.update(row.password_env for row in registries.values())
+    for name, value in sorted(environ.items()):
+        if not value or not name.startswith(_PREFIX) or name in known or _is_of_service(name, value):
+            continue
+        nearest = _nearest(name.removeprefix(_PREFIX), ["config", *_BY_NAME])
+        hint = f"; did you mean {_PREFIX}{nearest.upper()}?" if nearest else ""
+        if nearest in _BY_NAME and _BY_NAME[nearest].scope is Scope.REGISTRY:
+            hint = f"; {nearest} can only stand in the file, {_PLACES[Scope.REGISTRY]}"
+        yield f"environment: {_printable(name)}: there is no such setting, so it changes nothing{hint}"
+
+
+def _doubts(
+    values: Mapping[str, Any], environ: Mapping[str, str], registries: Mapping[str, RegistrySettings]
+) -> Iterator[str]:
+    yield from _unknown_variables(environ, registries)
+    if values["max_size"] == values["min_free"] == Size():
+        yield "neither max_size nor min_free is set: the cache grows until its disk is full"
 
 
 def load(
@@ -315,7 +383,13 @@ def load(
         raise ConfigError(f'{loader.origins["defaults.auth"]}: auth = "credentials": expected in [registries."…"] only')
     if (values["tls_key"] or values["client_ca"]) and not values["tls_cert"]:
         raise ConfigError("tls_key, client_ca: expected tls_cert beside them")
-    return Settings(defaults=RegistrySettings(**defaults), registries=registries, origins=loader.origins, **values)
+    return Settings(
+        defaults=RegistrySettings(**defaults),
+        registries=registries,
+        origins=loader.origins,
+        warnings=tuple(_doubts(values, environ, registries)),
+        **values,
+    )
 
 
 def not_live(old: Settings, new: Settings) -> list[str]:

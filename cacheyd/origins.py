@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from cacheyd import parse
 from cacheyd.auth import Authorizer
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header
-from cacheyd.reference import Kind
+from cacheyd.reference import Kind, Reference
+from cacheyd.rules import Rules
 from cacheyd.slots import Slots
 
 # A dead origin is left alone for so long, doubled with each failure (seconds).
@@ -207,17 +207,27 @@ class Origins:
         # Over all registries: anybody may have a thousand names.
         self._turns = {lane: Slots(LANE_WIDTH * settings.max_flights) for lane in Lane}
 
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._settings = settings
+        self._rules = Rules(settings.allow, settings.deny)
+
     def forget(self) -> None:
         """After a change of settings: what is known of origins may be of other ones, or of another login."""
         self.breaker.forget()
         self._remaining.clear()
 
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
-        """The first answer of the registry's origins that is one. Raises UpstreamBroken, and RequestError 403 for a
-        registry that is not to be asked for.
+        """The first answer of the registry's origins that is one. Raises UpstreamBroken, and RequestError 403 for what
+        is not to be asked for.
         """
         registry = request.ref.registry
-        self.check_allowed(registry)
+        self.check_allowed(request.ref)
         limit, patience = self.settings.registry(registry).max_fetches, self.settings.head_timeout
         lane = lane_of(request)
         try:
@@ -263,15 +273,12 @@ class Origins:
             response.close()
         raise last
 
-    def check_allowed(self, registry: str) -> None:
-        """Raises RequestError 403 with the reason if the operator does not want this registry."""
-        reason = ""
-        if parse.matches(registry, self.settings.deny):
-            reason = "this registry is denied here"
-        elif self.settings.allow and not parse.matches(registry, self.settings.allow):
-            reason = "this registry is not among those allowed here"
+    def check_allowed(self, ref: Reference) -> None:
+        """Raises RequestError 403 with the reason and the rule if the operator does not want this to be asked for."""
+        reason, rule = self._rules.refusal(ref)
         if reason:
-            raise RequestError(Failure(403, Code.DENIED, reason, Blame.CLIENT, {"registry": registry}))
+            detail = {"registry": ref.registry, "repository": ref.repository, "rule": rule}
+            raise RequestError(Failure(403, Code.DENIED, reason, Blame.CLIENT, detail))
 
     async def _ask(self, request: UpstreamRequest, base: str, share: float) -> UpstreamResponse:
         registry, started = request.ref.registry, time.monotonic()

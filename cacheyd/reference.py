@@ -212,15 +212,37 @@ def _split_prefix(name: str, default_registry: str) -> tuple[str, str]:
     """Registry and repository of a request without `ns`: the first component if it looks like a host."""
     if has_registry(name):
         first, _, rest = name.partition("/")
-        return canonical_registry(first), rest
+        return _under(canonical_registry(first), rest)
     if default_registry:
-        return default_registry, name
+        return _under(default_registry, name)
     raise client_error(
         400,
         Code.NAME_INVALID,
         "which registry? cacheyd needs ?ns=<registry> (containerd's hosts.toml adds it) or /v2/<registry host>/<name>/…",
         name=name[:MAX_NAME],
     )
+
+
+def _after_prefix(name: str, registry: str) -> str:
+    """The repository of a request with `ns`: what follows the first component if that, too, names the registry of `ns`.
+
+    containerd's `override_path` and buildkit's mirrors send both.
+    """
+    if not has_registry(name):
+        return name
+    first, _, rest = name.partition("/")
+    try:
+        return _under(registry, rest)[1] if canonical_registry(first) == registry else name
+    except RequestError:
+        return name
+
+
+def _under(registry: str, rest: str) -> tuple[str, str]:
+    """Registry and repository as images are named: one part under Docker Hub is short for an image in `library`.
+
+    Docker Hub itself has no repository of one part; what is asked for by `ns` alone is passed on as it is.
+    """
+    return registry, f"library/{rest}" if registry == DOCKER_HUB and "/" not in rest else rest
 
 
 def parse_image(name: str, *, default_tag: str = "latest") -> ImageName:
@@ -287,6 +309,13 @@ def _parse_target(target: str, default_registry: str) -> Reference | Page:
 _parse_cached = lru_cache(maxsize=8192)(_parse_target)
 
 
+def name_to_ask(ref: Reference) -> str:
+    """The name in the path by which who sent `ref` asks for the same repository again, with `ns` if there was one."""
+    if ref.scoped and _after_prefix(ref.repository, ref.registry) == ref.repository:
+        return ref.repository
+    return ref.name
+
+
 def is_ns(part: str) -> bool:
     """Whether this part of a query is `ns`, which is for this cache and no registry."""
     name = part.partition("=")[0]
@@ -301,8 +330,9 @@ def _parse_path(path: str, raw_query: str, registry: str, ns: str, default_regis
         kind, name, reference = Kind.TAGS, match["name"], ""
     else:
         raise client_error(404, Code.UNSUPPORTED, "no such path: cacheyd serves /v2/<name>/manifests, blobs, tags, referrers")
-    repository = name
-    if not registry:
+    if registry:
+        repository = _after_prefix(name, registry)
+    else:
         registry, repository = _split_prefix(name, default_registry)
     if len(repository) > MAX_NAME or not NAME.fullmatch(repository):
         raise client_error(400, Code.NAME_INVALID, "the repository name is not valid", name=repository[:MAX_NAME])

@@ -137,6 +137,8 @@ class RegistryCache:
     async def running(self) -> None:
         """Builds what needs the event loop, and opens the store."""
         settings = self.settings
+        for warning in settings.warnings:
+            log.warning("%s", warning)
         self.metrics = Metrics(settings.registries)
         self.store = Store(settings.cache_dir, settings, on_evicted=self.metrics.evicted)
         self.transport = MitmTransport(ctx.options, settings)
@@ -208,6 +210,9 @@ class RegistryCache:
         if fixed := config.not_live(self.settings, settings):
             log.warning("these settings take a restart: %s", ", ".join(fixed))
             settings = replace(settings, **{name: getattr(self.settings, name) for name in fixed})
+        for warning in settings.warnings:
+            if warning not in self.settings.warnings:
+                log.warning("%s", warning)
         self.settings = settings
         self.store.settings = self.origins.settings = self.authorizer.settings = settings
         self.fetcher.settings = self.cache.settings = settings

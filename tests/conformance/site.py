@@ -67,6 +67,7 @@ class Address:
 ADDRESSES = (
     Address("ns", NS_REGISTRY, ns=NS_REGISTRY),
     Address("prefix", PREFIX_REGISTRY, prefix=f"{PREFIX_REGISTRY}/"),
+    Address("both", NS_REGISTRY, prefix=f"{NS_REGISTRY}/", ns=NS_REGISTRY),
     Address("default", DEFAULT_REGISTRY),
 )
 

@@ -175,6 +175,39 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert cacheyd("config").returncode == 2
 
 
+# What can hardly be meant
+
+
+def test_check_warns_and_says_yes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CACHEYD_TAG_TLL", "a-secret")
+    monkeypatch.setenv("CACHEYD_PORT_3000_TCP", "tcp://10.0.0.1:3000")
+    code, out, err = run(capsys, "config", "check", "--min-free", "0", "--cache-dir", str(tmp_path))
+    assert (code, out) == (0, "the settings can be used\n")
+    unknown, no_bound = err.splitlines()
+    assert unknown.startswith("cacheyd: warning: environment: CACHEYD_TAG_TLL: ")
+    assert unknown.endswith("; did you mean CACHEYD_TAG_TTL?")
+    assert no_bound.startswith("cacheyd: warning: neither max_size nor min_free is set: ")
+    assert "secret" not in err
+
+
+def warnings(lines: list[str]) -> list[str]:
+    """What the log has of this level."""
+    return [entry["msg"] for entry in map(json.loads, lines) if entry["level"] == "warning"]
+
+
+def test_the_start_warns_and_so_does_a_reload_of_what_is_new(own: Starter) -> None:
+    links = {"CACHEYD_PORT": "tcp://10.0.0.1:3000", "CACHEYD_SERVICE_HOST": "10.0.0.1", "CACHEYD_SERVICE_PORT": "3000"}
+    daemon = own.daemon("", env=links | {"CACHEYD_TAG_TLL": "a-secret", "CACHEYD_FOO": "x"}, kind=FileDaemon)
+    assert isinstance(daemon, FileDaemon)
+    foo, typo = warnings(daemon.lines())
+    assert foo.startswith("environment: CACHEYD_FOO: ")
+    assert typo.endswith("did you mean CACHEYD_TAG_TTL?")
+    assert "secret" not in "".join(daemon.lines())
+    (no_bound,) = warnings(daemon.reload('min_free = "0"'))
+    assert no_bound.startswith("neither max_size nor min_free is set: ")
+    assert warnings(daemon.reload('min_free = "0"')) == warnings(daemon.reload("")) == []
+
+
 # SIGHUP
 
 

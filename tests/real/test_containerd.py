@@ -1,5 +1,6 @@
 """containerd pulls through cacheyd from a docker-registry with TLS, login and CDN redirects."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -162,3 +163,29 @@ def test_cache_stopped_then_back(lab: Lab, containerd: Containerd, cache: Cachey
     before = lab.downloads("lab/restart")
     assert_complete(containerd, containerd.pull(reference, hosts), reference, digests)
     assert lab.downloads("lab/restart") == before
+
+
+@pytest.mark.parametrize("through", ["mirror", "server"])
+def test_override_path(lab: Lab, cache: Cacheyd, containerd: Containerd, tmp_path: Path, through: str) -> None:
+    """The registry is named in the path, and by ns as well."""
+    repository = f"lab/override-{through}"
+    image = lab.publish(tmp_path, repository)
+    reference = f"{REGISTRY}/{repository}:1.0"
+    url = f"{cache.url}/v2/{REGISTRY}"
+    lines = ['capabilities = ["pull", "resolve"]', "override_path = true"]
+    # As the server, with nobody to fall back to; or as a mirror, before a registry that is not there.
+    server, host = (url, "[host]") if through == "server" else ("https://127.0.0.1:9", f"[host.{json.dumps(url)}]")
+    text = [f"server = {json.dumps(server)}", *((*lines, host) if through == "server" else (host, *lines))]
+    hosts = tmp_path / "hosts"
+    (hosts / f"{REGISTRY.replace(':', '_')}_").mkdir(parents=True)
+    (hosts / f"{REGISTRY.replace(':', '_')}_" / "hosts.toml").write_text("\n".join(text) + "\n")
+
+    pull = containerd.pull(reference, hosts)
+
+    assert_complete(containerd, pull, reference, contents(image, LOCAL))
+    assert_fetched_once(lab, repository, image, contents(image, LOCAL))
+    assert_complete(containerd, containerd.pull(reference, hosts), reference, contents(image, LOCAL))
+    # The plain mirror finds the same objects.
+    plain = containerd.pull(reference, lab.hosts(tmp_path / "plain", cache.url))
+    assert_complete(containerd, plain, reference, contents(image, LOCAL))
+    assert_fetched_once(lab, repository, image, contents(image, LOCAL))

@@ -384,6 +384,126 @@ def test_a_key_in_the_wrong_place_is_told_the_right_one(write: Callable[[str], s
 
 
 @pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("prot = 1", "did you mean port?"),
+        ("Port = 1", "did you mean port?"),
+        ("cacheDir = 1", "did you mean cache_dir?"),
+        ("[defaults]\ntag_tll = 1", "did you mean tag_ttl?"),
+        ("tag-ttl = 1", "did you mean tag_ttl? it belongs in [defaults]"),
+        ("tag_ttl = 1", "it belongs in [defaults]"),
+        ("upstraem = 1", 'did you mean upstream? it belongs in [registries."…"]'),
+        ("[defaults]\nupstream = 1", 'it belongs in [registries."…"]'),
+        ("[defaults]\ngrace = 1", "it belongs at the top of the file"),
+        ('[registries."a.b"]\nuser_name = 1', "did you mean username?"),
+        ('[registries."a.b"]\nmaxsize = 1', "did you mean max_size? it belongs at the top of the file"),
+        ("[default]\nx = 1", "did you mean [defaults]?"),
+        ("[registry.x]\nx = 1", "did you mean [registries]?"),
+        ("[registries.ghcr.io]\nx = 1", 'the name of a registry is written in quotes: [registries."ghcr.io"]'),
+        ("[defaults]\nzzz = 1", "known: access, "),
+        ('"a\\nb" = 1', "known: allow, "),
+    ],
+)
+def test_a_typo_gets_the_nearest_key(write: Callable[[str], str], content: str, hint: str) -> None:
+    line = refusal(file=write(content)).partition("there is no such setting here; ")[2]
+    assert line.startswith(hint) if hint.startswith("known") else line == hint
+
+
+@pytest.mark.parametrize("setting", ROWS)
+def test_each_key_is_found_behind_a_slip(setting: Setting, write: Callable[[str], str]) -> None:
+    slip = setting.name[0] + setting.name
+    assert f"did you mean {setting.name}?" in refusal(file=write(f"{slip} = 1"))
+
+
+# What is taken, and can hardly be meant
+
+
+def unknown(name: str, hint: str = "") -> str:
+    return f"environment: {name}: there is no such setting, so it changes nothing{hint}"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("CACHEYD_TAG_TLL", "; did you mean CACHEYD_TAG_TTL?"),
+        ("CACHEYD_tag_ttl", "; did you mean CACHEYD_TAG_TTL?"),
+        ("CACHEYD_CACHEDIR", "; did you mean CACHEYD_CACHE_DIR?"),
+        ("CACHEYD_CONFG", "; did you mean CACHEYD_CONFIG?"),
+        ("CACHEYD_PROT", "; did you mean CACHEYD_PORT?"),
+        ("CACHEYD_UPSTREAM", '; upstream can only stand in the file, in [registries."…"]'),
+        ("CACHEYD_PASWORD", '; password can only stand in the file, in [registries."…"]'),
+        ("CACHEYD_ZZZZZ", ""),
+        ("CACHEYD_", ""),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_warned_about(name: str, hint: str) -> None:
+    settings = load(environ={name: "a-secret"})
+    assert settings.warnings == (unknown(name, hint),)
+    assert load(environ={name: ""}).warnings == ()
+
+
+def test_a_warning_is_one_line() -> None:
+    (line,) = load(environ={"CACHEYD_A\nB\udcff": "x"}).warnings
+    assert line.isprintable()
+
+
+def test_variables_that_are_right_are_not_warned_about(write: Callable[[str], str]) -> None:
+    file = write('[registries."a.b"]\nauth = "credentials"\nusername = "u"\npassword_env = "CACHEYD_HUB_TOKEN"\n')
+    names = [name for setting in SETTINGS for name in setting.variables()]
+    samples = {name: text(SAMPLES[setting.name][0][0]) for setting in SETTINGS for name in setting.variables()}
+    del samples["CACHEYD_AUTH"]
+    assert set(samples) <= set(names)
+    environ = samples | {
+        "CACHEYD_CONFIG": file,
+        "CACHEYD_HUB_TOKEN": "x",
+        "CACHED_TAG_TTL": "1",
+        "HOME": "/",
+        "cacheyd_x": "1",
+    }
+    assert load(environ=environ).warnings == ()
+
+
+# What the kubelet sets beside the Services cacheyd (two ports) and cacheyd-metrics.
+LINKS = {
+    "CACHEYD_SERVICE_HOST": "10.0.0.1", "CACHEYD_SERVICE_PORT": "3000", "CACHEYD_SERVICE_PORT_HTTP": "3000",
+    "CACHEYD_SERVICE_PORT_METRICS": "3001", "CACHEYD_PORT": "tcp://10.0.0.1:3000",
+    "CACHEYD_PORT_3000_TCP": "tcp://10.0.0.1:3000", "CACHEYD_PORT_3000_TCP_PROTO": "tcp", "CACHEYD_PORT_3000_TCP_PORT": "3000",
+    "CACHEYD_PORT_3000_TCP_ADDR": "10.0.0.1", "CACHEYD_METRICS_SERVICE_HOST": "10.0.0.2",
+    "CACHEYD_METRICS_SERVICE_PORT": "80", "CACHEYD_METRICS_SERVICE_PORT_HTTP": "80",
+    "CACHEYD_METRICS_PORT": "udp://10.0.0.2:80", "CACHEYD_METRICS_PORT_80_UDP": "udp://10.0.0.2:80",
+    "CACHEYD_METRICS_PORT_80_UDP_ADDR": "10.0.0.2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp", "sctp"])
+def test_the_variables_of_services_are_no_settings(scheme: str) -> None:
+    settings = load(environ=LINKS | {"CACHEYD_PORT": f"{scheme}://10.0.0.1:3000"})
+    assert (settings.warnings, settings.port) == ((), 3000)
+    assert load(environ={"CACHEYD_METRICS_PORT": "80"}).warnings == (unknown("CACHEYD_METRICS_PORT"),)
+
+
+NO_BOUND = "neither max_size nor min_free is set: the cache grows until its disk is full"
+
+
+@pytest.mark.parametrize(
+    ("values", "warned"),
+    [
+        ({"CACHEYD_MIN_FREE": "0"}, True),
+        ({"CACHEYD_MIN_FREE": "0%"}, True),
+        ({"CACHEYD_MIN_FREE": "0GiB", "CACHEYD_MAX_SIZE": "0"}, True),
+        ({"CACHEYD_MIN_FREE": "1"}, False),
+        ({"CACHEYD_MIN_FREE": "0", "CACHEYD_MAX_SIZE": "50%"}, False),
+        ({"CACHEYD_MIN_FREE": "0", "CACHEYD_MAX_SIZE": "5GiB"}, False),
+        ({}, False),
+    ],
+)
+def test_no_bound_at_all_is_said(values: dict[str, str], warned: bool, write: Callable[[str], str]) -> None:
+    assert load(environ=values).warnings == ((NO_BOUND,) if warned else ())
+    content = "".join(f'{name.removeprefix("CACHEYD_").lower()} = "{value}"\n' for name, value in values.items())
+    assert load(file=write(content), environ={}).warnings == ((NO_BOUND,) if warned else ())
+
+
+@pytest.mark.parametrize(
     "content", ["registries = 1", "registries = []", 'registries."a.b" = 1', "defaults = 'x'", "defaults = []"]
 )
 def test_what_should_be_a_table(write: Callable[[str], str], content: str) -> None:

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from cacheyd import config
+from cacheyd.reference import Reference, parse_target
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -134,6 +135,21 @@ def test_mirror_comes_before_the_registry(folder: str) -> None:
     assert hosts.pop("host") == {mirror(): {"capabilities": ["pull", "resolve"], "dial_timeout": "2s"}}
     # Without `server` the registry that the image names is the last resort; Docker Hub's is called differently.
     assert hosts == ({} if folder == "_default" else {"server": "https://registry-1.docker.io"})
+
+
+def test_the_path_names_the_registry_of_the_file() -> None:
+    hosts = toml_file(CONTAINERD / "override-path" / "hosts.toml")
+    server = hosts.pop("server")
+    ((url, host),) = hosts.pop("host").items()
+    assert hosts == {}
+    assert host == {"capabilities": ["pull", "resolve"], "dial_timeout": "2s", "override_path": True}
+    registry = urlsplit(server).hostname
+    assert url == f"{mirror()}/v2/{registry}"
+    path = urlsplit(url).path
+    for target in (f"{path}/acme/app/manifests/1.0?ns={registry}", f"{path}/acme/app/blobs/sha256:{'a' * 64}"):
+        found = parse_target(target)
+        assert isinstance(found, Reference)
+        assert (found.registry, found.repository) == (registry, "acme/app")
 
 
 def test_cacheyd_only_has_no_way_around() -> None:

@@ -52,11 +52,11 @@ def daemon_json() -> dict[str, Any]:
     return content
 
 
-def asked(mirror: str, repository: str) -> Reference:
-    """What cacheyd understands when containers/image asks this mirror for a repository."""
+def asked(mirror: str, repository: str, *, ns: str = "") -> Reference:
+    """What cacheyd understands when containers/image, or BuildKit with `ns`, asks this mirror for a repository."""
     host, _, prefix = mirror.partition("/")
     assert host == authority()
-    found = parse_target(f"/v2/{prefix}/{repository}/manifests/1.0")
+    found = parse_target(f"/v2/{prefix}/{repository}/manifests/1.0" + (f"?ns={ns}" if ns else ""))
     assert isinstance(found, Reference)
     return found
 
@@ -100,6 +100,20 @@ def test_registry_with_a_port_has_a_name_without_one(tmp_path: Path) -> None:
     assert loaded.upstreams(asked(mirror["location"], "acme/app").registry) == (f"https://{table['location']}",)
 
 
+# BuildKit: mirrors with a path (docs/buildkitd.toml.md); it sends ns as well
+
+
+def test_buildkit_names_the_registry_twice() -> None:
+    tables = tomllib.loads((CONFIGS / "buildkit" / "buildkitd.toml").read_text("utf-8"))
+    assert set(tables) == {"registry"}
+    assert tables["registry"].pop(authority()) == {"http": True}
+    assert set(tables["registry"]) == REGISTRIES
+    for registry, table in tables["registry"].items():
+        (mirror,) = table.pop("mirrors")
+        assert table == {}
+        assert asked(mirror, "acme/app").name == asked(mirror, "acme/app", ns=registry).name == f"{registry}/acme/app"
+
+
 # docker
 
 
@@ -141,7 +155,7 @@ def test_k3s_example_takes_a_registry_out() -> None:
 # All of them
 
 
-@pytest.mark.parametrize("folder", ["cri-o", "docker", "k3s", "podman"])
+@pytest.mark.parametrize("folder", ["buildkit", "cri-o", "docker", "k3s", "podman"])
 def test_the_port_is_the_one_of_the_service(folder: str) -> None:
     for path in (CONFIGS / folder).iterdir():
         ports = re.findall(r"127\.0\.0\.1:(\d+)", path.read_text("utf-8"))
@@ -149,7 +163,8 @@ def test_the_port_is_the_one_of_the_service(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["cri-o/registries.conf", "docker/README.md", "k3s/registries.yaml", "podman/registries.conf"]
+    "path",
+    ["buildkit/buildkitd.toml", "cri-o/registries.conf", "docker/README.md", "k3s/registries.yaml", "podman/registries.conf"],
 )
 def test_it_says_where_it_goes_and_what_happens_without_cacheyd(path: str) -> None:
     text = (CONFIGS / path).read_text("utf-8")

@@ -32,6 +32,7 @@ ORDER = (
     "cacheyd.images",
     "cacheyd.status",
     "cacheyd.ranges",
+    "cacheyd.rules",
     "cacheyd.config",
     "cacheyd.store.blobs",
     "cacheyd.store.index",

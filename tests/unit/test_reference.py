@@ -1,7 +1,7 @@
 """Request targets: what each client asks for, and what is refused at the edge."""
 
 from collections.abc import Callable
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import example, given
@@ -14,6 +14,7 @@ from cacheyd.reference import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     MAX_ACCEPT,
+    MAX_NAME,
     MAX_QUERY,
     MAX_TARGET,
     MAX_TYPE,
@@ -29,6 +30,7 @@ from cacheyd.reference import (
     accepts,
     are_all,
     canonical_registry,
+    name_to_ask,
     parse_image,
     parse_target,
 )
@@ -51,7 +53,7 @@ def refused(target: str, default_registry: str = "") -> tuple[int, Code]:
 
 def target_of(ref: Reference) -> str:
     """The target that a client sends for a reference: with `ns` as it was given, else with the registry in the path."""
-    path = ref.path if ref.scoped else ref.path.replace("/v2/", f"/v2/{ref.registry}/", 1)
+    path = ref.path.replace(f"/v2/{ref.repository}/", f"/v2/{name_to_ask(ref)}/", 1)
     if not ref.scoped:
         return path
     return f"{path}{'&' if '?' in path else '?'}ns={quote(ref.ns, safe='')}"
@@ -131,6 +133,74 @@ def test_docker_hub_has_one_canonical_name(alias: str) -> None:
 
     assert ref.registry == "docker.io"
     assert ref.ns == alias, "OCI-Namespace echoes what the client said"
+
+
+# ns and the registry in the path: containerd's override_path, buildkit's mirrors
+
+
+@pytest.mark.parametrize(
+    ("path", "ns", "registry", "repository"),
+    [
+        ("reg.test/app", "reg.test", "reg.test", "app"),
+        ("reg.test/lab/app", "reg.test", "reg.test", "lab/app"),
+        ("Reg.Test/app", "reg.test", "reg.test", "app"),
+        ("reg.test:443/app", "reg.test", "reg.test", "app"),
+        ("reg.test/app", "reg.test:443", "reg.test", "app"),
+        ("reg.test:5000/app", "reg.test%3A5000", "reg.test:5000", "app"),
+        ("reg.test%3A5000/app", "reg.test:5000", "reg.test:5000", "app"),
+        ("%5B::1%5D:5000/app", "%5B::1%5D:5000", "[::1]:5000", "app"),
+        ("127.1:5000/app", "127.0.0.1:5000", "127.0.0.1:5000", "app"),
+        ("localhost/app", "localhost", "localhost", "app"),
+        ("docker.io/library/nginx", "docker.io", "docker.io", "library/nginx"),
+        ("docker.io/library/nginx", "registry-1.docker.io", "docker.io", "library/nginx"),
+        ("index.docker.io/library/nginx", "docker.io", "docker.io", "library/nginx"),
+        ("docker.io/nginx", "docker.io", "docker.io", "library/nginx"),
+        # A repository that is called as its registry is reached by naming the registry once more.
+        ("reg.test/reg.test/app", "reg.test", "reg.test", "reg.test/app"),
+        # Another registry's name is part of the repository's, as in registries that mirror others.
+        ("docker.io/library/nginx", "harbor.test", "harbor.test", "docker.io/library/nginx"),
+        ("reg.test/app", "reg.test:5000", "reg.test:5000", "reg.test/app"),
+        ("reg.test:5000x/app", "reg.test", "reg.test", None),
+        # What has neither dot nor port is no registry to docker, and often the name of a project.
+        ("gitea/gitea", "gitea", "gitea", "gitea/gitea"),
+        ("reg.test", "reg.test", "reg.test", "reg.test"),
+        ("reg.test/", "reg.test", "reg.test", None),
+        ("reg.test//app", "reg.test", "reg.test", None),
+        ("reg.test/App", "reg.test", "reg.test", None),
+        # By ns alone it is what the client would ask Docker Hub for.
+        ("nginx", "docker.io", "docker.io", "nginx"),
+    ],
+)
+@pytest.mark.parametrize(
+    "tail", ["manifests/1.0", f"manifests/{SHA256}", f"blobs/{SHA256}", f"referrers/{SHA256}", "tags/list"]
+)
+def test_the_path_may_name_the_registry_of_ns_again(
+    path: str, ns: str, registry: str, repository: str | None, tail: str
+) -> None:
+    target = f"/v2/{path}/{tail}?ns={ns}"
+    if repository is None:
+        assert refused(target) == (400, Code.NAME_INVALID)
+        return
+    ref = parsed(target)
+    assert (ref.registry, ref.repository, ref.ns) == (registry, repository, unquote(ns))
+    assert ref.path == f"/v2/{repository}/{tail}"
+    assert parsed(target_of(ref)) == ref
+
+
+@pytest.mark.parametrize("hub", ["docker.io", "index.docker.io", "registry-1.docker.io", ""])
+def test_images_of_one_part_are_in_library(hub: str) -> None:
+    """As warm and docker read them; what has a folder stays, and so do other registries' names."""
+    prefix = f"{hub}/" if hub else ""
+    for name, repository in (("nginx", "library/nginx"), ("library/nginx", "library/nginx"), ("acme/app", "acme/app")):
+        for tail in ("manifests/latest", f"blobs/{SHA256}", "tags/list"):
+            assert parsed(f"/v2/{prefix}{name}/{tail}", "docker.io").name == f"docker.io/{repository}"
+    assert parsed("/v2/ghcr.io/app/manifests/1").name == "ghcr.io/app"
+    assert parsed("/v2/app/manifests/1", "ghcr.io").name == "ghcr.io/app"
+
+
+def test_names_of_one_part_are_checked_as_all_names() -> None:
+    for name in ("docker.io/", "docker.io/NGINX", "docker.io/.x", "docker.io/" + "a" * MAX_NAME):
+        assert refused(f"/v2/{name}/manifests/latest") == (400, Code.NAME_INVALID)
 
 
 # ns
@@ -353,7 +423,23 @@ TARGETS = st.one_of(
     st.text().map(lambda text: f"/v2/{text}"),
     st.builds(
         "/v2/{}/{}/{}?ns={}&{}".format,
-        st.sampled_from(["a", "library/nginx", "ghcr.io/app", "A", "a//b", "%61", "localhost/x"]),
+        st.sampled_from(
+            [
+                "a",
+                "library/nginx",
+                "ghcr.io/app",
+                "A",
+                "a//b",
+                "%61",
+                "localhost/x",
+                "ghcr.io/ghcr.io/a",
+                "docker.io/docker.io/a",
+                "Docker.io/a",
+                "index.docker.io/",
+                "[::1]/a",
+                "reg:5000/reg:5000/a",
+            ]
+        ),
         st.sampled_from(["manifests", "blobs", "referrers", "tags"]),
         st.sampled_from(["latest", "list", SHA256, SHA512, "sha256:x", "%6catest", "", "."]),
         st.one_of(st.sampled_from(["docker.io", "", "ghcr.io", "reg%3A5000", "b%C3%BCcher.example", "%5B::1%5D"]), st.text()),

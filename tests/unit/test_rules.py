@@ -1,0 +1,214 @@
+"""The rules of `allow` and `deny`: which pattern covers what, which one decides, and which can never match."""
+
+import time
+from fnmatch import fnmatchcase
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cacheyd.reference import NAME, TAG, Reference, parse_target
+from cacheyd.rules import Rules, parse_rule, parse_rules
+
+DIGEST = "sha256:" + "a1" * 32
+UNTAGGED = (f"manifests/{DIGEST}", f"blobs/{DIGEST}", "tags/list", f"referrers/{DIGEST}")
+
+
+def asked(name: str, rest: str = "manifests/1.0") -> Reference:
+    ref = parse_target(f"/v2/{name}/{rest}")
+    assert isinstance(ref, Reference)
+    return ref
+
+
+def denier(ref: Reference, *, allow: str = "", deny: str = "") -> str:
+    """The rule that refuses."""
+    return Rules(parse_rules(allow), parse_rules(deny)).refusal(ref)[1]
+
+
+# One pattern
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "covered"),
+    [
+        ("docker.io", "docker.io/library/nginx", True),
+        ("index.docker.io", "docker.io/library/nginx", True),
+        ("GHCR.io", "ghcr.io/acme/app", True),
+        ("reg.test:443", "reg.test/app", True),
+        ("reg.test:5000", "reg.test:5000/app", True),
+        ("reg.test", "reg.test:5000/app", False),
+        ("reg.test*", "reg.test:5000/app", True),
+        ("[::1]:5000", "[::1]:5000/app", True),
+        ("[a-c].test", "b.test/app", True),
+        ("*.io", "ghcr.io/acme/app", True),
+        ("*", "ghcr.io/acme/app", True),
+        ("docker.io/library/*", "docker.io/library/nginx", True),
+        ("docker.io/library/*", "docker.io/libraryx/nginx", False),
+        ("docker.io/library/*", "ghcr.io/library/nginx", False),
+        ("docker.io/nginx", "docker.io/library/nginx", True),
+        ("registry-1.docker.io/nginx", "docker.io/library/nginx", True),
+        ("docker.io/nginx", "docker.io/acme/nginx", False),
+        ("ghcr.io/app", "ghcr.io/app", True),
+        ("ghcr.io/acme/*", "ghcr.io/acme/team/app", True),
+        ("ghcr.io/acme", "ghcr.io/acme/app", False),
+        ("*/acme/app", "ghcr.io/acme/app", True),
+        ("*/acme/app", "ghcr.io/x/acme/app", False),
+        ("*/*", "ghcr.io/acme/app", True),
+        ("gh*/ap[p-q]", "ghcr.io/app", True),
+        ("ghcr.io/ap?", "ghcr.io/app", True),
+        ("ghcr.io/app:1.0", "ghcr.io/app", True),
+        ("ghcr.io/app:1.1", "ghcr.io/app", False),
+        ("ghcr.io/app:1.*", "ghcr.io/app", True),
+        ("ghcr.io/app:*", "ghcr.io/app", True),
+        ("*/*:1.?", "ghcr.io/app", True),
+        ("[::1]:5000/*:1.0", "[::1]:5000/app", True),
+        ("reg.test:5000/app:1.0", "reg.test:5000/app", True),
+    ],
+)
+def test_what_a_pattern_covers(pattern: str, name: str, covered: bool) -> None:
+    """Of tag 1.0."""
+    assert denier(asked(name), deny=pattern) == (f'deny = "{pattern}"' if covered else "")
+    assert denier(asked(name), allow=pattern) == ("" if covered else "allow")
+
+
+@pytest.mark.parametrize("rest", UNTAGGED)
+def test_what_has_no_tag_is_allowed_by_one_and_not_denied(rest: str) -> None:
+    """An image that is allowed by its tag is made of it."""
+    ref = asked("ghcr.io/app", rest)
+    assert denier(ref, allow="ghcr.io/app:1.*") == ""
+    assert denier(ref, allow="ghcr.io/other:1.*") == "allow"
+    assert denier(ref, deny="ghcr.io/app:1.*") == ""
+    assert denier(ref, deny="*/*:latest") == ""
+    # Any tag at all is no tag.
+    for pattern in ("ghcr.io/app", "ghcr.io/app:*", "ghcr.io/*:**", "ghcr.io"):
+        assert denier(ref, deny=pattern) == f'deny = "{pattern}"'
+
+
+def test_one_part_by_ns_alone_is_the_same_at_docker_hub() -> None:
+    ref = parse_target("/v2/nginx/manifests/1.0?ns=docker.io")
+    assert isinstance(ref, Reference)
+    for pattern in ("docker.io/library/*", "docker.io/nginx", "docker.io/library/nginx:1.0"):
+        assert denier(ref, deny=pattern) == f'deny = "{pattern}"'
+
+
+# Both lists
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "refused"),
+    [
+        # Registries alone: deny wins, however they are written.
+        ("", "", ""),
+        ("docker.io", "", ""),
+        ("ghcr.io", "", "allow"),
+        ("docker.io", "*.io", 'deny = "*.io"'),
+        ("docker.io", "docker.io", 'deny = "docker.io"'),
+        ("*", "docker.io", 'deny = "docker.io"'),
+        # A repository says more than any registry.
+        ("docker.io/library/*", "docker.io", ""),
+        ("*/*", "docker.io", ""),
+        ("docker.io/acme/*", "docker.io", 'deny = "docker.io"'),
+        ("docker.io", "docker.io/library/*", 'deny = "docker.io/library/*"'),
+        ("docker.io", "*/*:1.0", 'deny = "*/*:1.0"'),
+        # Among those, who has more characters of its own.
+        ("docker.io/library/nginx", "docker.io/library/*", ""),
+        ("docker.io/library/*", "docker.io/library/nginx", 'deny = "docker.io/library/nginx"'),
+        ("docker.io/library/nginx:1.0", "docker.io/library/nginx", ""),
+        ("docker.io/library/*", "*/*:1.0", ""),
+        ("docker.io/*", "docker.io/library/*:1.0,*/*", 'deny = "docker.io/library/*:1.0"'),
+        # A tie is deny's; two ways of writing the same are one.
+        ("docker.io/library/nginx", "docker.io/library/nginx", 'deny = "docker.io/library/nginx"'),
+        ("index.docker.io/nginx", "docker.io/library/nginx", 'deny = "docker.io/library/nginx"'),
+        ("docker.io/library/ngin?", "docker.io/library/?ginx", 'deny = "docker.io/library/?ginx"'),
+        ("docker.io/library/nginx:*", "docker.io/library/nginx", 'deny = "docker.io/library/nginx"'),
+        # The most specific of each list counts, wherever it stands.
+        ("docker.io/*,docker.io/library/nginx:1.0", "docker.io/library/*", ""),
+        ("docker.io/library/nginx:1.0,docker.io/*", "docker.io/library/*", ""),
+    ],
+)
+def test_which_rule_decides(allow: str, deny: str, refused: str) -> None:
+    """About docker.io/library/nginx:1.0."""
+    assert denier(asked("docker.io/library/nginx"), allow=allow, deny=deny) == refused
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "words"),
+    [
+        ("", "docker.io", 'this registry is denied here, by deny = "docker.io"'),
+        ("", "docker.io/library/*", 'this image is denied here, by deny = "docker.io/library/*"'),
+        ("", "*/*:1.0", 'this tag is denied here, by deny = "*/*:1.0"'),
+        ("ghcr.io", "", "this registry is not among those allowed here, by any rule of allow"),
+        ("docker.io/acme/*", "", "this image is not among those allowed here, by any rule of allow"),
+    ],
+)
+def test_the_reason_names_the_rule(allow: str, deny: str, words: str) -> None:
+    assert Rules(parse_rules(allow), parse_rules(deny)).refusal(asked("docker.io/library/nginx"))[0] == words
+
+
+# What can never match
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "docker.io/Library/*", "docker.io/library/nginx latest", "ghcr.io/", "ghcr.io//app", "ghcr.io/app/", "ghcr.io/*//x",
+        "/app", "ghcr.io/-app", "ghcr.io/app-", "ghcr.io/a..b", "ghcr.io/a___b*", "ghcr.io/*_/x", "ghcr.io/app@" + DIGEST,
+        "ghcr.io/app:", "ghcr.io/app:1:2", "ghcr.io/app:-x", "ghcr.io/app:v+1", "ghcr.io/app:" + "a" * 129, "ghcr.io/[A-Z]*",
+        "ghcr.io/[", "ghcr.io/" + "a" * 256, "https://ghcr.io", "https://ghcr.io/app", "ghcr..io", "-ghcr.io", "*.Corp.test",
+        "*.corp.test:443", "ghcr.io:99999", "ghcr io", "*.corp/App", "ghcr.io/app:[!0-9a-zA-Z_.-]", "ghcr.io/ä",
+        "ghcr.io/*-", "user@ghcr.io", "*@ghcr.io", "docker.io/Nginx", "docker.io/library/nginx:lat est",
+    ],
+)  # fmt: skip
+def test_what_can_never_match_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="can never match: ") as caught:
+        parse_rules([pattern])
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*/*:*", "*:5000", "10.*", "*.0.0.1:5000", "a", "localhost", "ghcr.io/*_*", "ghcr.io/a_*_b", "ghcr.io/a.*",
+        "ghcr.io/?", "ghcr.io/*?*", "ghcr.io/[a-z]*/[!b]x", "ghcr.io/a[/]b", "*/*:v[0-9]*", "*/*:[A-Z]*", "*/*:*-rc*",
+        "bücher.example/app", "[::1]", "ghcr.io/" + "a" * 255 + "*", "*/*:" + "a" * 128 + "*", "ghcr.io/[]a]x", "*/*:_",
+    ],
+)  # fmt: skip
+def test_what_can_match_is_taken(pattern: str) -> None:
+    assert parse_rules([pattern]) == (pattern,)
+
+
+@given(
+    name=st.from_regex(NAME, fullmatch=True),
+    tag=st.from_regex(TAG, fullmatch=True),
+    cuts=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 8), st.sampled_from(["*", "?", "[a-z]", "[!a]", ""])), max_size=4
+    ),
+)
+def test_no_pattern_that_matches_is_refused(name: str, tag: str, cuts: list[tuple[int, int, str]]) -> None:
+    """Patterns made of a name, by putting wildcards for what is in it."""
+    assume(len(name) <= 255)
+    for what, prefix in ((name, "ghcr.io/"), (tag, "ghcr.io/app:")):
+        pattern = what
+        for start, size, wildcard in cuts:
+            pattern = pattern[:start] + wildcard + pattern[start + size :]
+        if pattern and fnmatchcase(what, pattern):
+            parse_rule(prefix + pattern)
+
+
+def test_the_list_is_as_all_lists_of_patterns() -> None:
+    assert parse_rules("docker.io, */*:latest,") == ("docker.io", "*/*:latest")
+    for wrong in (7, [""], [1], ["a\nb"]):
+        with pytest.raises(ValueError, match="list of patterns"):
+            parse_rules(wrong)
+
+
+def test_a_request_costs_little_whatever_the_rules() -> None:
+    """Names are a stranger's; the patterns are not."""
+    deny = tuple(f"*/{'*a' * 40}b{number}:{'*a' * 40}b" for number in range(100))
+    rules, best = Rules((), deny), 1.0
+    for length in range(123, 128):
+        ref = asked("ghcr.io/" + "a" * 255, "manifests/" + "a" * length)
+        started = time.thread_time()
+        assert rules.refusal(ref) == ("", "")
+        best = min(best, time.thread_time() - started)
+    assert best < 0.02
