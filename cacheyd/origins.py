@@ -213,6 +213,7 @@ class Origins:
         """
         registry = request.ref.registry
         self.check_allowed(registry)
+        await self._authorizer.prepare(request)
         limit, patience = self.settings.registry(registry).max_fetches, self.settings.head_timeout
         try:
             leave = await self._turnstile.enter(registry, lane_of(request), limit, patience)

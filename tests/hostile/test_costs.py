@@ -142,6 +142,8 @@ TRUSTED = {
     "cacheyd.config._URL_LOGIN": "settings, for the messages about them",
     "cacheyd.parse._DURATION": "settings", "cacheyd.parse._DURATION_PART": "settings", "cacheyd.parse._SIZE": "settings",
     "cacheyd.parse.duration": "settings", "cacheyd.parse.share": "settings", "cacheyd.parse.parse": "settings",
+    "cacheyd.helpers._PART": "answers of credential providers", "cacheyd.helpers._NAMED": "their errors, 1,000 characters",
+    "cacheyd.helpers._LONG": "the same", "cacheyd.helpers._USER_INFO": "the same", "cacheyd.helpers.clean": "the same",
     "cacheyd.inventory._SHORT_DIGEST": "arguments of commands", "cacheyd.inventory.parse_target": "arguments of commands",
     "cacheyd.layout._BLOB": "archives that an operator imports", "cacheyd.layout._checked_path": "the same",
     "cacheyd.store.blobs._HEX": "names of files in the cache directory",
