@@ -48,7 +48,7 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0
 # Words that a secret follows, and words that are long enough to be one.
 _NAMED = re.compile(
     r"""(?i)((?:pass\w*|pwd|secret\w*|token\w*|key\w*|auth\w*|credential\w*)["']?[:=] ?(?:(?:bearer|basic) )?"""
-    r"""|(?:(?:password|passwd|pwd|secret|token|key|bearer|basic) )+)\S+"""
+    r"""|(?:password|passwd|pwd|secret|token|key|bearer|basic) (?:(?:password|secret|token|key|is|was) )*)\S+"""
 )
 _LONG = re.compile(r"[A-Za-z0-9+/=_.~-]{20,}")
 _USER_INFO = re.compile(r"//[^/@\s]*@")
@@ -109,12 +109,17 @@ async def run(argv: Sequence[str], data: bytes, deadline: float = DEADLINE) -> b
         raise HelperError(f"{name} did not end within {deadline:g} s{f': {said}' if said else ''}") from None
     finally:
         if not ok:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(transport.get_pid(), signal.SIGKILL)
+            await _kill(transport.get_pid(), program.exited)
         transport.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER):
-                await program.exited.wait()
+
+
+async def _kill(pid: int, exited: asyncio.Event) -> None:
+    """Kills a program and its children, and waits until it is gone: `close` would read its status away."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER):
+            await exited.wait()
 
 
 def _status(code: int) -> str:
