@@ -121,9 +121,11 @@ class Logins:
         place, image = self._place(ref.registry), image_of(settings, ref)
         try:
             if await self.get(settings, ref) == refused:
-                if self._clock() - place.refused_at < REFUSED_EVERY or place.paused_until > self._clock():
-                    return ""
-                place.refused_at = self._clock()
+                # One that runs now may be for others whose login was refused, too.
+                if not place.runs.tasks():
+                    if self._clock() - place.refused_at < REFUSED_EVERY or self._clock() < place.paused_until:
+                        return ""
+                    place.refused_at = self._clock()
                 _, running = self._run(place, settings, ref, image)
                 await running
             login = await self.get(settings, ref)

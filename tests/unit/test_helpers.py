@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cacheyd import helpers
 from cacheyd.helpers import (
@@ -249,6 +251,25 @@ def test_answers_that_are_none(fields: dict[str, Any], why: str) -> None:
     with pytest.raises(HelperError, match=why) as caught:
         parse_provided("x", answer(**fields))
     assert "sesame" not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["username", "password", "reg.test", "x"]), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.binary(max_size=100) | st.builds(lambda a, d: answer(auth=a, cacheDuration=d), JSON, JSON))
+def test_any_bytes_are_an_answer_or_none(output: bytes) -> None:
+    try:
+        provided = parse_provided("x", output)
+    except HelperError as error:
+        assert str(error).isprintable()
+    else:
+        assert isinstance(provided.login("reg.test/a"), str)
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,14 @@ async def test_a_refused_login_is_asked_for_again_once_in_a_while(scene: Scene) 
     assert scene.runs == 3
 
 
+async def test_many_whose_login_is_refused_get_the_same_other_one(scene: Scene) -> None:
+    scene.write(given("a:1"))
+    await scene.get()
+    scene.write(f"sleep 0.2\n{given('a:2')}")
+    assert set(await asyncio.gather(*(scene.other("a:1") for _ in range(20)))) == {"a:2"}
+    assert scene.runs == 2
+
+
 async def test_a_refused_login_that_is_the_only_one(scene: Scene) -> None:
     scene.write(given("a:1"))
     await scene.get()
