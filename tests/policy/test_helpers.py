@@ -26,7 +26,7 @@ from tests.support.programs import counted, is_alive, provides, runs_of, says, w
 USER, SECRET, NEXT = "robot", "sesame-one", "sesame-two"
 # The deadline of helpers is no longer than that of heads.
 PATIENCE = 2.0
-LABELS = ("helper", "provider", "file", "store", "hang", "broken", "short", "thief")
+LABELS = ("helper", "provider", "file", "store", "hang", "broken", "short", "stale", "thief")
 
 
 def table(name: str, origin: Origin, *lines: str) -> str:
@@ -76,6 +76,7 @@ def lab(shared: Starter, tmp_path_factory: pytest.TempPathFactory) -> Programs:
             table("short", origins["short"], f'credential_command = ["{directory}/short"]'),
         )
     )
+    config += table("stale", origins["stale"], f'credential_command = ["{directory}/stale"]', 'tag_ttl = "0s"')
     programs = Programs(None, origins, shared.numbers)  # type: ignore[arg-type]
     programs.bin = directory
     programs.write(
@@ -83,6 +84,7 @@ def lab(shared: Starter, tmp_path_factory: pytest.TempPathFactory) -> Programs:
     )
     programs.write("docker-credential-kept", says(USER, SECRET))
     programs.write("provider", f"sleep 0.3; {provides({'127.0.0.1': (USER, SECRET)})}")
+    programs.write("stale", provides({"127.0.0.1": (USER, SECRET)}))
     programs.write("short", provides({"127.0.0.1": (USER, SECRET)}))
     programs.write("docker-credential-hang", f"sleep 60 & echo $! > {directory}/pids; echo $$ >> {directory}/pids; wait")
     programs.write("docker-credential-broken", "echo sesame-of-the-output; echo password is sesame-of-the-errors >&2; exit 7")
@@ -109,6 +111,13 @@ def tag(lab: Programs, name: str) -> str:
     return manifest_target(repo, "1.0", f"{name}.test")
 
 
+def forget(lab: Programs) -> None:
+    """A reload of the settings, after which no login is known."""
+    before = lab.cache.log_size()
+    os.kill(lab.cache.pid, signal.SIGHUP)
+    wait_until(lambda: any("settings reloaded" in line for line in lab.cache.lines(before)), "the reload", seconds=5)
+
+
 @pytest.mark.parametrize("name", ["helper", "provider", "file", "store"])
 def test_a_client_without_a_login_gets_the_image(lab: Programs, name: str) -> None:
     repo = lab.repo()
@@ -127,8 +136,7 @@ def test_a_helper_is_asked_for_the_host_that_gets_the_login(lab: Programs) -> No
 def test_many_at_once_need_one_run(lab: Programs) -> None:
     targets = [tag(lab, "provider") for _ in range(20)]
     before = lab.runs("provider")
-    os.kill(lab.cache.pid, signal.SIGHUP)  # What is known is forgotten.
-    wait_until(lambda: "settings reloaded" in lab.cache.log(), "the reload", seconds=5)
+    forget(lab)
     with ExitStack() as clients:
         replies = [client.read_reply() for client in ask_all(lab.cache, targets, clients)]
     assert set(statuses(replies)) == {200}
@@ -197,6 +205,16 @@ def test_one_that_fails_is_said_without_what_it_wrote(lab: Programs) -> None:
     assert reply.status == 503
     assert b"sesame" not in reply.body
     assert lab.origins["broken"].requests == []
+
+
+def test_what_is_cached_is_served_without_a_login(lab: Programs) -> None:
+    lab.cache.expect("the login of stale.test cannot be had: stale failed: status 1")
+    target = tag(lab, "stale")
+    lab.pull(target)
+    assert lab.get(target).cache == "REVALIDATED"
+    forget(lab)
+    lab.write("stale", "exit 1")
+    assert lab.get(target).cache == "STALE"
 
 
 def test_the_login_goes_nowhere_else(lab: Programs) -> None:

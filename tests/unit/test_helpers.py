@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import time
@@ -264,12 +265,8 @@ JSON = st.recursive(
 
 @given(st.binary(max_size=100) | st.builds(lambda a, d: answer(auth=a, cacheDuration=d), JSON, JSON))
 def test_any_bytes_are_an_answer_or_none(output: bytes) -> None:
-    try:
-        provided = parse_provided("x", output)
-    except HelperError as error:
-        assert str(error).isprintable()
-    else:
-        assert isinstance(provided.login("reg.test/a"), str)
+    with contextlib.suppress(HelperError):
+        assert isinstance(parse_provided("x", output).login("reg.test/a"), str)
 
 
 @pytest.mark.parametrize(
