@@ -5,6 +5,7 @@ section 11. Stored credentials go to the registry's own host and to token servic
 configuration, and never elsewhere.
 """
 
+import asyncio
 import base64
 import hashlib
 import logging
@@ -12,14 +13,14 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import urlencode
 
-from cacheyd import config
-from cacheyd.config import ConfigError, RegistrySettings, Settings
+from cacheyd.config import RegistrySettings, Settings
 from cacheyd.errors import HeaderList, RequestError
 from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all, without
+from cacheyd.logins import Logins
 from cacheyd.manifest import parse_object
 from cacheyd.once import Once
 from cacheyd.reference import Reference
@@ -66,8 +67,18 @@ class _Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Token:
+    """`final`: a 403 is not about the token, which is not replaced for one."""
+
     value: str
     expires: float
+    final: bool = False
+
+
+class _LoginRefused(UpstreamBroken):
+    """The registry, or its token service, does not take this login."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, refused=True)
 
 
 def parse_challenges(headers: HeaderList) -> list[Challenge]:
@@ -151,6 +162,11 @@ class _Tokens:
         while self._room < 0 or len(self._tokens) > MAX_TOKENS:
             self.drop(next(iter(self._tokens)))
 
+    def settle(self, key: _Key) -> None:
+        """A 403 was not about the token: another one would be, or was, refused in the same way."""
+        if token := self._tokens.get(key):
+            self._tokens[key] = replace(token, final=True)
+
     def drop(self, key: _Key) -> None:
         if token := self._tokens.pop(key, None):
             self._room += _cost(key, token)
@@ -169,11 +185,30 @@ class Authorizer:
         self._tokens = _Tokens()
         self._basic: set[str] = set()
         self._asking: Once[_Key, None, str] = Once()
+        self._logins = Logins(clock)
 
     def forget(self) -> None:
-        """After a change of settings: no token of before is used."""
+        """After a change of settings: no token and no login of before is used."""
         # New tables: what is asked for now is put into the old ones.
         self._tokens, self._basic = _Tokens(), set()
+        self._logins.forget()
+
+    async def close(self) -> None:
+        """Ends programs that are asked for a login."""
+        await self._logins.close()
+
+    async def prepare(self, request: UpstreamRequest) -> None:
+        """Waits for the stored login that the request needs: how long that takes says nothing about the registry.
+
+        Raises UpstreamBroken.
+        """
+        if self.settings.registry(request.ref.registry).auth != "credentials" or request.as_client:
+            return
+        try:
+            async with asyncio.timeout(self.settings.head_timeout):
+                await self._logins.get(self.settings, request.ref)
+        except TimeoutError:
+            raise UpstreamBroken("its login was not there in time", refused=True) from None
 
     async def fetch(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
         """The upstream's response to the request, as whom the settings say. Raises UpstreamBroken."""
@@ -183,23 +218,53 @@ class Authorizer:
             if request.ref.scoped or header(request.headers, "authorization") is not None:
                 return await transport.fetch(name, request.method, url, request.headers)
             return await self._anonymous(transport, request, base)
+        login = await self._logins.get(self.settings, request.ref)
+        try:
+            response = await self._logged_in(transport, request, base, registry, login)
+        except _LoginRefused:
+            other = await self._logins.other(self.settings, request.ref, login)
+            if not other:
+                raise
+            return await self._logged_in(transport, request, base, registry, other)
+        if response.status != 403 or not (other := await self._logins.other(self.settings, request.ref, login)):
+            return response
+        response.close()
+        return await self._logged_in(transport, request, base, registry, other)
+
+    async def _logged_in(
+        self, transport: Transport, request: UpstreamRequest, base: str, registry: RegistrySettings, login: str
+    ) -> UpstreamResponse:
+        """The response for this login (empty: for anybody). A token that is refused, with 401 or 403, is replaced once."""
+        name, url = request.ref.registry, target(base, request.ref)
         headers = without(request.headers, "authorization")
-        login = self._login(registry)
         key = _Key(name, base, _scope(request.ref), _who(login))
         known = self._known(key, login)
         response = await transport.fetch(name, request.method, url, (*headers, *known))
+        replaced = response.status == 403 and self._is_replaceable(key, known)
+        if replaced:
+            # Some say 403 of a token that has expired. The challenge, which says where tokens are, needs a request without.
+            response.close()
+            response = await transport.fetch(name, request.method, url, headers)
         if response.status != 401:
+            if replaced:
+                self._tokens.settle(key)
             return response
         challenges = parse_challenges(response.headers)
         response.close()
-        answer = await self._answer(transport, registry, key, challenges, known)
+        answer = await self._answer(transport, registry, key, login, challenges, known)
         response = await transport.fetch(name, request.method, url, (*headers, ("Authorization", answer)))
         if response.status == 401:
             response.close()
             self._tokens.drop(key)
             self._basic.discard(base)
-            raise UpstreamBroken(f"{name} refused {'the stored login' if login else 'an anonymous token'}", refused=True)
+            raise _LoginRefused(f"{name} refused {'the stored login' if login else 'an anonymous token'}")
+        if response.status == 403 and replaced:
+            self._tokens.settle(key)
         return response
+
+    def _is_replaceable(self, key: _Key, sent: HeaderList) -> bool:
+        token = self._tokens.get(key)
+        return bool(sent) and token is not None and not token.final and sent[0][1].startswith("Bearer ")
 
     async def _anonymous(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
         """For clients that name the registry in the path and bring no login.
@@ -215,21 +280,11 @@ class Authorizer:
         if response.status != 401 or bearer is None:
             return response
         try:
-            token = await self._token(transport, RegistrySettings(), key, bearer, known)
+            token = await self._token(transport, RegistrySettings(), key, "", bearer, known)
         except (UpstreamBroken, RequestError):
             return response
         response.close()
         return await transport.fetch(name, request.method, url, (*request.headers, ("Authorization", f"Bearer {token}")))
-
-    def _login(self, registry: RegistrySettings) -> str:
-        """`user:password`, empty for anonymous."""
-        if registry.auth != "credentials":
-            return ""
-        try:
-            return f"{registry.username}:{config.password(registry)}"
-        except ConfigError as error:
-            log.error("%s", error)
-            raise UpstreamBroken("the stored login cannot be read", refused=True) from None
 
     def _known(self, key: _Key, login: str) -> HeaderList:
         token = self._tokens.get(key)
@@ -238,32 +293,42 @@ class Authorizer:
         return (("Authorization", basic(login)),) if login and key.base in self._basic else ()
 
     async def _answer(
-        self, transport: Transport, registry: RegistrySettings, key: _Key, challenges: list[Challenge], sent: HeaderList
+        self,
+        transport: Transport,
+        registry: RegistrySettings,
+        key: _Key,
+        login: str,
+        challenges: list[Challenge],
+        sent: HeaderList,
     ) -> str:
         """The Authorization that answers a challenge to a request that was made with `sent`."""
         bearer = _bearer(challenges)
         if bearer is not None:
-            return f"Bearer {await self._token(transport, registry, key, bearer, sent)}"
-        login = self._login(registry)
+            return f"Bearer {await self._token(transport, registry, key, login, bearer, sent)}"
         if login and any(c.scheme == "basic" for c in challenges):
             self._basic.add(key.base)
             return basic(login)
         raise UpstreamBroken(f"{key.registry} asks for a login that cacheyd cannot give", refused=True)
 
     async def _token(
-        self, transport: Transport, registry: RegistrySettings, key: _Key, challenge: Challenge, sent: HeaderList
+        self,
+        transport: Transport,
+        registry: RegistrySettings,
+        key: _Key,
+        login: str,
+        challenge: Challenge,
+        sent: HeaderList,
     ) -> str:
         """A token other than the one that was sent, asked for once however many requests need it."""
         known = self._known(key, "")
         if known and known != sent:
             return known[0][1].removeprefix("Bearer ")
-        _, token = self._asking.join(key, None, lambda: self._ask(transport, key, registry, challenge))
+        _, token = self._asking.join(key, None, lambda: self._ask(transport, key, registry, login, challenge))
         return await token
 
-    async def _ask(self, transport: Transport, key: _Key, registry: RegistrySettings, challenge: Challenge) -> str:
+    async def _ask(self, transport: Transport, key: _Key, registry: RegistrySettings, login: str, challenge: Challenge) -> str:
         name, base, scope, _ = key
         tokens = self._tokens
-        login = self._login(registry)
         realm = _realm(challenge)
         if login and not realm_belongs(realm, base, registry.token_realms):
             log.error("%s sends logins to %s, which is not its own; allow it with token_realms", name, parse_url(realm).host)
@@ -307,6 +372,8 @@ async def _request_token(
         body = await read_all(response, ANSWER_MAX)
     finally:
         response.close()
+    if response.status in (401, 403):
+        raise _LoginRefused(f"its token service answered {response.status}")
     if response.status != 200:
         raise UpstreamBroken(f"its token service answered {response.status}", refused=True)
     return _parse_token(body)

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         for warning in settings.warnings:
             print(f"cacheyd: warning: {warning}", file=sys.stderr)
-        return _check_directory(settings)
+        return _check_helpers(settings) or _check_directory(settings)
     if args.command in ("warm", "export", "import"):
         from cacheyd import session  # noqa: PLC0415
 
@@ -107,6 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return tools.run(args, settings)
     return asyncio.run(_serve(settings, load))
+
+
+def _check_helpers(settings: Settings) -> int:
+    from cacheyd.logins import missing  # noqa: PLC0415
+
+    lines = missing(settings)
+    for line in lines:
+        print(f"cacheyd: {line}", file=sys.stderr)
+    return 1 if lines else 0
 
 
 def _check_directory(settings: Settings) -> int:

@@ -115,6 +115,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("password", parse.text, "", "its password or token; better in password_file or password_env", _R, secret=True),
     Setting("password_file", parse.readable_file, "", "file that holds the password", _R),
     Setting("password_env", parse.text, "", "environment variable that holds the password", _R),
+    Setting("credential_helper", parse.helper_name, "", "one of docker's credential helpers that has the login, such as ecr-login", _R),
+    Setting(
+        "credential_command", parse.command, "", "credential provider of kubelet's that has the login: program and arguments", _R,
+        secret=True,
+    ),
+    Setting("auth_file", parse.readable_file, "", "docker's config.json with the login, or with the helper that has it", _R),
     Setting("token_realms", parse.base_urls, "", "token services that may see the stored login, besides upstream's own host", _R),
 )  # fmt: skip
 
@@ -147,6 +153,9 @@ class RegistrySettings:
     password: str = field(default="", repr=False)
     password_file: Path | None = None
     password_env: str = ""
+    credential_helper: str = ""
+    credential_command: tuple[str, ...] = field(default=(), repr=False)
+    auth_file: Path | None = None
     token_realms: tuple[str, ...] = ()
 
 
@@ -305,9 +314,12 @@ def _registry(values: dict[str, Any], where: str, prefix: str) -> RegistrySettin
     found = RegistrySettings(configured=True, **values)
     if found.auth == "credentials":
         secrets = [s for s in (found.password, found.password_file, found.password_env) if s]
-        if not found.username or len(secrets) != 1:
+        sources = [s for s in (found.credential_helper, found.credential_command, found.auth_file) if s]
+        own = bool(found.username or secrets)
+        if len(sources) + own != 1 or (own and not (found.username and len(secrets) == 1)):
             raise ConfigError(
-                f'{where}: {prefix}auth = "credentials": expected username and one of password, password_file, password_env'
+                f'{where}: {prefix}auth = "credentials": expected one of credential_helper, credential_command, auth_file, and'
+                " username with one of password, password_file, password_env"
             )
     if found.client_key and not found.client_cert:
         raise ConfigError(f"{where}: {prefix}client_key: expected client_cert beside it")
@@ -418,6 +430,9 @@ def _quoted(value: object) -> str:
 
 def _shown(setting: Setting, value: object) -> str:
     match value:
+        case [program, *arguments] if setting.parse is parse.command:
+            # A program is no secret; its arguments may be.
+            return "[" + ", ".join([_quoted(program), *['"…"' for _ in arguments]]) + "]"
         case _ if setting.secret and value:
             return '"…"'
         case Size():

@@ -4,8 +4,7 @@
 """
 
 import argparse
-import base64
-import binascii
+import asyncio
 import json
 import os
 import sys
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, Self, TextIO
 
 from cacheyd import descriptors
-from cacheyd.errors import RequestError
+from cacheyd.helpers import AuthFile, HelperError
 from cacheyd.layout import Image, IncompleteError, Kept, LayoutError, import_layout, write_layout
-from cacheyd.manifest import Descriptor, Platform, own_platform, parse_object, parse_platform
+from cacheyd.manifest import Descriptor, Platform, own_platform, parse_platform
 from cacheyd.parse import shown_size
-from cacheyd.reference import ImageName, canonical_registry, parse_image
+from cacheyd.reference import ImageName, parse_image
 
 # The most layers that may be fetched at once.
 MAX_LAYERS = 64
@@ -64,48 +63,22 @@ def one_login(images: Sequence[ImageName], username: str, password: str) -> dict
 
 
 def file_logins(images: Sequence[ImageName], path: Path) -> dict[str, str]:
-    """The logins that a docker or podman auth file has for the images. Raises UsageError."""
+    """The logins that a docker or podman auth file has for the images; its credential helpers are run. Raises UsageError."""
     try:
-        content = parse_object(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from error
-    auths, helpers = (value if isinstance(value := content.get(name), dict) else {} for name in ("auths", "credHelpers"))
-    places = {_place(key): entry for key, entry in auths.items()}
-    helped = {_place(key) for key in helpers}
-    logins = {}
+        return asyncio.run(_file_logins(images, AuthFile.read(path)))
+    except HelperError as error:
+        raise UsageError(str(error)) from error
+
+
+async def _file_logins(images: Sequence[ImageName], file: AuthFile) -> dict[str, str]:
+    """Each registry's helper is run once."""
+    found: dict[str, str] = {}
     for image in images:
-        place = max((place for place in places if f"{image.name}/".startswith(f"{place}/")), key=len, default="")
-        login = _login(places[place], path, place) if place else ""
-        if login:
-            logins[str(image)] = login
-        elif image.registry in helped or (place and content.get("credsStore")):
-            raise UsageError(f"{path}: the login of {image.registry} is with a credential helper, which cacheyd does not run")
-    return logins
-
-
-def _place(key: str) -> str:
-    """What a key of `auths` is about: a registry, or (podman) a part of one; docker writes its own as a URL."""
-    host, _, path = key.removeprefix("https://").removeprefix("http://").rstrip("/").partition("/")
-    try:
-        registry = canonical_registry(host)
-    except RequestError:
-        return key
-    return registry if not path or path in ("v1", "v2") else f"{registry}/{path}"
-
-
-def _login(entry: object, path: Path, place: str) -> str:
-    fields = entry if isinstance(entry, dict) else {}
-    if fields.get("identitytoken"):
-        raise UsageError(f"{path}: the login of {place} is an identity token, which cacheyd cannot use")
-    try:
-        login = base64.b64decode(str(fields.get("auth") or ""), validate=True).decode().rstrip("\0")
-    except (binascii.Error, ValueError):
-        login = "?"
-    if login and ":" not in login:
-        raise UsageError(f"{path}: the login of {place} is not base64 of name:password")
-    return login
+        place = image.name if file.is_narrow(image.registry) else image.registry
+        if place not in found:
+            found[place] = await file.login(place)
+    places = {str(image): image.name if file.is_narrow(image.registry) else image.registry for image in images}
+    return {name: found[place] for name, place in places.items() if found[place]}
 
 
 # Warm

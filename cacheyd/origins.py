@@ -228,6 +228,7 @@ class Origins:
         """
         registry = request.ref.registry
         self.check_allowed(request.ref)
+        await self._authorizer.prepare(request)
         limit, patience = self.settings.registry(registry).max_fetches, self.settings.head_timeout
         lane = lane_of(request)
         try:

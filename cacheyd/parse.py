@@ -153,6 +153,25 @@ def readable_file(value: object) -> Path | None:
     return path
 
 
+def command(value: object) -> tuple[str, ...]:
+    """A program and its arguments, as a list; none from an empty text or list."""
+    if value in ("", []):
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value) or not value[0]:
+        raise ValueError('a program and its arguments, as a list such as ["/usr/bin/tool", "get"]')
+    return tuple(value)
+
+
+def helper_name(value: object) -> str:
+    """The name of one of docker's credential helpers, without `docker-credential-`; or an empty text."""
+    if value == "":
+        return ""
+    name = text(value)
+    if len(name) > 100 or not all(char.isascii() and (char.isalnum() or char in "._-") for char in name):
+        raise ValueError("the name of a credential helper, such as ecr-login")
+    return name.removeprefix("docker-credential-")
+
+
 def registry_name(value: object) -> str:
     """A registry as `host` or `host:port`, canonical; or an empty text."""
     if value == "":

@@ -26,6 +26,7 @@ from cacheyd.config import ConfigError, Settings
 from cacheyd.control import ControlServer
 from cacheyd.errors import Code, HeaderList, RequestError, cache_error, client_error, reason
 from cacheyd.fetch import Fetcher
+from cacheyd.logins import missing
 from cacheyd.logs import AccessLine, AccessLog
 from cacheyd.metrics import CONTENT_TYPE, Metrics
 from cacheyd.origins import Origins
@@ -132,6 +133,8 @@ class RegistryCache:
     def _read_settings(self) -> Settings:
         settings = self._load_settings()
         check_files(settings)
+        for line in missing(settings):
+            log.warning("%s", line)
         return settings
 
     async def running(self) -> None:
@@ -275,6 +278,7 @@ class RegistryCache:
             await asyncio.sleep(0.05)  # A counter on the hot path is cheaper than an event.
         self._ready = False
         await self.fetcher.stop()
+        await self.authorizer.close()
         self.transport.close()
         await self.control.close()
         await self.store.stop()

@@ -145,6 +145,8 @@ TRUSTED = {
     "cacheyd.config._SERVICE": "the environment", "cacheyd.config._SERVICE_URL": "the same",
     "cacheyd.rules._PART": "settings", "cacheyd.rules._registry": "no wildcard in it",
     "cacheyd.rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
+    "cacheyd.helpers._PART": "answers of credential providers", "cacheyd.helpers._NAMED": "their errors, 1,000 characters",
+    "cacheyd.helpers._LONG": "the same", "cacheyd.helpers._USER_INFO": "the same", "cacheyd.helpers.clean": "the same",
     "cacheyd.inventory._SHORT_DIGEST": "arguments of commands", "cacheyd.inventory.parse_target": "arguments of commands",
     "cacheyd.layout._BLOB": "archives that an operator imports", "cacheyd.layout._checked_path": "the same",
     "cacheyd.store.blobs._HEX": "names of files in the cache directory",

@@ -93,6 +93,9 @@ SAMPLES: dict[str, Sample] = {
     "password": (("hunter2", "hunter2"), ("p", "p"), ["hunter2"]),
     "password_file": ((str(FILE), FILE), (str(FILE), FILE), "/none/password"),
     "password_env": (("HUB_PASSWORD", "HUB_PASSWORD"), ("P", "P"), 1),
+    "credential_helper": (("ecr-login", "ecr-login"), ("gcloud", "gcloud"), "../gcloud"),
+    "credential_command": ((["/bin/tool", "get"], ("/bin/tool", "get")), (["tool"], ("tool",)), "tool get"),
+    "auth_file": ((str(FILE), FILE), (str(FILE), FILE), "/none/config.json"),
     "token_realms": (("https://auth.example", ("https://auth.example",)), (["https://a"], ("https://a",)), ["auth"]),
 }
 # What another setting asks for beside it.
@@ -603,6 +606,11 @@ def test_what_is_no_registry(write: Callable[[str], str], name: str) -> None:
         'auth = "credentials"\nusername = "u"',
         'auth = "credentials"\npassword = "p"',
         'auth = "credentials"\nusername = "u"\npassword = "p"\npassword_env = "P"',
+        'auth = "credentials"\nusername = "u"\npassword = "p"\ncredential_helper = "h"',
+        'auth = "credentials"\nusername = "u"\ncredential_helper = "h"',
+        'auth = "credentials"\npassword_env = "P"\ncredential_command = ["/bin/tool"]',
+        'auth = "credentials"\ncredential_helper = "h"\ncredential_command = ["/bin/tool"]',
+        f'auth = "credentials"\ncredential_helper = "h"\nauth_file = "{FILE}"',
         f'client_key = "{FILE}"',
     ],
 )
@@ -643,6 +651,20 @@ def test_secrets_are_never_shown(write: Callable[[str], str]) -> None:
     settings = load(file=file, environ={})
     assert password(settings.registry("docker.io")) == SECRET
     assert SECRET not in show(settings)
+
+
+@pytest.mark.parametrize("line", ['credential_helper = "h"', 'credential_command = ["/bin/h"]', f'auth_file = "{FILE}"'])
+def test_one_source_of_the_login_is_enough(write: Callable[[str], str], line: str) -> None:
+    file = write(f'[registries."ghcr.io"]\nauth = "credentials"\n{line}\n')
+    assert line in show(load(file=file, environ={}))
+
+
+def test_arguments_of_a_command_are_never_shown(write: Callable[[str], str]) -> None:
+    settings = load(file=write(f'[registries."a.b"]\ncredential_command = ["/bin/tool", "{SECRET}"]'), environ={})
+    assert settings.registry("a.b").credential_command == ("/bin/tool", SECRET)
+    assert 'credential_command = ["/bin/tool", "…"]' in show(settings)
+    assert SECRET not in show(settings) + repr(settings)
+    assert SECRET not in refusal(file=write(f'[registries."a.b"]\ncredential_command = "tool {SECRET}"'))
 
 
 def test_secrets_are_not_in_a_traceback(write: Callable[[str], str]) -> None:

@@ -115,7 +115,7 @@ def test_what_is_commented_out_of_the_samples_is_valid_too(source: str, tmp_path
         for i, line in enumerate(lines)
         if not keys[i] or (tables[i], keys[i]) not in zip(tables[i + 1 :], keys[i + 1 :], strict=True)
     )
-    for alternative in ("password_env", "password"):
+    for alternative in ("password_env", "password", "credential_helper", "credential_command", "auth_file"):
         enabled = re.sub(rf"^{alternative} = .*\n", "", enabled, flags=re.MULTILINE)
     for name in set(re.findall(r'"(/(?:etc|run)/[^"]+)"', enabled)):
         (tmp_path / Path(name).name).touch()

@@ -1,0 +1,51 @@
+"""Programs that a test writes: credential helpers and providers, right ones and others."""
+
+import json
+import os
+from pathlib import Path
+
+PROVIDER = "credentialprovider.kubelet.k8s.io/v1"
+
+
+def write_program(path: Path, body: str) -> Path:
+    """A shell script that can be run. It is there as a whole or not at all: one may be running."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(f"#!/bin/sh\n{body}\n")
+    new.chmod(0o755)
+    new.rename(path)
+    return path
+
+
+def says(username: str, secret: str, server: str = "") -> str:
+    """The body of a docker credential helper that gives this login."""
+    answer = json.dumps({"ServerURL": server, "Username": username, "Secret": secret})
+    return f"cat > /dev/null; printf '%s' '{answer}'"
+
+
+def provides(auth: dict[str, tuple[str, str]] | None, *, key: str = "Registry", duration: str | None = "1h0m0s") -> str:
+    """The body of a credential provider that gives these logins, by pattern."""
+    logins = None if auth is None else auth.items()
+    entries = logins and {pattern: {"username": name, "password": word} for pattern, (name, word) in logins}
+    answer = {"apiVersion": PROVIDER, "kind": "CredentialProviderResponse", "cacheKeyType": key, "auth": entries}
+    if duration is not None:
+        answer["cacheDuration"] = duration
+    return f"cat > /dev/null; printf '%s' '{json.dumps(answer)}'"
+
+
+def counted(body: str, runs: Path) -> str:
+    """The same body; each run leaves a line in `runs`."""
+    return f'echo "$$" >> {runs}\n{body}'
+
+
+def runs_of(runs: Path) -> int:
+    """How often it ran."""
+    return len(runs.read_text().splitlines()) if runs.exists() else 0
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: a zombie does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
