@@ -21,7 +21,7 @@ from tests.real.cache import REPOSITORY
 from tests.real.procs import wait_until
 from tests.support.commands import run_command
 from tests.support.origin import Origin
-from tests.support.programs import counted, is_alive, provides, runs_of, says, write_program
+from tests.support.programs import counted, left_alive, provides, runs_of, says, write_program
 
 USER, SECRET, NEXT = "robot", "sesame-one", "sesame-two"
 # The deadline of helpers is no longer than that of heads.
@@ -192,7 +192,7 @@ def test_one_that_hangs_costs_its_deadline_once(lab: Programs) -> None:
     assert lab.get(targets[0]).status == 503
     assert time.monotonic() - started < 1
     assert lab.runs("docker-credential-hang") == 1
-    assert [pid for pid in map(int, (lab.bin / "pids").read_text().split()) if is_alive(pid)] == []
+    assert left_alive(lab.bin / "pids") == []
     assert not any("child process" in line for line in lab.cache.lines())
     # It says nothing about the registry.
     assert lab.cache.metric("cacheyd_upstreams_dead") == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 PROVIDER = "credentialprovider.kubelet.k8s.io/v1"
@@ -49,3 +50,11 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def left_alive(pids: Path, seconds: float = 5.0) -> list[int]:
+    """Which of the processes in this file go on; one that was killed takes a moment to end."""
+    deadline = time.monotonic() + seconds
+    while (left := [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left

@@ -29,7 +29,7 @@ from cacheyd.helpers import (
     provided_login,
     run,
 )
-from tests.support.programs import PROVIDER, is_alive, provides, says, write_program
+from tests.support.programs import PROVIDER, left_alive, provides, says, write_program
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def test_one_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
         await run([str(program)], b"", 0.5)
     assert time.monotonic() - started < 3
     await asyncio.sleep(0.1)
-    assert [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)] == []
+    assert left_alive(pids) == []
 
 
 async def test_one_that_is_not_waited_for_any_more_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ async def test_one_that_is_not_waited_for_any_more_is_killed_with_its_children(t
     with pytest.raises(asyncio.CancelledError):
         await running
     await asyncio.sleep(0.1)
-    assert [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)] == []
+    assert left_alive(pids) == []
 
 
 async def test_an_agent_that_is_left_running_holds_nobody_up(tmp_path: Path) -> None:

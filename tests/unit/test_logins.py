@@ -17,7 +17,7 @@ from cacheyd.errors import HeaderList
 from cacheyd.fetch import UpstreamBroken, UpstreamRequest
 from cacheyd.logins import LIFE_MIN, MAX_IMAGES, PAUSE, REFUSED_EVERY, RENEW_AT, Logins, image_of, missing
 from cacheyd.reference import DOCKER_HUB, Kind, Reference
-from tests.support.programs import counted, is_alive, provides, runs_of, says, write_program
+from tests.support.programs import counted, left_alive, provides, runs_of, says, write_program
 from tests.support.stores import Clock
 
 REGISTRY = "reg.test"
@@ -194,7 +194,7 @@ async def test_one_that_hangs_costs_its_deadline_once(
     assert caplog.messages == [
         "the login of reg.test cannot be had: tool did not end within 0.4 s; not tried again for 5 s",
     ]
-    assert [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)] == []
+    assert left_alive(pids) == []
 
 
 async def test_the_pause_grows_and_ends(scene: Scene) -> None:
@@ -265,7 +265,7 @@ async def test_programs_end_with_the_daemon(scene: Scene) -> None:
     await scene.logins.close()
     await asyncio.gather(asking, return_exceptions=True)
     await asyncio.sleep(0.1)
-    assert [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)] == []
+    assert left_alive(pids) == []
 
 
 # Refusals
