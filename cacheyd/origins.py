@@ -291,7 +291,7 @@ class Origins:
             response = await self._answer(request, base, share)
         except UpstreamBroken as error:
             code = "timeout" if error.timeout else "error"
-            if error.elsewhere or error.refused:
+            if error.elsewhere or error.refused or error.hopeless:
                 self.breaker.answered(base)
             else:
                 self.breaker.failed(base, timeout=error.timeout, since=started)

@@ -141,11 +141,7 @@ class CacheHttp1Server(Http1Server):
             try:
                 raw = self.buf.next_head()
                 if raw is None:
-                    if not self.buf:
-                        self._deadline = None
-                    elif self._deadline is None:
-                        yield from self._watch(HEAD_DEADLINE)
-                    self._link.hungry()
+                    yield from self._await_head()
                     return
                 if self._deadline is not None:
                     # It came in pieces.
@@ -159,6 +155,18 @@ class CacheHttp1Server(Http1Server):
                 yield from self._refuse(error.status, str(error))
                 return
             yield from self._serve(head, raw)
+
+    def _await_head(self) -> layer.CommandGenerator[None]:
+        size = len(self.buf)
+        if not self._link.keep_head(size if size > LITTLE_HEAD else 0):
+            self._link.keep_head(0)
+            yield from self._refuse(503, "too many large request heads at once")
+            return
+        if not size:
+            self._deadline = None
+        elif self._deadline is None:
+            yield from self._watch(HEAD_DEADLINE)
+        self._link.hungry()
 
     @property
     def behind(self) -> bool:

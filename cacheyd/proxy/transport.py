@@ -185,7 +185,11 @@ class MitmTransport:
             except UpstreamBroken as error:
                 conn.close()
                 if fresh or head is not None:
-                    raise _failure(origin, conn, error) from None
+                    failure = _failure(origin, conn, error)
+                    if isinstance(failure, UpstreamBroken):
+                        # Where a head came, the origin is there, whatever it said.
+                        failure.hopeless = error.hopeless or head is not None
+                    raise failure from None
             except BaseException:
                 conn.close()
                 raise

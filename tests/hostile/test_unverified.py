@@ -1,5 +1,6 @@
 """What is asked for by its digest is never complete before it is verified, whichever way it comes."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -8,10 +9,11 @@ import pytest
 
 from tests.faults.client import Client, Stopwatch
 from tests.faults.scene import HOLD, blob_target, manifest_target, registry_table
-from tests.hostile.peers import PATIENCE, RawOrigin, whole
+from tests.hostile.launched import Launched
+from tests.hostile.peers import MIB, PATIENCE, RawOrigin, head, whole
 from tests.policy.conftest import Starter
 from tests.policy.lab import Lab, assert_ok
-from tests.support.images import OCI_MANIFEST, Blob, digest_of, make_image
+from tests.support.images import OCI_MANIFEST, Blob, digest_of, make_image, random_bytes
 from tests.support.origin import Origin
 
 SIZE = 1 << 20
@@ -147,3 +149,34 @@ def test_a_bypassed_manifest_is_what_it_should_be(tight: Lab) -> None:
     reply = tight.get(manifest_target(repo, image.digest, "reg.test"))
     assert (reply.status, json.loads(reply.body)["schemaVersion"]) == (200, 2)
     assert reply.header("Content-Type") == OCI_MANIFEST
+
+
+def test_a_beginning_that_was_not_kept_is_not_gone_on_with(own: Starter) -> None:
+    """A body without a length is wrong, and outgrows the room; what comes next from upstream is right."""
+    right, wrong = random_bytes(6 * MIB, 71), b"w" * MIB
+    digest = digest_of(right)
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        if len(origin.heads) > 1:
+            connection.sendall(whole(right))
+            return
+        connection.sendall(head(200, "Transfer-Encoding: chunked"))
+        for _ in range(3):
+            connection.sendall(b"%x\r\n%s\r\n" % (len(wrong), wrong))
+        # So long that the client is given a head.
+        origin.stopping.wait(1.5)
+        with contextlib.suppress(OSError):
+            for _ in range(60):
+                connection.sendall(b"%x\r\n%s\r\n" % (len(wrong), wrong))
+
+    with RawOrigin(answer) as origin:
+        settings = {"max_size": "20MiB", "progress_timeout": "20s"}
+        changed = {"HOSTILE_CONSTANTS": "cacheyd.cache.LENGTH_WAIT=0.5"}
+        daemon = own.daemon(registry_table("evil.test", origin.url), settings, env=changed, kind=Launched)
+        target = blob_target("a/b", digest, "evil.test")
+        with Client(daemon.port, patience=30) as client:
+            reply = client.exchange(target)
+        assert (reply.status, reply.end) == (200, "fin")
+        assert reply.body.startswith(wrong)
+        assert daemon.get(target, {"Range": f"bytes={2 * MIB}-"}).status == 502
+        assert_ok(daemon.get(target), right)
