@@ -447,9 +447,9 @@ class Cache:
 
     def _refused_resume(self, ref: Reference, wanted: RangeRequest | None) -> RequestError | None:
         """Why a client may not go on here where a broken fetch ended; it may begin anew."""
-        if wanted is None or wanted.start is None or ref.digest is None:
+        if ref.digest is None:
             return None
-        return self.fetcher.resume_refused(ref.registry, ref.digest, wanted.start)
+        return self.fetcher.resume_refused(ref.registry, ref.digest, (wanted.start if wanted else 0) or 0)
 
     async def _is_elsewhere(self, wanted: RangeRequest, flight: Flight) -> bool:
         """Whether a small piece is wanted (lazy pulling) that this flight will not have, or not have verified, for a while."""

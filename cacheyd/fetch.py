@@ -54,6 +54,8 @@ RELAY_WAIT = 5.0
 # A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
 FAILURE_PAUSE = 15.0
 MISMATCH_PAUSE = 60.0
+# Wrong bytes once may be chance on the way; so often in a row, they are what the upstream has.
+PERSISTENT = 2
 RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
 # A fetch that waits for its turn looks so often whether another one has to make way (seconds): one that nobody waits for,
 # or the slowest below this rate (bytes a second), but none in its first seconds.
@@ -220,8 +222,9 @@ class Fetcher:
         self._generation = 0
         self._manifest_bytes = 0
         self._large_manifest = asyncio.Lock()
-        # Until when an object's flight counts as broken, why, and how much of it a client may have.
-        self._failed: dict[tuple[str, str], tuple[float, Failure, int]] = {}
+        # Until when an object's flight counts as broken, why, how much of it a client may have, and how many in a row had
+        # wrong bytes.
+        self._failed: dict[tuple[str, str], tuple[float, Failure, int, int]] = {}
         self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = Slots(settings.max_flights)
@@ -270,15 +273,17 @@ class Fetcher:
         return RequestError(known[1])
 
     def resume_refused(self, registry: str, digest: str, start: int) -> RequestError | None:
-        """Why a client may not go on at byte `start` here: what it has may be of a flight that broke, and be wrong.
+        """Why a client may not begin at byte `start` here: what it has may be of a flight that broke, and be wrong.
 
-        A new fetch from the first byte is another matter.
+        A new fetch from the first byte is another matter, unless the last ones brought wrong bytes, too: then a client gets
+        right ones elsewhere only.
         """
-        if not self._failed or (known := self._recently_failed(registry, digest)) is None or not 0 < start <= known[2]:
+        if not self._failed or (known := self._recently_failed(registry, digest)) is None:
             return None
-        return RequestError(known[1])
+        _, failure, received, mismatches = known
+        return RequestError(failure) if 0 < start <= received or mismatches >= PERSISTENT else None
 
-    def _recently_failed(self, registry: str, digest: str) -> tuple[float, Failure, int] | None:
+    def _recently_failed(self, registry: str, digest: str) -> tuple[float, Failure, int, int] | None:
         known = self._failed.get((registry, digest))
         if known and self._monotonic() < known[0]:
             return known
@@ -350,9 +355,12 @@ class Fetcher:
         failure = (
             upstream_error(502, "there was no room for the rest").failure if isinstance(error, NotKept) else error.failure
         )
-        pause = MISMATCH_PAUSE if failure.code is Code.DIGEST_INVALID else FAILURE_PAUSE
+        before = self._recently_failed(*flight.key)
+        wrong = failure.code is Code.DIGEST_INVALID
+        mismatches = int(wrong) + (before[3] if before else 0)
         _bound(self._failed)
-        self._failed[flight.key] = (self._monotonic() + pause, failure, flight.received)
+        until = self._monotonic() + (MISMATCH_PAUSE if wrong else FAILURE_PAUSE)
+        self._failed[flight.key] = (until, failure, flight.received, mismatches)
 
     async def _take_slot(self, flight: Flight) -> None:
         registry = flight.asker.registry
@@ -592,6 +600,8 @@ class Fetcher:
         """Verified: the clients get the rest at once, then the disk is waited for."""
         flight.size = flight.received  # Whatever upstream said.
         flight.streaming = flight.verified = True
+        if (broken := self._failed.get(flight.key)) is not None:
+            self._failed[flight.key] = (*broken[:3], 0)
         flight.notify()
         try:
             flight.stored = await self.store.commit(partial, within=ref.name)

@@ -3,8 +3,10 @@
 import atexit
 import json
 import logging
+import os
 import queue
 import select
+import stat
 import sys
 import threading
 import time
@@ -82,6 +84,7 @@ class AccessLog:
         self._json = as_json
         self._closed = False
         self._writing = threading.Lock()
+        self._regular = _is_regular(stream)
         self._queue: queue.SimpleQueue[AccessLine | str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_forever, name="cacheyd-log", daemon=True)
         self._thread.start()
@@ -95,6 +98,10 @@ class AccessLog:
         """Takes a line of another kind, in the same way: whoever reads the log slowly, or not at all, holds up nobody."""
         if self._closed:
             self._write_batch([line])
+        elif self._regular:
+            # A file never makes anybody wait.
+            with self._writing:
+                self._write_batch([line])
         elif self._writing.acquire(blocking=False):
             try:
                 if self._queue.empty() and len(line) <= ATOMIC and self._takes_more():
@@ -157,6 +164,13 @@ class AccessLog:
                 f'{{"time": "{_timestamp(line.at)}", {what}, "ms": {line.ms:.2f}, "client": {_quoted(line.client)}{note}}}\n'
             )
         return f"{_timestamp(line.at)} {line.text()}\n"
+
+
+def _is_regular(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 class _ThroughThread(logging.Handler):

@@ -88,7 +88,7 @@ def nothing_half_stored(daemon: Daemon, whole: set[str]) -> None:
 def test_filled_up_by_somebody_else_and_given_back(
     disk: Path, make_daemon: MakeDaemon, origin: Origin, release: threading.Event
 ) -> None:
-    """In the middle of a body: it breaks off, its client's resume and everybody else are served past the disk."""
+    """In the middle of a body: it breaks off, its resume is for the upstream, everybody else is served past the disk."""
     large, other = add_blobs(origin, 8 * MEBI, 200_000)
     daemon = make_daemon(registry_table(NS, origin.url), {"progress_timeout": "20s", "min_free": "0"})
     daemon.expect("cannot be written")
@@ -101,8 +101,8 @@ def test_filled_up_by_somebody_else_and_given_back(
         release.set()
         reply = client.read_reply()
     assert len(reply.body) <= len(large.data) - HOLD
-    rest = daemon.get(target, {"Range": f"bytes={len(reply.body)}-"})
-    assert (rest.status, reply.body + rest.body) == (206, large.data)
+    # Nobody verified what it has.
+    assert daemon.get(target, {"Range": f"bytes={len(reply.body)}-"}).status == 502
     serves(daemon, large, other)
     serves_images(daemon, origin, "1.0")
     assert daemon.stored() == set()

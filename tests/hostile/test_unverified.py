@@ -180,3 +180,20 @@ def test_a_beginning_that_was_not_kept_is_not_gone_on_with(own: Starter) -> None
         assert reply.body.startswith(wrong)
         assert daemon.get(target, {"Range": f"bytes={2 * MIB}-"}).status == 502
         assert_ok(daemon.get(target), right)
+
+
+def test_an_upstream_that_is_wrong_again_is_left_alone_for_a_while(roomy: Lab) -> None:
+    """Clients with a fallback get right bytes there; a client that begins here would never get them."""
+    blob, target = cold(roomy)
+    fault = roomy.origins["o"].fault(hex_of(blob), corrupt_at=SIZE // 2)
+    for _ in range(2):
+        assert (roomy.get(target).status, roomy.get(target, {"Range": "bytes=1-"}).status) == (200, 502)
+    asked = len(fault_requests(roomy, blob))
+    for headers in ({}, {"Range": "bytes=0-"}, {"Range": "bytes=5-9"}):
+        assert roomy.get(target, headers).status == 502
+    assert len(fault_requests(roomy, blob)) == asked
+    fault.remove()
+
+
+def fault_requests(lab: Lab, blob: Blob) -> list[object]:
+    return [request for request in lab.origins["o"].requests if hex_of(blob) in request.path]

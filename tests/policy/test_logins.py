@@ -256,7 +256,7 @@ def test_a_password_file_that_went_is_503_and_one_log_line(lab: Lab, password_fi
     try:
         assert lab.get(blob_target(repo, blob.digest, "file.test")).status in (502, 503)
         wait_until(lambda: any("cannot be read" in line for line in lab.cache.lines(before)), "a line", seconds=5)
-        assert len([line for line in lab.cache.lines(before) if "cannot be read" in line]) == 1
+        assert len([line for line in lab.cache.lines(before) if f"{password_file}: cannot be read" in line]) == 1
     finally:
         password_file.write_text(f"{FILE_PASSWORD}\n")
     assert_ok(lab.get(blob_target(repo, blob.digest, "file.test")), blob.data)
