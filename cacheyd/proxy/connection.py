@@ -234,14 +234,15 @@ class FetchConnection(server.ConnectionHandler):
     def swallow(self, conn: connection.Connection, size: int) -> None:
         """Counts what comes; raises OSError for a head, or a line of a chunked body, that does not end."""
         exchange = self._exchange
-        self._came += size
+        # What this read brought has not been looked at yet: on a kept connection it may be a head and much of its body.
+        before, self._came = self._came, self._came + size
         if exchange is None or exchange.complete:
             self._idle_bytes += size
             if self._idle_bytes > MAX_HEAD:
                 raise OSError("it sends what nobody asked for")
             return
         if exchange.response is None:
-            unread = self._came - MAX_HEAD - FIRST_READ - (HANDSHAKE if conn.tls else 0)
+            unread = before - MAX_HEAD - FIRST_READ - (HANDSHAKE if conn.tls else 0)
         else:
             client = getattr(self.layer.connections.get(conn), "child_layer", None)
             unread = len(client.buf) - MAX_HEAD if isinstance(client, Http1Client) else 0
