@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cacheyd import policy
-from cacheyd.access import Access
+from cacheyd.access import EMPTY, ONE_BYTE, Access, says_nothing_of_get
 from cacheyd.answer import Answer, error_answer, hit_headers, object_headers, relay_answer, stream_answer
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList, RequestError, cache_error, upstream_error
@@ -25,12 +25,19 @@ from cacheyd.verified import VerifiedSource
 # A piece of up to so many bytes is asked of upstream on its own where a flight has more than that to go (bytes), or does
 # not come to its end in so little time (seconds).
 FAR_AHEAD, PIECE_WAIT = 8 << 20, 0.5
+# What is open to the end counts as a piece up to so many bytes: clients that fetch a layer in parallel ask for its chunks
+# so, drop each when it is full, and are to share the flight.
+OPEN_END = 1 << 20
+# A flight that has no head after so long does not keep a small piece waiting (seconds).
+PIECE_HEAD = 0.1
 # No registry's clients may be more than half of those who wait, but so many in any case.
 FEW_WAITING = 64
 # A small blob is verified before its head goes out, if that takes no longer than this (seconds).
 SMALL_WAIT = 10.0
 # A blob of unknown length is waited for so long, so that clients learn its length (seconds).
 LENGTH_WAIT = 15.0
+# Answers of a registry that does not know HEAD.
+NO_HEAD = frozenset({405, 501})
 # Answers to HEAD that say nothing of GET: some registries do not know HEAD, or leave out the digest.
 ASK_WITH_GET = frozenset({200, 404, 405, 501})
 # A file that has to be hashed before it counts is waited for so long, then fetched instead (seconds): it may be huge.
@@ -108,9 +115,14 @@ class Cache:
             if request.range is not None and self._refused_resume(ref, parse_range(request.range)):
                 return None
             stored = self.store.find(ref.digest)
-            return self._from_store(request, stored, OCTET_STREAM, HIT, stored.created) if stored else None
-        if ref.kind is not Kind.MANIFEST:
-            return None
+            if stored is None or stored.media_type:
+                # Whether a manifest can be had as a blob, too, is its registry's to say.
+                return None
+            return self._from_store(request, stored, OCTET_STREAM, HIT, stored.created)
+        return self._manifest_hit(request, now) if ref.kind is Kind.MANIFEST else None
+
+    def _manifest_hit(self, request: Request, now: float) -> Answer | None:
+        ref = request.ref
         types = accepted_types(request.accept)
         if ref.digest:
             stored = self.store.find(ref.digest)
@@ -157,7 +169,7 @@ class Cache:
         parts: tuple[Part, ...] = ()
         if ref.kind is Kind.BLOB and request.range is not None:
             try:
-                parts = _parts(request, stored.digest, stored.size)
+                parts = _parts(request, stored.size)
             except Unsatisfiable:
                 return _unsatisfiable(ref, stored.size, headers, result)
         if len(parts) > 1:
@@ -258,6 +270,9 @@ class Cache:
         as_client = lists and self.settings.registry(ref.registry).access == "verify"
         response = await self.fetcher.open(ref, request.method, headers, as_client=as_client)
         if request.head:
+            if ref.kind is Kind.BLOB and (response.status in NO_HEAD or says_nothing_of_get(response)):
+                response.close()
+                return await self._size(request, result)
             return relay_answer(ref, await self.fetcher.relay(response), result, head=True)
         digest = ref.digest or _stated_digest(response.headers)
         if not digest or lists or response.status >= 400:
@@ -266,6 +281,11 @@ class Cache:
             # Nobody asked for a part.
             response.close()
             raise upstream_error(502, f"upstream answered {response.status} to a GET of all of it")
+        wanted = _wanted(request) if ref.kind is Kind.BLOB and (content_length(response.headers) or 0) > FAR_AHEAD else None
+        if wanted is not None and _is_little(wanted):
+            # To see all of so much for a little of it would take too long.
+            response.close()
+            return await self._piece(request, wanted)
         return self._verified(request, response, result, digest)
 
     def _verified(self, request: Request, response: UpstreamResponse, result: str, digest: str) -> Answer:
@@ -275,7 +295,7 @@ class Cache:
         part = None
         if ref.kind is Kind.BLOB and request.range is not None and size is not None:
             try:
-                parts = _parts(request, digest, size)
+                parts = _parts(request, size)
             except Unsatisfiable:
                 response.close()
                 return _unsatisfiable(ref, size, answer.headers, result)
@@ -294,19 +314,40 @@ class Cache:
         if self.store.writable:
             await self.store.make_room(size)
 
-    async def _piece(self, request: Request) -> Answer:
+    async def _size(self, request: Request, result: str) -> Answer:
+        """The answer to a HEAD of a blob where upstream, or its CDN, takes a GET only: one byte tells the size."""
+        response = await self.fetcher.open(request.ref, "GET", (*request.headers, ONE_BYTE))
+        try:
+            size = content_length(response.headers)
+            if response.status == 206:
+                part = parse_content_range(header(response.headers, "content-range"))
+                size = part[2] if part is not None else None
+            elif response.status == 416 and request.ref.digest in EMPTY:
+                size = 0
+            elif response.status != 200:
+                return relay_answer(request.ref, await self.fetcher.relay(response), result, head=True)
+        finally:
+            response.close()
+        lengths = () if size is None else (("Content-Length", str(size)),)
+        headers = (*without(end_to_end(response.headers), "content-length", "content-range"), *lengths)
+        return relay_answer(request.ref, Relay(200, headers, b"", from_head=True), result, head=True)
+
+    async def _piece(self, request: Request, wanted: RangeRequest) -> Answer:
         """A small piece in the middle of a blob, as upstream has it: nothing can verify a piece before all is there."""
         ref = request.ref
         assert ref.digest
-        wanted = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
-        response = await self.fetcher.open(ref, request.method, (*request.headers, *wanted))
+        fields = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
+        response = await self.fetcher.open(ref, request.method, (*request.headers, *fields))
         if response.status == 200:
             return self._verified(request, response, BYPASS, ref.digest)
-        part = parse_content_range(header(response.headers, "content-range"))
-        if response.status == 206 and part is not None and part[0] == 0 and part[1] == part[2]:
-            # All of it is no piece.
-            response.close()
-            raise upstream_error(502, "upstream answered another range than was asked for")
+        if response.status == 206:
+            part = parse_content_range(header(response.headers, "content-range"))
+            if not _is_asked(wanted, part):
+                response.close()
+                raise upstream_error(502, "upstream answered another range than was asked for")
+            if part is not None and part[:2] == (0, part[2]):
+                # All of it is no piece.
+                return self._verified(request, response, BYPASS, ref.digest)
         return stream_answer(ref, response, BYPASS, content_length(response.headers))
 
     # Manifests
@@ -432,18 +473,27 @@ class Cache:
     async def _blob(self, request: Request, *, permitted: bool) -> Answer:
         ref = request.ref
         assert ref.digest
+        stored = self.store.find(ref.digest)
+        if stored is not None and stored.media_type:
+            # It is here as a manifest, and is not to become a blob for all who ask.
+            return await self._bypass(request, MISS)
         running = self.fetcher.flights.get(ref.registry, ref.digest)
         if request.head and (running is None or running.size is None):
             return await self._bypass(request, MISS)
-        wanted = parse_range(request.range) if if_range_holds(request.if_range, f'"{ref.digest}"') else None
+        wanted = _wanted(request)
         if error := self._refused_resume(ref, wanted):
             raise error
+        little = wanted is not None and _is_little(wanted)
         try:
-            flight = await self._board(request, permitted=permitted)
-            elsewhere = wanted is not None and not request.head and await self._is_elsewhere(wanted, flight)
+            async with asyncio.timeout(PIECE_HEAD if little else None):
+                flight = await self._board(request, permitted=permitted)
+            elsewhere = wanted is not None and await self._is_elsewhere(wanted, flight)
         except NotKept:
             return await self._bypass(request)
-        return await self._piece(request) if elsewhere else await self._join(request, flight)
+        except TimeoutError:
+            # The flight goes on; who wants little, as lazily pulling clients do, does not wait for its turn.
+            elsewhere = True
+        return await self._piece(request, wanted) if wanted and elsewhere else await self._join(request, flight)
 
     def _refused_resume(self, ref: Reference, wanted: RangeRequest | None) -> RequestError | None:
         """Why a client may not go on here where a broken fetch ended; it may begin anew."""
@@ -499,7 +549,7 @@ class Cache:
         if size is None:
             return Answer(200, headers, b"", FlightReader(flight, 0, None), None, result, ref)
         try:
-            parts = _parts(request, flight.digest, size)
+            parts = _parts(request, size)
         except Unsatisfiable:
             return _unsatisfiable(ref, size, headers, result)
         # Several parts of what is still on its way: all of it is a right answer, too (RFC 9110 section 14.2).
@@ -515,11 +565,9 @@ def _slicer(body: bytes) -> Callable[[int, int], bytes]:
     return lambda start, end: body[start:end]
 
 
-def _parts(request: Request, digest: str, size: int) -> tuple[Part, ...]:
+def _parts(request: Request, size: int) -> tuple[Part, ...]:
     """The parts asked for; none where all of it is to be sent (no Range, HEAD, a stale If-Range). Raises Unsatisfiable."""
-    if request.head or not if_range_holds(request.if_range, f'"{digest}"'):
-        return ()
-    wanted = parse_range(request.range)
+    wanted = _wanted(request)
     parts = () if wanted is None else wanted.parts(size)
     if wanted is None or len(wanted.specs) == 1:
         return parts
@@ -528,13 +576,51 @@ def _parts(request: Request, digest: str, size: int) -> tuple[Part, ...]:
     return parts if len(parts) > 1 and sum(part.length for part in parts) <= size else ()
 
 
-def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
-    """Whether all that is wanted is little, and said in full: an open end is what a client asks for that goes on."""
-    if flight.size is None or any(first is None or last is None for first, last in wanted.specs):
+def _wanted(request: Request) -> RangeRequest | None:
+    """The parts of an object that a client asks for, None for all of it."""
+    if request.head or not if_range_holds(request.if_range, f'"{request.ref.digest}"'):
+        return None
+    return parse_range(request.range)
+
+
+def _is_little(wanted: RangeRequest) -> bool:
+    """Whether little is wanted, however large the blob is: suffixes count, but not what is open to the end."""
+    if any(first is not None and last is None for first, last in wanted.specs):
         return False
-    bounds = [(first or 0, last or 0) for first, last in wanted.specs]
-    length = sum(last - first + 1 for first, last in bounds if first <= last)
+    return sum(max(0, (last or 0) - (first - 1 if first is not None else 0)) for first, last in wanted.specs) <= FAR_AHEAD
+
+
+def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
+    """Whether all that is wanted is little, and not all of it.
+
+    What is open to the end counts where the flight has not come to it yet; else a client goes on with what it had before.
+    """
+    if flight.size is None:
+        return False
+    opens = [first for first, last in wanted.specs if first is not None and last is None]
+    if any(first <= flight.received or flight.size - first > OPEN_END for first in opens):
+        return False
+    try:
+        length = sum(part.length for part in wanted.parts(flight.size))
+    except Unsatisfiable:
+        return False
     return length <= FAR_AHEAD and length < flight.size
+
+
+def _is_asked(wanted: RangeRequest, answered: tuple[int, int, int | None] | None) -> bool:
+    """Whether a Content-Range is of what was asked for; of several ranges any is, as they may be put together, or none."""
+    if len(wanted.specs) > 1:
+        return True
+    if answered is None:
+        return False
+    part, size = Part(*answered[:2]), answered[2]
+    first, last = wanted.specs[0]
+    if size is not None:
+        try:
+            return wanted.parts(size) == (part,)
+        except Unsatisfiable:
+            return False
+    return first is None or (first == part.start and (last is None or part.end <= last + 1))
 
 
 def _unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:

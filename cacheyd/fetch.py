@@ -102,10 +102,11 @@ class UpstreamRequest:
 
 
 class UpstreamResponse(Protocol):
-    """A response whose head has arrived, redirects followed."""
+    """A response whose head has arrived, redirects followed; `elsewhere` if one led to another host than was asked."""
 
     status: int
     headers: HeaderList
+    elsewhere: bool
 
     async def read(self) -> Sequence[Chunk]:
         """What has come of the body since, at least one byte; empty at its end. Raises UpstreamBroken."""

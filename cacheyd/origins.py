@@ -173,6 +173,7 @@ class _Counted:
         self._leave: Callable[[], None] | None = leave
         self.status = response.status
         self.headers = response.headers
+        self.elsewhere = response.elsewhere
 
     async def read(self) -> Sequence[Chunk]:
         """As the response's own."""

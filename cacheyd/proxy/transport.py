@@ -59,6 +59,7 @@ class FetchResponse:
         self._exchange = exchange
         self._pace = Pace(transport.settings.min_rate, transport.settings.progress_timeout)
         self.status, self.headers = head
+        self.elsewhere = False
 
     async def read(self) -> list[Chunk]:
         """What has come of the body since; empty at its end. Raises UpstreamBroken, also where too little comes."""
@@ -130,6 +131,7 @@ class MitmTransport:
                 raise UpstreamBroken("the proxy wants a login")
             location = header(response.headers, "location")
             if response.status not in REDIRECTS or location is None:
+                response.elsewhere = not way[-1].same_site(way[0])
                 return response
             await self._finish(response)
             try:

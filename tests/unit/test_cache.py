@@ -39,6 +39,8 @@ ALICE, BOB = "Basic alice", "Basic bob"
 class Body:
     """A response of the played registry."""
 
+    elsewhere = False
+
     def __init__(self, status: int, headers: HeaderList, pieces: list[bytes | asyncio.Event | UpstreamBroken]) -> None:
         self.status = status
         self.headers = headers
@@ -651,7 +653,28 @@ async def test_a_blob_that_turns_out_to_be_a_manifest_gets_its_type(scene: Scene
     got = await scene.get(BY_DIGEST)
     assert (got.status, got.body, got.headers["content-type"]) == (200, INDEX, OCI_INDEX)
     assert (await scene.get(BY_DIGEST)).result == "HIT"
-    assert (await scene.get(f"blobs/{digest_of(INDEX)}")).result == "HIT"
+    # As a blob it is its registry's to give from now on.
+    got = await scene.get(f"blobs/{digest_of(INDEX)}")
+    assert (got.status, got.body, got.result) == (200, INDEX, "MISS")
+
+
+async def test_a_manifest_is_no_blob_where_the_registry_says_so(scene: Scene) -> None:
+    """containerd/containerd#13007: its digest under /blobs/ was answered as octet-stream."""
+    await scene.get(BY_DIGEST)
+    for method in ("GET", "HEAD"):
+        got = await scene.get(f"blobs/{digest_of(INDEX)}", method=method)
+        assert (got.status, got.result) == (404, "MISS"), method
+    assert (await scene.get(BY_DIGEST)).result == "HIT"
+
+
+async def test_a_blob_is_no_manifest_where_the_registry_says_so(scene: Scene) -> None:
+    data = b'{"schemaVersion": 2, "note": "no manifest"}'
+    scene.registry.blobs[digest_of(data)] = data
+    await scene.get(f"blobs/{digest_of(data)}")
+    await scene.landed()
+    for method in ("GET", "HEAD"):
+        assert (await scene.get(f"manifests/{digest_of(data)}", method=method)).status == 404, method
+    assert (await scene.get(f"blobs/{digest_of(data)}")).result == "HIT"
 
 
 # Conditions

@@ -61,6 +61,7 @@ class Reply:
     headers: HeaderList = ()
     pieces: list[bytes | asyncio.Event | UpstreamBroken] = field(default_factory=list)
     closed: bool = False
+    elsewhere: bool = False
 
     async def read(self) -> list[bytes]:
         while self.pieces:
