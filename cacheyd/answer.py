@@ -15,6 +15,9 @@ from cacheyd.store.rows import Stored
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 PROXIED_BY = ("X-Proxied-By", "cacheyd")
+# RFC 9111 dropped Warning, but people grep for it.
+STALE_WARNING = ("Warning", '110 cacheyd "upstream failed: last known tag"')
+MISS, HIT, STALE, REVALIDATED, BYPASS = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS"
 
 
 @dataclass(slots=True)

@@ -4,16 +4,31 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from cacheyd import policy
 from cacheyd.access import EMPTY, ONE_BYTE, Access, says_nothing_of_get
-from cacheyd.answer import Answer, error_answer, hit_headers, object_headers, relay_answer, stream_answer
+from cacheyd.answer import (
+    BYPASS,
+    HIT,
+    MISS,
+    REVALIDATED,
+    STALE,
+    STALE_WARNING,
+    Answer,
+    error_answer,
+    hit_headers,
+    object_headers,
+    relay_answer,
+    stream_answer,
+)
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList, RequestError, cache_error, upstream_error
 from cacheyd.fetch import Fetcher, UpstreamResponse, asker, content_length, end_to_end, header, without
 from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
+from cacheyd.listing import Listings, TooLarge
 from cacheyd.once import Once
 from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_content_range, parse_range
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
@@ -42,7 +57,6 @@ NO_HEAD = frozenset({405, 501})
 ASK_WITH_GET = frozenset({200, 404, 405, 501})
 # A file that has to be hashed before it counts is waited for so long, then fetched instead (seconds): it may be huge.
 RECOVER_WAIT = 10.0
-MISS, HIT, STALE, REVALIDATED, BYPASS = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,7 @@ class Cache:
     ) -> None:
         self.store = store
         self.access = Access(store, fetcher)
+        self.listings = Listings(store, fetcher, clock=clock, below_floor=below_floor)
         self.fetcher = fetcher
         self.settings = settings
         self._clock = clock
@@ -94,6 +109,7 @@ class Cache:
         """After a change of settings: nothing that was decided, or is being asked, by the old ones is used."""
         self._generation += 1
         self.access.forget()
+        self.listings.forget()
 
     # Hits
 
@@ -103,6 +119,8 @@ class Cache:
         `permitted` says that upstream allowed this very request just now.
         """
         ref = request.ref
+        if ref.kind in (Kind.TAGS, Kind.REFERRERS):
+            return None if request.head or not self._is_allowed(ref) else self.listings.hit(ref, request.headers)
         now = self._clock()
         if permitted:
             # It may say so of what it does not have itself.
@@ -119,7 +137,7 @@ class Cache:
                 # Whether a manifest can be had as a blob, too, is its registry's to say.
                 return None
             return self._from_store(request, stored, OCTET_STREAM, HIT, stored.created)
-        return self._manifest_hit(request, now) if ref.kind is Kind.MANIFEST else None
+        return self._manifest_hit(request, now)
 
     def _manifest_hit(self, request: Request, now: float) -> Answer | None:
         ref = request.ref
@@ -223,6 +241,8 @@ class Cache:
         self._waiting_for[registry] += 1
         try:
             self._check_allowed(request.ref)
+            if request.ref.kind in (Kind.TAGS, Kind.REFERRERS):
+                return await self._list(request)
             asked = await self.access.check(request.ref, request.headers)
             digest = request.ref.digest
             recovered = digest is not None and await self.store.recover(digest, wait=RECOVER_WAIT) is not None
@@ -251,8 +271,6 @@ class Cache:
         ref = request.ref
         if ref.kind is Kind.BLOB:
             return await self._blob(request, permitted=permitted)
-        if ref.kind is not Kind.MANIFEST:
-            return await self._bypass(request)
         if ref.digest is None:
             return await self._tag(request)
         stored = self.store.find(ref.digest)
@@ -261,6 +279,12 @@ class Cache:
             # It is here, but not of a type that this client takes: upstream knows what to say.
             return await self._bypass(request)
         return await self._manifest_by_digest(request)
+
+    async def _list(self, request: Request) -> Answer:
+        if not request.head:
+            with suppress(TooLarge):
+                return await self.listings.answer(request.ref, request.headers)
+        return await self._bypass(request)
 
     async def _bypass(self, request: Request, result: str = BYPASS) -> Answer:
         """Upstream's own answer, not kept; what is asked for by its digest is verified all the same."""
@@ -438,8 +462,7 @@ class Cache:
             return None
         answer = self._from_variant(request, known, STALE)
         if answer is not None:
-            # RFC 9111 dropped Warning, but people grep for it.
-            answer.headers = (*answer.headers, ("Warning", '110 cacheyd "upstream failed: last known tag"'))
+            answer.headers = (*answer.headers, STALE_WARNING)
         return answer
 
     async def _resolve(self, request: Request) -> Relay:

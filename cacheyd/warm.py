@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cacheyd import __version__
-from cacheyd.answer import Answer
+from cacheyd.answer import BYPASS, Answer
 from cacheyd.auth import answer_challenge
-from cacheyd.cache import BYPASS, Cache, Request
+from cacheyd.cache import Cache, Request
 from cacheyd.errors import HeaderList, RequestError
 from cacheyd.errors import reason as phrase
 from cacheyd.fetch import Transport, UpstreamBroken, header

@@ -21,6 +21,7 @@ from cacheyd.reference import Kind
 from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.index import Index
+from cacheyd.store.lists import Lists
 from cacheyd.store.lock import DirectoryLock
 from cacheyd.store.rows import Description, Stored, TagVariant, describe, has_own_type, read_stored, read_variants
 
@@ -77,6 +78,7 @@ class Shelf:
         self.in_flight: Callable[[], Collection[str]] = tuple
         self.on_evicted = on_evicted
         self.catalog = Catalog()
+        self.lists = Lists()
         self.blobs = BlobDir(root)
         self.index = Index(root / "index", sync=settings.durability == "fsync")
         self.lock = DirectoryLock(root)

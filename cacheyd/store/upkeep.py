@@ -12,6 +12,7 @@ from typing import Any
 
 from cacheyd.store.blobs import SHORTAGE, hash_file
 from cacheyd.store.index import Row
+from cacheyd.store.lists import Listed, read_listed
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.rows import (
     Stored,
@@ -74,6 +75,7 @@ class Upkeep:
         """Reads all rows into the catalogue."""
         pages = _read_pages(self._index.pages(ROWS), self._shelf.blobs.read)
         tags: list[tuple[str, tuple[TagVariant, ...]]] = []
+        lists: list[tuple[str, Listed]] = []
         count = 0
         while (page := await self._shelf.in_thread(next, pages, None)) is not None:
             for thing in page:
@@ -82,8 +84,10 @@ class Upkeep:
                 elif isinstance(thing, _Renewed):
                     self._shelf.load_object(thing.stored, thing.stored.needs)
                     self._catalog.changed_objects.add(thing.stored.digest)
+                elif isinstance(thing[1], Listed):
+                    lists.append((thing[0], thing[1]))
                 else:
-                    tags.append(thing)
+                    tags.append((thing[0], thing[1]))
             if (count := count + 1) % PAGES_TO_FREEZE == 0:
                 _freeze()
         # After the objects, to share their digests; in the order in which they are to be forgotten.
@@ -92,6 +96,7 @@ class Upkeep:
             for tag in some:
                 self._shelf.load_tag(*tag)
             await asyncio.sleep(0)
+        self._shelf.lists.load(lists)
         if self._index.usable:
             self._shelf.index_read = True
             self._shelf.gone.clear()
@@ -245,13 +250,16 @@ class Upkeep:
         while True:
             objects = _take(catalog.changed_objects, PAGE, self._shelf.unsynced)
             tags = _take(catalog.changed_tags, PAGE)
-            if not objects and not tags:
+            lists = _take(self._shelf.lists.changed, LISTS)
+            if not objects and not tags and not lists:
                 return
             rows = [(f"o:{digest}", self._object_row(digest)) for digest in objects]
             rows += [(f"t:{name}", self._tag_row(name)) for name in tags]
+            rows += [(f"l:{name}", self._shelf.lists.row(name)) for name in lists]
             if not await self._shelf.in_thread(self._write_rows, rows):
                 catalog.changed_objects.update(objects)
                 catalog.changed_tags.update(tags)
+                self._shelf.lists.changed.update(lists)
                 return
 
     def _write_rows(self, rows: Sequence[tuple[str, Row | None]]) -> bool:
@@ -281,6 +289,7 @@ class Upkeep:
             await self.load()
         self._catalog.changed_objects.update(self._catalog.objects)
         self._catalog.changed_tags.update(self._catalog.tags)
+        self._shelf.lists.touch_all()
         return True
 
     async def _look(self) -> None:
@@ -429,7 +438,7 @@ class _Renewed:
     stored: Stored
 
 
-type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]]
+type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]] | tuple[str, Listed]
 
 
 def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], bytes | None]) -> Iterator[list[_Thing]]:
@@ -442,6 +451,8 @@ def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], by
                     found.append(stored if has_own_type(row) else _Renewed(_looked_into(stored, read)))
             elif key.startswith("t:"):
                 found.append((key[2:], tuple(read_variants(row))))
+            elif key.startswith("l:") and (listed := read_listed(row)) is not None:
+                found.append((key[2:], listed))
         yield found
 
 
