@@ -1,13 +1,16 @@
-"""Each seam of mitmproxy 12.2 that cacheyd/proxy relies on and that its documentation does not promise.
+"""Each seam of mitmproxy that cacheyd/proxy relies on and that its documentation does not promise.
 
-One of these that fails after an update says which part of proxy/ to look at.
+One of these that fails after an update says which part of proxy/ to look at. `make lowest` runs them with the lowest
+mitmproxy of the range in pyproject.toml, `make check` with the locked one.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import inspect
+import tomllib
 from collections.abc import AsyncIterator, Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +48,7 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer, TlsStartServerHook
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.test import taddons
 from OpenSSL import SSL
+from packaging.requirements import Requirement
 
 from cacheyd.proxy.intake import StrictHttp1Client
 
@@ -173,7 +177,9 @@ class Requests(Recorder):
 
 
 def test_the_version_is_the_one_that_was_tested() -> None:
-    assert version.VERSION.startswith("12.2.")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    (requirement,) = (text for text in project["dependencies"] if text.startswith("mitmproxy"))
+    assert version.VERSION in Requirement(requirement).specifier
 
 
 # HttpLayer

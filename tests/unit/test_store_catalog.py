@@ -1,5 +1,6 @@
 """What goes and in which order, who needs what, and what is pinned: the catalogue alone, without files."""
 
+import functools
 import json
 import time
 import tracemalloc
@@ -16,6 +17,7 @@ REPOSITORY = "docker.io/library/nginx"
 EVERYTHING = 2**62
 
 
+@functools.cache
 def digest(name: str) -> str:
     return "sha256:" + sha256(name.encode()).hexdigest()
 
