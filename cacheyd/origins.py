@@ -14,7 +14,7 @@ from typing import Protocol
 from cacheyd.auth import Authorizer
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
-from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header
+from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, was_heard
 from cacheyd.reference import Kind, Reference
 from cacheyd.rules import Rules
 from cacheyd.slots import Slots
@@ -193,6 +193,20 @@ class _Counted:
             leave()
 
 
+class _Listening:
+    """A transport for one request and what it takes to get an answer to it; knows whether the registry gave any."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.answered = False
+
+    async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> UpstreamResponse:
+        """As the transport's own."""
+        response = await self._transport.fetch(registry, method, url, headers)
+        self.answered = True
+        return response
+
+
 class Origins:
     """Implements `Upstream`."""
 
@@ -291,7 +305,7 @@ class Origins:
             response = await self._answer(request, base, share)
         except UpstreamBroken as error:
             code = "timeout" if error.timeout else "error"
-            if error.elsewhere or error.refused or error.hopeless:
+            if error.elsewhere or error.refused or error.answered:
                 self.breaker.answered(base)
             else:
                 self.breaker.failed(base, timeout=error.timeout, since=started)
@@ -308,11 +322,17 @@ class Origins:
             self._events.upstream(registry, code, time.monotonic() - started)
 
     async def _answer(self, request: UpstreamRequest, base: str, seconds: float) -> UpstreamResponse:
+        listening = _Listening(self._transport)
         try:
             async with asyncio.timeout(seconds):
-                return await self._authorizer.fetch(self._transport, request, base)
-        except TimeoutError:
-            raise UpstreamBroken(f"{base}: no answer within {seconds:g} s", timeout=True) from None
+                return await self._authorizer.fetch(listening, request, base)
+        except TimeoutError as late:
+            error = UpstreamBroken(f"{base}: no answer within {seconds:g} s", timeout=True)
+            error.answered = listening.answered or was_heard(late)
+            raise error from None
+        except UpstreamBroken as error:
+            error.answered = error.answered or listening.answered
+            raise
 
     def _note_ratelimit(self, registry: str, headers: HeaderList) -> None:
         """Docker Hub's `ratelimit-remaining: 93;w=21600`: so many pulls, in a window of so many seconds."""
