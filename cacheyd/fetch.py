@@ -255,7 +255,8 @@ class Fetcher:
             response = await self._upstream.open(UpstreamRequest(ref, method, headers, as_client))
         except UpstreamBroken as error:
             raise _as_request_error(error) from error
-        if not (response.status in (200, 206) or 400 <= response.status < 600):
+        right = {200, 206} if header(headers, "range") is not None else {200}
+        if response.status not in right and not 400 <= response.status < 600:
             # Nothing that was asked has such an answer, and clients stumble over a 304 or a redirect without a target.
             response.close()
             raise upstream_error(502, f"upstream answered {response.status}")

@@ -4,7 +4,6 @@ A response that could be read in two ways is refused; a header that is only of n
 """
 
 import re
-from collections.abc import Iterator
 
 from h11._readers import Http10Reader
 from h11._receivebuffer import ReceiveBuffer
@@ -121,6 +120,8 @@ def problem_of(head: bytes) -> str | None:
         return f"its response has more than {MAX_LINES} header lines"
     if any(line[:1] in (b" ", b"\t") for line in lines):
         return "its response has a folded header line"
+    if not all(_LENGTHS.fullmatch(line.partition(b":")[2]) for line in lines if _is_length(line)):
+        return "its response has a Content-Length that is none"
     codings = [line for line in lines if line[:17].lower() == b"transfer-encoding"]
     if sum(map(len, codings)) > MAX_CODING:
         return "its response has an absurd Transfer-Encoding"
@@ -130,12 +131,15 @@ def problem_of(head: bytes) -> str | None:
 
 
 def with_one_length(head: bytes) -> bytes:
-    """The head with one Content-Length where it says the same one several times (RFC 9110 section 8.6), or with zeros."""
+    """The head with one Content-Length where it says the same one several times (RFC 9110 section 8.6), or with zeros.
+
+    `problem_of` has found nothing wrong with any of them.
+    """
     lines = head.splitlines(keepends=True)
     stated = [line.partition(b":")[2].rstrip(b"\r\n") for line in lines if _is_length(line)]
-    if not stated or not all(_LENGTHS.fullmatch(value) for value in stated):
+    if not stated:
         return head
-    numbers = list(_numbers(stated))
+    numbers = [int(number) for value in stated for number in value.split(b",")]
     plain = b"%d" % numbers[0]
     if len(set(numbers)) > 1 or [value.strip(b" \t") for value in stated] == [plain]:
         return head
@@ -145,11 +149,6 @@ def with_one_length(head: bytes) -> bytes:
 
 def _is_length(line: bytes) -> bool:
     return line[:15].lower() == b"content-length:"
-
-
-def _numbers(values: list[bytes]) -> Iterator[int]:
-    for value in values:
-        yield from map(int, value.split(b","))
 
 
 def take_head(response: http.Response) -> tuple[int, HeaderList]:
