@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from cacheyd.auth import Authorizer
+from cacheyd.auth import Authorizer, target
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, was_heard
 from cacheyd.reference import Kind, Reference
 from cacheyd.rules import Rules
 from cacheyd.slots import Slots
+from cacheyd.urls import parse_url
 
 # A dead origin is left alone for so long, doubled with each failure (seconds).
 PAUSE, PAUSE_MAX = 5.0, 60.0
@@ -194,16 +195,39 @@ class _Counted:
 
 
 class _Listening:
-    """A transport for one request and what it takes to get an answer to it; knows whether the registry gave any."""
+    """A transport for one request and what it takes to get an answer to it; knows whether the registry gave any.
 
-    def __init__(self, transport: Transport) -> None:
+    What it takes is a token: a token service that is dead costs one timeout, too. It may be anybody's who a registry says,
+    so it is dead for that registry only.
+    """
+
+    def __init__(self, transport: Transport, breaker: Breaker, url: str) -> None:
         self._transport = transport
+        self._breaker = breaker
+        self._url = url
         self.answered = False
 
     async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> UpstreamResponse:
         """As the transport's own."""
-        response = await self._transport.fetch(registry, method, url, headers)
-        self.answered = True
+        if url == self._url:
+            response = await self._transport.fetch(registry, method, url, headers)
+            self.answered = True
+            return response
+        service, started = f"{registry}'s token service {parse_url(url).host}", time.monotonic()
+        if not self._breaker.admit(service):
+            raise UpstreamBroken(f"{service} did not answer just now; it is asked again in a moment", refused=True)
+        try:
+            response = await self._transport.fetch(registry, method, url, headers)
+        except UpstreamBroken as error:
+            if error.refused or error.answered or error.elsewhere:
+                self._breaker.answered(service)
+            else:
+                self._breaker.failed(service, timeout=error.timeout, since=started)
+            raise
+        except BaseException:
+            self._breaker.abandoned(service)
+            raise
+        self._breaker.answered(service)
         return response
 
 
@@ -322,7 +346,7 @@ class Origins:
             self._events.upstream(registry, code, time.monotonic() - started)
 
     async def _answer(self, request: UpstreamRequest, base: str, seconds: float) -> UpstreamResponse:
-        listening = _Listening(self._transport)
+        listening = _Listening(self._transport, self.breaker, target(base, request.ref))
         try:
             async with asyncio.timeout(seconds):
                 return await self._authorizer.fetch(listening, request, base)

@@ -248,8 +248,9 @@ class FetchConnection(server.ConnectionHandler):
     async def pass_body(self, conn: connection.Connection, wire: Wire) -> None:
         """Takes a large body of known length past the layers, all but its last byte: with that they see its end."""
         exchange = self._exchange
-        client = self._client_of(conn)
-        if exchange is None or exchange.response is None or client is None or conn.tls:
+        # Nothing between it and the connection, as a proxy or TLS would be.
+        client = getattr(self.layer.connections.get(conn), "child_layer", None)
+        if exchange is None or exchange.response is None or not isinstance(client, StrictHttp1Client) or conn.tls:
             return
         body = client.body_reader if client.state == client.read_body else None
         if isinstance(body, ContentLengthReader) and body._remaining > BLOCK and not client.buf:

@@ -93,6 +93,28 @@ def test_tokens_that_are_wrong_count_against_the_object(world: Written) -> None:
         assert_open_for_others(world, "token.test")
 
 
+def test_a_token_service_that_says_nothing_is_left_alone(own: Starter) -> None:
+    """It alone: what needs no token is served."""
+    with RawOrigin(silent) as service:
+
+        def serve(connection: socket.socket, request: bytes) -> None:
+            realm = f'WWW-Authenticate: Bearer realm="{service.url}/token"'
+            public = b"/public/" in request
+            connection.sendall(body_of(200, "Connection: close", body=manifest(1)) if public else body_of(401, realm))
+
+        with RawOrigin(serve) as origin:
+            table = registry_table("raw.test", origin.url) + 'auth = "anonymous"\n'
+            daemon = own.daemon(table, {"retries": "0", "head_timeout": "600ms"})
+            assert daemon.get(manifest_target("private/a", "1.0", "raw.test")).status == 504
+            for number in range(MANY):
+                watch = Stopwatch()
+                reply = daemon.get(manifest_target("private/a", f"1.{number}", "raw.test"))
+                assert (reply.status, watch.seconds < 0.5) == (503, True)
+                assert b"token service" in reply.body
+                assert daemon.get(manifest_target("public/a", f"1.{number}", "raw.test")).status == 200
+            assert len(service.heads) == 1
+
+
 def silent(connection: socket.socket, request: bytes) -> None:
     """Reads and says nothing."""
     time.sleep(5)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.client import Reply, Stopwatch
+from tests.hostile.peers import MIB, Watch
 from tests.hostile.raw_answers import ROWS, Row, verdict
 from tests.hostile.written import KINDS, Thing, Written, written
 from tests.policy.conftest import Starter
@@ -146,3 +147,16 @@ def test_a_reset_is_no_end_of_a_body(world: Written, kind: str) -> None:
         assert reply.status in (200, 502)
     else:
         assert_refused(thing, reply)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_line_of_a_chunked_body_ends(world: Written, over_tls: Written, tls: bool) -> None:
+    """A chunk's extension without end must not become memory, whatever lies below HTTP."""
+    one = over_tls if tls else world
+    thing = one.thing("blob")
+    start = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x="
+    one.script(thing, lambda method: (start + b"y" * (40 * MIB), True))
+    with Watch(one.daemon) as seen:
+        reply = one.ask(thing)
+    assert reply.status == 502
+    assert seen.grown < 16 * MIB
