@@ -94,7 +94,9 @@ def hit_headers(now: float, since: float) -> HeaderList:
 
 def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> Answer:
     """An upstream's answer, unaltered but for what says that it came through here, and what an object's answer owes."""
-    headers = without(relay.headers, "content-length", "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace")
+    ours = "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace"
+    # What is sent on is not encoded.
+    headers = without(relay.headers, "content-length", "content-encoding", *ours)
     body = relay.body
     length: int | None = len(body)
     if head:

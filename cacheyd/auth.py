@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 from cacheyd.config import RegistrySettings, Settings
 from cacheyd.errors import HeaderList, RequestError
-from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all, without
+from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, decoded, header, read_all, without
 from cacheyd.logins import Logins
 from cacheyd.manifest import parse_object
 from cacheyd.once import Once
@@ -367,11 +367,16 @@ async def _request_token(
     asked = urlencode({**query, "scope": challenge.params.get("scope") or scope}, encoding="latin-1", errors="replace")
     url = f"{realm}{'&' if '?' in realm else '?'}{asked}"
     headers = (("Authorization", basic(login)),) if login else ()
-    response = await transport.fetch(registry, "GET", url, headers)
     try:
-        body = await read_all(response, ANSWER_MAX)
-    finally:
-        response.close()
+        response = await transport.fetch(registry, "GET", url, headers)
+        try:
+            body = await read_all(decoded(response), ANSWER_MAX)
+        finally:
+            response.close()
+    except UpstreamBroken as error:
+        # The registry has just answered: it is there.
+        error.elsewhere = True
+        raise
     if response.status in (401, 403):
         raise _LoginRefused(f"its token service answered {response.status}")
     if response.status != 200:

@@ -24,11 +24,13 @@ from cacheyd.answer import (
     relay_answer,
     stream_answer,
 )
+from cacheyd.codings import codings_of
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList, RequestError, cache_error, upstream_error
 from cacheyd.fetch import Fetcher, UpstreamResponse, asker, content_length, end_to_end, header, without
 from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
 from cacheyd.listing import Listings, TooLarge
+from cacheyd.manifest import NO_TYPES
 from cacheyd.once import Once
 from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_content_range, parse_range
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
@@ -299,7 +301,11 @@ class Cache:
                 return await self._size(request, result)
             return relay_answer(ref, await self.fetcher.relay(response), result, head=True)
         digest = ref.digest or _stated_digest(response.headers)
-        if not digest or lists or response.status >= 400:
+        if response.status >= 400:
+            return relay_answer(ref, await self.fetcher.relay(response), result, head=False)
+        if response.status == 200 and codings_of(response.headers):
+            return relay_answer(ref, await self.fetcher.unpacked(response, digest), result, head=False)
+        if not digest or lists:
             return stream_answer(ref, response, result, content_length(response.headers))
         if response.status != 200:
             # Nobody asked for a part.
@@ -342,8 +348,9 @@ class Cache:
         """The answer to a HEAD of a blob where upstream, or its CDN, takes a GET only: one byte tells the size."""
         response = await self.fetcher.open(request.ref, "GET", (*request.headers, ONE_BYTE))
         try:
-            size = content_length(response.headers)
-            if response.status == 206:
+            # Of what is encoded nobody knows the size.
+            size = None if codings_of(response.headers) else content_length(response.headers)
+            if size is not None and response.status == 206:
                 part = parse_content_range(header(response.headers, "content-range"))
                 size = part[2] if part is not None else None
             elif response.status == 416 and request.ref.digest in EMPTY:
@@ -362,6 +369,11 @@ class Cache:
         assert ref.digest
         fields = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
         response = await self.fetcher.open(ref, request.method, (*request.headers, *fields))
+        if codings := codings_of(response.headers):
+            if response.status == 200:
+                return relay_answer(ref, await self.fetcher.unpacked(response, ref.digest), BYPASS, head=False)
+            response.close()
+            raise upstream_error(502, f"upstream answered a part of something encoded: {', '.join(codings)[:40]}")
         if response.status == 200:
             return self._verified(request, response, BYPASS, ref.digest)
         if response.status == 206:
@@ -526,7 +538,7 @@ class Cache:
 
     async def _is_elsewhere(self, wanted: RangeRequest, flight: Flight) -> bool:
         """Whether a small piece is wanted (lazy pulling) that this flight will not have, or not have verified, for a while."""
-        if flight.verified or not _is_small_piece(wanted, flight):
+        if flight.verified or flight.sealed or not _is_small_piece(wanted, flight):
             return False
         with flight.wanted():
             # What is there in a moment is worth that moment: upstream need not send it twice.
@@ -679,5 +691,7 @@ def _stated_digest(headers: HeaderList) -> str:
 def _complete_head(relay: Relay) -> bool:
     """Whether a HEAD told all that containerd needs: digest, type and length."""
     digest = header(relay.headers, "docker-content-digest") or ""
-    media_type = header(relay.headers, "content-type") or ""
-    return relay.status == 200 and bool(DIGEST.fullmatch(digest)) and bool(media_type) and bool(content_length(relay.headers))
+    media_type = (header(relay.headers, "content-type") or "").partition(";")[0].strip().lower()
+    # Of a type that says nothing of what it is, only the bytes can tell.
+    told = bool(media_type) and media_type not in NO_TYPES and not media_type.startswith("text/")
+    return relay.status == 200 and bool(DIGEST.fullmatch(digest)) and told and bool(content_length(relay.headers))

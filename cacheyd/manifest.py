@@ -32,7 +32,7 @@ MAX_VALUES, MAX_DIGITS = 50_000, 40
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")
 _DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 # Types that say nothing of what it is.
-_NO_TYPES = frozenset({"application/json", OCTET_STREAM})
+NO_TYPES = frozenset({"application/json", OCTET_STREAM})
 _PART = re.compile(r"[A-Za-z0-9_.-]+")
 # The variant that is meant where none is said.
 _DEFAULT_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
@@ -149,7 +149,7 @@ def _fraction(text: str) -> float:
 def media_type_of(content: dict[str, Any]) -> str:
     """What a manifest is by its own content: its `mediaType` (image-spec: optional), else its shape; empty if it is none."""
     declared = content.get("mediaType")
-    if is_media_type(declared) and declared.startswith("application/") and declared not in _NO_TYPES:
+    if is_media_type(declared) and declared.startswith("application/") and declared not in NO_TYPES:
         return str(declared)
     config, manifests = content.get("config"), content.get("manifests")
     if isinstance(manifests, list):

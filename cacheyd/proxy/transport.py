@@ -16,7 +16,7 @@ from OpenSSL import SSL
 from cacheyd.budget import Budget, Pace
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
-from cacheyd.fetch import Chunk, UpstreamBroken, content_length, header, without
+from cacheyd.fetch import HEARD, Chunk, UpstreamBroken, content_length, header, was_heard, without
 from cacheyd.proxy.connection import FetchConnection, Streams
 from cacheyd.proxy.exchange import Exchange, without_end
 from cacheyd.proxy.intake import take_head
@@ -113,12 +113,14 @@ class MitmTransport:
         try:
             async with asyncio.timeout(deadline):
                 return await self._follow(registry, method, url, to, headers, way)
-        except TimeoutError:
+        except TimeoutError as late:
             error = UpstreamBroken(f"{way[-1].authority}: no answer within {deadline:g} s", timeout=True)
             error.elsewhere = not way[-1].same_site(way[0])
+            error.answered = was_heard(late) or len(way) > 1
             raise error from None
         except UpstreamBroken as error:
             error.elsewhere = error.elsewhere or not way[-1].same_site(way[0])
+            error.answered = error.answered or len(way) > 1
             raise
 
     async def _follow(
@@ -174,31 +176,44 @@ class MitmTransport:
         return origin
 
     async def _exchange(self, origin: Origin, method: str, path: str, headers: HeaderList) -> FetchResponse:
-        """One request, on a kept connection if there is one; anew if that turned out to be closed."""
+        """One request, on a kept connection if there is one; if that turns out to be closed, once more on a new one.
+
+        Only GET and HEAD are sent, which may be sent twice (RFC 9110 section 9.2.2).
+        """
+        fresh = False
         while True:
-            conn = self._take(origin)
+            conn = self._take(origin, fresh=fresh)
             fresh = not conn.used
             request = _make_request(origin, method, path, headers)
             head = None
             try:
                 exchange = await conn.send(request)
                 head = await exchange.wait_head()
+                if head.status_code == 408 and not fresh:
+                    # It says so of the time before the request, and closes (RFC 9110 section 15.5.9).
+                    conn.close()
+                    fresh = True
+                    continue
                 return FetchResponse(self, conn, exchange, take_head(head))
             except UpstreamBroken as error:
                 conn.close()
                 if fresh or head is not None:
                     failure = _failure(origin, conn, error)
                     if isinstance(failure, UpstreamBroken):
-                        # Where a head came, the origin is there, whatever it said.
                         failure.hopeless = error.hopeless or head is not None
+                        # Where anything came, the origin is there, whatever it said.
+                        failure.answered = failure.hopeless or conn.heard
                     raise failure from None
-            except BaseException:
+                fresh = True
+            except BaseException as error:
+                if conn.heard:
+                    error.add_note(HEARD)
                 conn.close()
                 raise
 
-    def _take(self, origin: Origin) -> FetchConnection:
+    def _take(self, origin: Origin, *, fresh: bool) -> FetchConnection:
         idle = self._idle.get(origin, [])
-        while idle:
+        while idle and not fresh:
             conn = idle.pop()
             if conn.alive:
                 return conn

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mitmproxy import http
 
-from cacheyd import answer, auth, cache, fetch, logs, manifest, origins, ranges, reference, urls
+from cacheyd import answer, auth, cache, codings, fetch, logs, manifest, origins, ranges, reference, urls
 from cacheyd.errors import RequestError
 from cacheyd.fetch import UpstreamBroken
 from cacheyd.proxy import head, intake, transport, trust
@@ -65,6 +65,15 @@ def _next_head(value: str) -> None:
     buffer = head.HeadBuffer()
     buffer.__iadd__(value.encode("latin-1"))
     buffer.next_head()
+
+
+def _lengths(value: str) -> object:
+    head = value.encode("latin-1") + b"\r\n\r\n"
+    return intake.problem_of(head) or intake.with_one_length(head)
+
+
+def _decode(coding: str, value: str) -> object:
+    return codings.decode(value.encode("latin-1"), [coding], 4 << 20)
 
 
 def _access_line(value: str) -> str:
@@ -123,6 +132,12 @@ CASES = (
          "cacheyd.proxy.intake._VALUE")),
     Case("Content-Type", partial(_take, "Content-Type"), ("cacheyd.proxy.intake._CONTENT_TYPE",)),
     Case("raw response head", lambda value: intake.problem_of(value.encode("latin-1"))),
+    Case("raw status line", lambda value: intake.problem_of(value.encode("latin-1")),
+         ("cacheyd.proxy.intake._STATUS_LINE",), "HTTP/1.1 200 "),
+    Case("raw Content-Length", _lengths, ("cacheyd.proxy.intake._LENGTHS",), "HTTP/1.1 200 OK\r\nContent-Length: "),
+    Case("Content-Encoding", lambda value: codings.codings_of((("content-encoding", value),))),
+    *(Case(f"{coding} body", partial(_decode, coding)) for coding in ("gzip", "deflate", "zstd")),
+    Case("zstd frames", partial(_decode, "zstd"), (), "\x28\xb5\x2f\xfd"),
     Case("end of a response head", lambda value: intake._HEAD_END.search(value.encode("latin-1")),
          ("cacheyd.proxy.intake._HEAD_END", "cacheyd.proxy.intake._INTERIM")),
     Case("access log", _access_line),

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "cacheyd",
     "cacheyd.errors",
+    "cacheyd.codings",
     "cacheyd.once",
     "cacheyd.descriptors",
     "cacheyd.budget",
@@ -91,6 +92,7 @@ DOORS = {
     "OpenSSL": ("cacheyd.proxy",),
     "aiohappyeyeballs": ("cacheyd.proxy",),
     "certifi": ("cacheyd.proxy",),
+    "zstandard": ("cacheyd.codings",),
     "diskcache": ("cacheyd.store.index",),
     "sqlite3": ("cacheyd.store.index",),
     "prometheus_client": ("cacheyd.metrics",),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from h11._readers import Http10Reader
 from mitmproxy import connection, http, version
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.connection import ConnectionState
@@ -44,7 +45,7 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
 )
 from mitmproxy.proxy.layers.http._http1 import make_body_reader
-from mitmproxy.proxy.layers.tls import ClientTLSLayer, TlsStartServerHook
+from mitmproxy.proxy.layers.tls import ClientTLSLayer, TLSLayer, TlsStartServerHook
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.test import taddons
 from OpenSSL import SSL
@@ -855,3 +856,18 @@ def test_connections_to_upstreams_are_made_by_a_name_that_can_be_replaced() -> N
     """`intake` puts its own class there, which sees a head before it is parsed."""
     assert "self.child_layer = Http1Client(self.context)" in inspect.getsource(layers.http.HttpClient)
     assert layers.http.Http1Client is StrictHttp1Client
+
+
+def test_what_speaks_http_is_found_from_the_connection() -> None:
+    """`connection` goes down the layers of an upstream connection, and asks TLS how it ended."""
+    source = inspect.getsource(layers.http.HttpLayer)
+    assert "self.connections[context.server] = stack[0]" in source
+    assert "self.connections.pop" not in source
+    assert "child_layer: layer.Layer" in inspect.getsource(layers.http.HttpClient)
+    assert issubclass(layers.ServerTLSLayer, TLSLayer)
+    assert "self.tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN" in inspect.getsource(TLSLayer.receive_close)
+
+
+def test_a_body_that_ends_with_the_connection_has_a_reader_of_its_own() -> None:
+    assert isinstance(make_body_reader(-1), Http10Reader)
+    assert not isinstance(make_body_reader(None), Http10Reader)
