@@ -91,6 +91,7 @@ DOORS = {
     "diskcache": ("cacheyd.store.index",),
     "sqlite3": ("cacheyd.store.index",),
     "prometheus_client": ("cacheyd.metrics",),
+    "idna": ("cacheyd.reference",),
     "rich": ("cacheyd.tools", "cacheyd.images"),
 }
 

@@ -25,6 +25,7 @@ BASE = "https://reg.test/v2/app/blobs/x?y"
         ("http://\uff11\uff12\uff17.0.0.1/", Url("http", "127.0.0.1", 80, "/")),
         ("http://127\u30020\u30020\u30021/", Url("http", "127.0.0.1", 80, "/")),
         ("https://b\u00fccher.test/\u00fc", Url("https", "xn--bcher-kva.test", 443, "/%C3%BC")),
+        ("https://stra\u00dfe.test./", Url("https", "xn--strae-oqa.test", 443, "/")),
         ("https://reg.test/a b", Url("https", "reg.test", 443, "/a%20b")),
         ('https://reg.test/|^"{}<>`\\', Url("https", "reg.test", 443, "/%7C%5E%22%7B%7D%3C%3E%60%5C")),
         ("https://reg.test/%2f%2F%zz%?a=[b]&c=d+e'(f)*~;$,!@:%20", Url(
