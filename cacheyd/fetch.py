@@ -13,7 +13,7 @@ from typing import Protocol
 
 from cacheyd.budget import Budget, Pace
 from cacheyd.config import Settings
-from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstream_error
+from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, explain, upstream_error
 from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
 from cacheyd.manifest import is_media_type, signed_payload
 from cacheyd.once import Once
@@ -243,6 +243,10 @@ class Fetcher:
             response = await self._upstream.open(UpstreamRequest(ref, method, headers, as_client))
         except UpstreamBroken as error:
             raise _as_request_error(error) from error
+        except RequestError:
+            raise
+        except Exception as error:
+            raise _unexpected(ref.registry, error) from error
         if not (200 <= response.status < 300 or 400 <= response.status < 600):
             # Nothing that was asked has such an answer, and clients stumble over a 304 or a redirect without a target.
             response.close()
@@ -343,8 +347,7 @@ class Fetcher:
             flight.fail(upstream_error(503, "cacheyd is stopping"))
             raise
         except Exception as error:
-            log.exception("fetching %s failed", flight.digest)
-            self._end(flight, upstream_error(502, f"fetching failed: {type(error).__name__}"))
+            self._end(flight, _unexpected(ref.registry, error))
         finally:
             self._promise(flight, 0)
             self.flights.remove(flight)
@@ -752,6 +755,13 @@ def _to_remember(relay: Relay) -> Relay:
 
 class _StartOver(Exception):
     """The fetch begins anew, from the first byte."""
+
+
+def _unexpected(registry: str, error: Exception) -> RequestError:
+    """An exception where none belongs, which is an error line, is upstream's failure to the client: it asks elsewhere."""
+    log.error("fetching from %s failed: %s", registry, explain(error))
+    log.debug("it was", exc_info=error)
+    return upstream_error(502, f"fetching failed: {type(error).__name__}")
 
 
 def _as_request_error(error: UpstreamBroken) -> RequestError:

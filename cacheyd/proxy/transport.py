@@ -207,7 +207,12 @@ class MitmTransport:
 
     def _ssl_context(self, trust: Trust) -> SSL.Context:
         if trust not in self._ssl_contexts:
-            self._ssl_contexts[trust] = make_ssl_context(trust)
+            try:
+                self._ssl_contexts[trust] = make_ssl_context(trust)
+            except SSL.Error:
+                # They could be read at the start, or at the last reload.
+                files = filter(None, (trust.ca_file, trust.client_cert, trust.client_key))
+                raise OSError(f"certificates that cannot be used: {', '.join(map(str, files))}") from None
         return self._ssl_contexts[trust]
 
     def release(self, conn: FetchConnection, exchange: Exchange) -> None:
