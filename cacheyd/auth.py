@@ -24,7 +24,7 @@ from cacheyd.logins import Logins
 from cacheyd.manifest import parse_object
 from cacheyd.once import Once
 from cacheyd.reference import Reference
-from cacheyd.urls import Url, from_field, parse_url
+from cacheyd.urls import Url, from_field, is_upgrade, parse_url
 
 log = logging.getLogger(__name__)
 
@@ -402,13 +402,13 @@ def target(base: str, ref: Reference) -> str:
 def realm_belongs(realm: str, base: str, allowed: tuple[str, ...]) -> bool:
     """Whether a token service may see a registry's stored login: on the registry's own origin, or allowed by name.
 
-    https is needed for any host but the registry's own origin, where the operator chose the scheme.
+    https is needed for any host but the registry's own origin, where the operator chose the scheme: that, or https instead.
     """
     try:
         url, own = parse_url(realm), parse_url(base)
     except ValueError:
         return False
-    if url.site == own.site or any(_is_below(url, parse_url(known)) for known in allowed):
+    if url.site == own.site or is_upgrade(own, url) or any(_is_below(url, parse_url(known)) for known in allowed):
         return True
     if url.scheme != "https" or url.port != 443:
         return False

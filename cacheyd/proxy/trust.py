@@ -18,7 +18,7 @@ from cacheyd.auth import basic
 from cacheyd.config import ConfigError, Settings
 from cacheyd.proxy.listener import make_server_context
 from cacheyd.reference import canonical_host
-from cacheyd.urls import default_port
+from cacheyd.urls import Url, default_port
 
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -54,6 +54,11 @@ class Origin:
         """The Host header (RFC 9110 section 7.2)."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == default_port(self.scheme) else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> Url:
+        """Its root."""
+        return Url(self.scheme, self.host, self.port, "/")
 
     def same_site(self, other: "Origin") -> bool:
         """The same origin in the sense of RFC 9110 section 4.3.1: credentials for one are for the other."""

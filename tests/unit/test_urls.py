@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.urls import Url, from_field, parse_url, resolve
+from cacheyd.urls import Url, from_field, is_upgrade, parse_url, resolve
 
 BASE = "https://reg.test/v2/app/blobs/x?y"
 
@@ -103,3 +103,19 @@ def test_any_text_is_refused_or_safe(text: str, start: str) -> None:
     assert all("!" <= c <= "~" for c in url.path + url.host)
     host = f"[{url.host}]" if ":" in url.host else url.host
     assert parse_url(f"{url.scheme}://{host}:{url.port}{url.path}") == url
+
+
+@pytest.mark.parametrize(
+    ("known", "url", "same"),
+    [
+        ("http://reg.test", "https://reg.test", True), ("http://reg.test:80/v2/", "https://REG.test.:443/x", True),
+        ("http://reg.test:5000", "https://reg.test:5000", True), ("http://[::1]:5000", "https://[0::1]:5000", True),
+        ("http://reg.test", "https://reg.test:5000", False), ("http://reg.test:5000", "https://reg.test", False),
+        ("http://reg.test:443", "https://reg.test:80", False), ("http://reg.test", "https://reg.test:80", True),
+        ("http://reg.test", "https://www.reg.test", False), ("http://reg.test", "https://reg.test.evil.test", False),
+        ("https://reg.test", "http://reg.test", False), ("https://reg.test", "https://reg.test", False),
+        ("http://reg.test", "http://reg.test", False), ("https://reg.test:5000", "http://reg.test:5000", False),
+    ],
+)  # fmt: skip
+def test_the_same_host_by_tls(known: str, url: str, same: bool) -> None:
+    assert is_upgrade(parse_url(known), parse_url(url)) is same
