@@ -107,7 +107,7 @@ def site(shared: Starter, ca: TestCA) -> Iterator[Site]:
         tables = {
             "client": f'upstream = "http://{here}"',
             "stored": f'upstream = "http://{here}"\n{stored}',
-            "token": f'upstream = "http://{here}"\n{stored}',
+            "token": f'upstream = "http://{here}/t"\n{stored}',
             "cert": f'upstream = "http://{here}"\nclient_cert = "{cert}"\nclient_key = "{key}"',
             "tls": f'upstream = "https://{here}"',
             "both": f'upstream = ["http://{here}", "{other.url}"]',
@@ -143,8 +143,8 @@ def test_a_token_service_that_redirects_to_https_gets_the_login(site: Site) -> N
     assert site.get("app/tags/list", "token") == (200, BLOB)
     asked = [(asked.tls, asked.target.partition("?")[0].partition("/v2")[0], asked.login) for asked in site.origin.asked]
     assert asked == [
-        (False, "", ""), (True, "", ""), (False, "/token", STORED), (True, "/token", STORED), (False, "", SECRET),
-        (True, "", SECRET),
+        (False, "/t", ""), (True, "/t", ""), (False, "/token", STORED), (True, "/token", STORED), (False, "/t", SECRET),
+        (True, "/t", SECRET),
     ]  # fmt: skip
 
 
