@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 from cacheyd.config import RegistrySettings, Settings
 from cacheyd.errors import HeaderList, RequestError
-from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all, without
+from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all, wanted_wait, without
 from cacheyd.logins import Logins
 from cacheyd.manifest import parse_object
 from cacheyd.once import Once
@@ -281,7 +281,10 @@ class Authorizer:
             return response
         try:
             token = await self._token(transport, RegistrySettings(), key, "", bearer, known)
-        except (UpstreamBroken, RequestError):
+        except (UpstreamBroken, RequestError) as error:
+            if isinstance(error, UpstreamBroken) and error.wait is not None:
+                response.close()
+                raise
             return response
         response.close()
         return await transport.fetch(name, request.method, url, (*request.headers, ("Authorization", f"Bearer {token}")))
@@ -375,7 +378,9 @@ async def _request_token(
     if response.status in (401, 403):
         raise _LoginRefused(f"its token service answered {response.status}")
     if response.status != 200:
-        raise UpstreamBroken(f"its token service answered {response.status}", refused=True)
+        error = UpstreamBroken(f"its token service answered {response.status}", refused=True)
+        error.wait = wanted_wait(response.headers, time.time()) if response.status == 429 else None
+        raise error
     return _parse_token(body)
 
 

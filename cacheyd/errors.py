@@ -53,11 +53,15 @@ class Failure:
 
 
 class RequestError(Exception):
-    """Carries a `Failure` from where it is found to where the answer is made."""
+    """Carries a `Failure` from where it is found to where the answer is made.
+
+    `again_at` is when it is worth asking again, on the monotonic clock, where that is soon.
+    """
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.status} {failure.code}: {failure.message}")
         self.failure = failure
+        self.again_at: float | None = None
 
 
 def client_error(status: int, code: Code, message: str, *, headers: HeaderList = (), **detail: str) -> RequestError:

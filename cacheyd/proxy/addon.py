@@ -443,11 +443,11 @@ class RegistryCache:
         flow.request.data.port = flow.client_conn.sockname[1]
         flow.request.data.scheme = b"https" if flow.client_conn.tls else b"http"
         self._active += 1
-        answer = await self._answer(flow.request)
+        answer = await self._answer(flow.request, lambda: not flow.client_conn.connected)
         flow.metadata[ANSWER] = answer
         flow.response = self._response(flow.request, answer)
 
-    async def _answer(self, request: http.Request) -> Answer:
+    async def _answer(self, request: http.Request, gone: Callable[[], bool]) -> Answer:
         try:
             if not self._ready and not request.path.startswith("/healthz"):
                 await self._open(request.path)
@@ -460,7 +460,7 @@ class RegistryCache:
                 return self._page(target, request)
             # A character for each byte, as in a Head.
             fields = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.fields)
-            return await self.cache.answer(_request(request.method, target, fields))
+            return await self.cache.answer(_request(request.method, target, fields), gone)
         except RequestError as error:
             return error_answer(error)
         except Exception:

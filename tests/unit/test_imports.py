@@ -50,6 +50,7 @@ ORDER = (
     "cacheyd.control",
     "cacheyd.commands",
     "cacheyd.flight",
+    "cacheyd.limits",
     "cacheyd.fetch",
     "cacheyd.logins",
     "cacheyd.auth",
