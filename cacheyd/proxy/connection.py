@@ -163,6 +163,9 @@ class FetchConnection(server.ConnectionHandler):
         if self._exchange is not None:
             self._exchange.fail("closed")
             self._exchange.over()
+        self._cancel()
+
+    def _cancel(self) -> None:
         for io in list(self.transports.values()):
             if io.handler is not None:
                 io.handler.cancel("fetch closed")
@@ -209,8 +212,9 @@ class FetchConnection(server.ConnectionHandler):
             # Where a head had come, what is missing of the body may be had with another request.
             hopeless = self._exchange.response is None
             self._exchange.fail(f"fetching failed: {type(error).__name__}", hopeless=hopeless)
-        self._has_crashed = True
-        self.close()
+        # What had come before is its reader's still.
+        self._closed = self._has_crashed = True
+        self._cancel()
 
     async def _open_connection(self, command: commands.OpenConnection) -> None:
         conn = command.connection
