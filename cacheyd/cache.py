@@ -29,6 +29,7 @@ from cacheyd.config import Settings
 from cacheyd.errors import HeaderList, RequestError, cache_error, upstream_error
 from cacheyd.fetch import Fetcher, UpstreamResponse, asker, content_length, end_to_end, header, without
 from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
+from cacheyd.limits import Patience
 from cacheyd.listing import Listings, TooLarge
 from cacheyd.manifest import NO_TYPES
 from cacheyd.once import Once
@@ -224,10 +225,10 @@ class Cache:
 
     # Everything else
 
-    async def answer(self, request: Request) -> Answer:
-        """The answer, whatever it takes; failures are answers, too."""
+    async def answer(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Answer:
+        """The answer, whatever it takes; failures are answers, too. `gone` says whether the client has left."""
         try:
-            return self.hit(request) or await self._wait(request)
+            return self.hit(request) or await self._wait(request, gone)
         except Relayed as error:
             self.access.refused(request.ref, request.headers, error.relay.status)
             result = MISS if request.ref.kind in (Kind.MANIFEST, Kind.BLOB) else BYPASS
@@ -235,7 +236,7 @@ class Cache:
         except RequestError as error:
             return error_answer(error, request.ref)
 
-    async def _wait(self, request: Request) -> Answer:
+    async def _wait(self, request: Request, gone: Callable[[], bool]) -> Answer:
         registry, most = request.ref.registry, self.settings.max_waiting
         if self._waiting >= most or self._waiting_for[registry] >= max(FEW_WAITING, most // 2):
             raise cache_error("too many clients are waiting for upstreams", 503)
@@ -243,19 +244,45 @@ class Cache:
         self._waiting_for[registry] += 1
         try:
             self._check_allowed(request.ref)
-            if request.ref.kind in (Kind.TAGS, Kind.REFERRERS):
-                return await self._list(request)
-            asked = await self.access.check(request.ref, request.headers)
-            digest = request.ref.digest
-            recovered = digest is not None and await self.store.recover(digest, wait=RECOVER_WAIT) is not None
-            # Where nobody had to be asked, `hit` has just said that there is none.
-            answer = self.hit(request, permitted=asked) if asked or recovered else None
-            return answer or await self._miss(request, permitted=asked)
+            return await self._patiently(request, gone)
         finally:
             self._waiting -= 1
             self._waiting_for[registry] -= 1
             if not self._waiting_for[registry]:
                 del self._waiting_for[registry]
+
+    async def _patiently(self, request: Request, gone: Callable[[], bool]) -> Answer:
+        """Rate limits that are over in a moment are waited for here, where no turn is held and a client may leave."""
+        ref, limits = request.ref, self.fetcher.limits
+        began = limits.clock()
+        try:
+            return await self._ask(request)
+        except (Relayed, RequestError) as error:
+            if error.again_at is None:
+                raise
+            limited = error
+        most = self.settings.registry(ref.registry).retry_after_max
+        thing = ref.kind, ref.reference, ref.query, request.method
+        patience = Patience(limits, self.fetcher.limit_key(ref, request.headers), thing, began, most)
+        while await patience.outlast(limited, gone):
+            try:
+                async with asyncio.timeout(patience.left):
+                    return await self._ask(request)
+            except TimeoutError:
+                break
+            except (Relayed, RequestError) as error:
+                limited = error
+        raise limited
+
+    async def _ask(self, request: Request) -> Answer:
+        if request.ref.kind in (Kind.TAGS, Kind.REFERRERS):
+            return await self._list(request)
+        asked = await self.access.check(request.ref, request.headers)
+        digest = request.ref.digest
+        recovered = digest is not None and await self.store.recover(digest, wait=RECOVER_WAIT) is not None
+        # Where nobody had to be asked, `hit` has just said that there is none.
+        answer = self.hit(request, permitted=asked) if asked or recovered else None
+        return answer or await self._miss(request, permitted=asked)
 
     def _is_allowed(self, ref: Reference) -> bool:
         try:

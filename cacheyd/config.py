@@ -104,6 +104,7 @@ SETTINGS: tuple[Setting, ...] = (
         "whose login upstream sees: the client's, the stored one, or an anonymous token", _D,
     ),
     Setting("ratelimit_floor", parse.integer(0, 1_000_000), 0, "with fewer pulls left upstream, stale tags are served first", _D),
+    Setting("retry_after_max", parse.duration, "5s", "rate limits (429 with Retry-After) that are waited for, in all for one request", _D),
     Setting("max_fetches", parse.integer(1, 100_000), 64, "most requests to one registry at once; more wait their turn", _D),
     Setting("proxy", parse.proxy_url, "", "HTTP(S) proxy to reach upstreams through", _D, secret=True),
     Setting("ca_file", parse.readable_file, "", "PEM file of authorities to trust besides the public ones", _D),
@@ -143,6 +144,7 @@ class RegistrySettings:
     access_ttl: float = 300.0
     auth: str = "passthrough"
     ratelimit_floor: int = 0
+    retry_after_max: float = 5.0
     max_fetches: int = 64
     proxy: str = field(default="", repr=False)
     ca_file: Path | None = None

@@ -13,8 +13,10 @@ from typing import Protocol
 from cacheyd.budget import Budget, Pace
 from cacheyd.codings import BadCoding, Decoder, UnknownCoding, codings_of, decode
 from cacheyd.config import Settings
-from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstream_error
+from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, explain, upstream_error
 from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
+from cacheyd.limits import LEAST, Limits, stated_wait
+from cacheyd.limits import Key as LimitKey
 from cacheyd.manifest import is_media_type, signed_payload
 from cacheyd.once import Once
 from cacheyd.policy import is_memorable
@@ -37,8 +39,8 @@ LARGE_MANIFEST = 256 << 10
 MANIFESTS_MAX = 16 << 20
 # The most that an error's body may have (bytes).
 RELAY_MAX = 64 << 10
-# Of an answer that is remembered, for many at once: the body and each header (bytes), how many, and which headers.
-REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED_HEADERS, MAX_REMEMBERED = 2 << 10, 512, 8, 4000
+# Of an answer that is remembered, for many at once: the body and each header (bytes), how many headers, and which.
+REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED_HEADERS = 2 << 10, 512, 8
 _REMEMBERED = frozenset(
     {
         "content-type",
@@ -80,6 +82,8 @@ class UpstreamBroken(Exception):
     `timeout` tells a deadline from the rest, `refused` that it was not even asked, and `elsewhere` that it was not the
     registry's own host that failed but one that it redirected to. `hopeless`: the same request would fail again.
     `answered`: the host that was asked first sent something, so it is there.
+    `wait`: a token service has a rate limit, and wants to be left alone for so long (seconds); `again_at`: a registry has,
+    and may be asked again then.
     """
 
     def __init__(self, message: str, *, timeout: bool = False, refused: bool = False) -> None:
@@ -89,6 +93,8 @@ class UpstreamBroken(Exception):
         self.elsewhere = False
         self.hopeless = False
         self.answered = False
+        self.wait: float | None = None
+        self.again_at: float | None = None
 
 
 # Noted in an exception that ends a request of which something has come already.
@@ -185,10 +191,17 @@ def content_length(headers: HeaderList) -> int | None:
     return int(value) if re.fullmatch(r"\d{1,18}", value) else None
 
 
-def retry_after(headers: HeaderList) -> float:
-    """Seconds of a Retry-After in seconds, bounded; one second where there is none (or a date)."""
-    value = (header(headers, "retry-after") or "").strip()
-    return min(float(value), RATE_LIMIT_MAX) if re.fullmatch(r"\d{1,9}", value) else RATE_LIMIT_DEFAULT
+def wanted_wait(headers: HeaderList, now: float) -> float | None:
+    """How long a Retry-After, in seconds or as a date, wants to be waited (seconds); None where there is none that can be
+    meant. `now` is Unix time.
+    """
+    return stated_wait(header(headers, "retry-after"), header(headers, "date"), now)
+
+
+def retry_after(headers: HeaderList, now: float | None = None) -> float:
+    """Seconds of a Retry-After, bounded; one second where there is none."""
+    wait = wanted_wait(headers, time.time() if now is None else now)
+    return RATE_LIMIT_DEFAULT if wait is None else min(wait, RATE_LIMIT_MAX)
 
 
 async def read_all(response: UpstreamResponse, limit: int, budget: Budget | None = None) -> bytes | None:
@@ -238,7 +251,7 @@ class Fetcher:
         # Until when an object's flight counts as broken, why, how much of it a client may have, and how many in a row had
         # wrong bytes.
         self._failed: dict[tuple[str, str], tuple[float, Failure, int, int]] = {}
-        self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
+        self.limits = Limits(monotonic)
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = Slots(settings.max_flights)
         self._made_way = float("-inf")
@@ -247,15 +260,19 @@ class Fetcher:
 
     async def open(self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False) -> UpstreamResponse:
         """Asks upstream; raises Relayed for a rate limit that is still in force, RequestError 502, 503 or 504 if it fails."""
-        limited, generation = (ref.registry, credentials_of(headers)), self._generation
-        if known := self._limited.get(limited):
-            if self._monotonic() < known[0]:
-                raise Relayed(known[1])
-            del self._limited[limited]
+        key, generation = self.limit_key(ref, headers, as_client=as_client), self._generation
+        self.limits.check(key)
         try:
             response = await self._upstream.open(UpstreamRequest(ref, method, headers, as_client))
         except UpstreamBroken as error:
-            raise _as_request_error(error) from error
+            failed = _as_request_error(error)
+            if error.wait is not None and generation == self._generation:
+                failed.again_at = self._note_limit(key, ref, error.wait, failed.failure)
+            raise failed from error
+        except RequestError:
+            raise
+        except Exception as error:
+            raise _unexpected(ref.registry, error) from error
         right = {200, 206} if header(headers, "range") is not None else {200}
         if response.status not in right and not 400 <= response.status < 600:
             # Nothing that was asked has such an answer, and clients stumble over a 304 or a redirect without a target.
@@ -263,12 +280,31 @@ class Fetcher:
             raise upstream_error(502, f"upstream answered {response.status}")
         response = _without_codings(ref, method, response)
         if response.status == 429:
+            wait = wanted_wait(response.headers, self._clock())
             relay = await self.relay(response, from_head=method == "HEAD")
-            _bound(self._limited, MAX_REMEMBERED)
             if generation == self._generation:
-                self._limited[limited] = (self._monotonic() + retry_after(response.headers), _to_remember(relay))
+                relay = replace(relay, again_at=self._note_limit(key, ref, wait, _to_remember(relay)))
             raise Relayed(relay)
         return response
+
+    def limit_key(self, ref: Reference, headers: HeaderList, *, as_client: bool = False) -> LimitKey:
+        """Whom a rate limit is for: who upstream thinks that asks, and the repository. What others have is none of it."""
+        auth = self.settings.registry(ref.registry).auth
+        if auth != "passthrough" and not as_client:
+            return ref.registry, ref.repository, auth.encode()
+        # Who names the registry in the path and has no login gets one of cacheyd's, and may be refused that.
+        given = not ref.scoped and header(headers, "authorization") is None
+        return ref.registry, ref.repository, b"given" if given else credentials_of(headers)
+
+    def _note_limit(self, key: LimitKey, ref: Reference, wait: float | None, said: Relay | Failure) -> float | None:
+        """Remembers a rate limit; when to ask again, where that is to be waited for."""
+        now = self._monotonic()
+        again_at = None
+        if wait is not None and wait <= (most := self.settings.registry(ref.registry).retry_after_max) and most > 0:
+            again_at = now + max(wait, LEAST)
+        until = now + (RATE_LIMIT_DEFAULT if wait is None else min(wait, RATE_LIMIT_MAX))
+        self.limits.note(key, until, replace(said, again_at=again_at) if isinstance(said, Relay) else said, again_at)
+        return again_at
 
     async def relay(self, response: UpstreamResponse, *, from_head: bool = False) -> Relay:
         """A response as it is, its body in memory; for one that breaks or is too large, an error gets one of ours."""
@@ -332,7 +368,7 @@ class Fetcher:
         """After a change of settings: failures and rate limits of before count no more, and nobody joins what is asked for."""
         self._generation += 1
         self._failed.clear()
-        self._limited.clear()
+        self.limits.forget()
 
     def in_flight(self) -> set[str]:
         """The digests of the objects that are on their way in."""
@@ -377,8 +413,7 @@ class Fetcher:
             flight.fail(upstream_error(503, "cacheyd is stopping"))
             raise
         except Exception as error:
-            log.exception("fetching %s failed", flight.digest)
-            self._end(flight, upstream_error(502, f"fetching failed: {type(error).__name__}"))
+            self._end(flight, _unexpected(ref.registry, error))
         finally:
             self._promise(flight, 0)
             self.flights.remove(flight)
@@ -481,7 +516,8 @@ class Fetcher:
                 if flight.sealed and isinstance(restart := await self._restart(flight, flight.partial, ref, ""), NotKept):
                     raise restart from error
                 log.info("fetch of %s broke at byte %d (%s); resuming", flight.digest, flight.received, error)
-                await asyncio.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
+                await asyncio.sleep(max(pause, (error.again_at or 0.0) - self._monotonic()))
 
     async def _attempt(self, flight: Flight, partial: Partial, ref: Reference, headers: HeaderList) -> None:
         if partial.size:
@@ -494,7 +530,9 @@ class Fetcher:
             raise
         except Relayed as error:
             if flight.streaming:
-                raise UpstreamBroken(str(error)) from error
+                broken = UpstreamBroken(str(error))
+                broken.again_at = error.again_at
+                raise broken from error
             raise
         flight.on_cut = response.close
         try:
@@ -852,6 +890,13 @@ def _to_remember(relay: Relay) -> Relay:
 
 class _StartOver(Exception):
     """The fetch begins anew, from the first byte."""
+
+
+def _unexpected(registry: str, error: Exception) -> RequestError:
+    """An exception where none belongs, which is an error line, is upstream's failure to the client: it asks elsewhere."""
+    log.error("fetching from %s failed: %s", registry, explain(error))
+    log.debug("it was", exc_info=error)
+    return upstream_error(502, f"fetching failed: {type(error).__name__}")
 
 
 def _as_request_error(error: UpstreamBroken) -> RequestError:

@@ -39,13 +39,15 @@ class BodyBroken(Exception):
 class Relay:
     """An upstream's answer to be passed on as it is: never kept. Small, so it is held in memory.
 
-    `from_head` says that it answered a HEAD, so that it has no body although a GET's would have one.
+    `from_head` says that it answered a HEAD, so that it has no body although a GET's would have one. `again_at` is when
+    another one can be had, on the monotonic clock, where that is soon: a rate limit's.
     """
 
     status: int
     headers: HeaderList
     body: bytes
     from_head: bool = False
+    again_at: float | None = None
 
 
 class Relayed(Exception):
@@ -54,6 +56,11 @@ class Relayed(Exception):
     def __init__(self, relay: Relay) -> None:
         super().__init__(f"upstream answered {relay.status}")
         self.relay = relay
+
+    @property
+    def again_at(self) -> float | None:
+        """As the relay's."""
+        return self.relay.again_at
 
 
 class NotKept(Exception):

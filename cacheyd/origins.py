@@ -4,6 +4,7 @@ Implements `Upstream` over a `Transport`, which knows HTTP and nothing of regist
 """
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +14,14 @@ from typing import Protocol
 
 from cacheyd.auth import Authorizer, target
 from cacheyd.config import Settings
-from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
+from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, explain
 from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, was_heard
 from cacheyd.reference import Kind, Reference
 from cacheyd.rules import Rules
 from cacheyd.slots import Slots
 from cacheyd.urls import parse_url
+
+log = logging.getLogger(__name__)
 
 # A dead origin is left alone for so long, doubled with each failure (seconds).
 PAUSE, PAUSE_MAX = 5.0, 60.0
@@ -183,6 +186,10 @@ class _Counted:
         except UpstreamBroken:
             self.close()
             raise
+        except Exception as error:
+            self.close()
+            log.error("reading an upstream's answer failed: %s", explain(error))
+            raise UpstreamBroken(f"fetching failed: {type(error).__name__}") from error
         if not chunks:
             self.close()
         return chunks

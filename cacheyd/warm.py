@@ -128,10 +128,18 @@ class _Session:
 
     async def _authorize(self, ref: Reference, challenge: HeaderList) -> str:
         bases = self._cache.settings.upstreams(ref.registry)
-        try:
-            return await answer_challenge(self._transport, ref, bases, challenge, self._login)
-        except (UpstreamBroken, RequestError) as error:
-            raise Failed(f"the login failed: {error}") from error
+        most = self._cache.settings.registry(ref.registry).retry_after_max
+        waited = False
+        while True:
+            try:
+                return await answer_challenge(self._transport, ref, bases, challenge, self._login)
+            except (UpstreamBroken, RequestError) as error:
+                wait = error.wait if isinstance(error, UpstreamBroken) else None
+                if wait is None or wait > most or not most or waited:
+                    raise Failed(f"the login failed: {error}") from error
+            # A rate limit of the token service that is over in a moment.
+            waited = True
+            await asyncio.sleep(wait)
 
 
 class Warmer:

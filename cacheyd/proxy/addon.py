@@ -464,12 +464,12 @@ class RegistryCache:
         flow.request.data.port = flow.client_conn.sockname[1]
         flow.request.data.scheme = b"https" if flow.client_conn.tls else b"http"
         self._active += 1
-        answer = await self._answer(flow.request)
+        answer = await self._answer(flow.request, lambda: not flow.client_conn.connected)
         self._layers.begin(answer)
         flow.metadata[ANSWER] = answer
         flow.response = self._response(flow.request, answer)
 
-    async def _answer(self, request: http.Request) -> Answer:
+    async def _answer(self, request: http.Request, gone: Callable[[], bool]) -> Answer:
         try:
             if not self._ready and not request.path.startswith("/healthz"):
                 await self._open(request.path)
@@ -485,7 +485,7 @@ class RegistryCache:
             asked = _request(request.method, target, fields)
             if self._stopping and self._is_new_piece(asked):
                 raise cache_error("cacheyd is stopping", 503)
-            return await self.cache.answer(asked)
+            return await self.cache.answer(asked, gone)
         except RequestError as error:
             return error_answer(error)
         except Exception:

@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from h11._readers import ContentLengthReader
@@ -23,6 +24,7 @@ from mitmproxy.proxy.layers.tls import TLSLayer
 from OpenSSL import SSL
 
 from cacheyd.budget import Budget
+from cacheyd.errors import explain
 from cacheyd.proxy.exchange import Exchange
 from cacheyd.proxy.intake import StrictHttp1Client
 from cacheyd.proxy.trust import Origin, Trust, make_connection, proxy_login, proxy_mode
@@ -136,7 +138,7 @@ class FetchConnection(server.ConnectionHandler):
         self._ssl_context = ssl_context
         self._budget = budget
         self._exchange: Exchange | None = None
-        self._closed = False
+        self._closed = self._has_crashed = False
         # Bytes that came since the request, and after its answer; how many the layers get at once.
         self._came = self._idle_bytes = 0
         self._appetite = HEAD_READ
@@ -169,12 +171,60 @@ class FetchConnection(server.ConnectionHandler):
         if self._exchange is not None:
             self._exchange.fail("closed")
             self._exchange.over()
+        self._cancel()
+
+    def _cancel(self) -> None:
         for io in list(self.transports.values()):
             if io.handler is not None:
                 io.handler.cancel("fetch closed")
 
+    # Each of the tasks that mitmproxy makes, so that no exception is lost in one
+
     async def open_connection(self, command: commands.OpenConnection) -> None:
         """Dials checked addresses, with a deadline, where mitmproxy would look the name up by itself."""
+        with self._ending(command.connection):
+            await self._open_connection(command)
+
+    async def hook_task(self, hook: commands.StartHook) -> None:
+        """As in the base class."""
+        with self._ending():
+            await super().hook_task(hook)
+
+    async def wakeup(self, request: commands.RequestWakeup) -> None:
+        """As in the base class."""
+        with self._ending():
+            await super().wakeup(request)
+
+    @contextmanager
+    def _ending(self, conn: connection.Connection | None = None) -> Iterator[None]:
+        """An exception in here ends the exchange at once, and the connection; nobody would hear of it else."""
+        try:
+            yield
+        except Exception as error:
+            self._crashed(error)
+            io = self.transports.get(conn) if conn is not None else None
+            if io is not None and io.writer is not None:
+                # What mitmproxy does at the end of `handle_connection`, which was not reached.
+                io.writer.close()
+
+    def _crashed(self, error: BaseException) -> None:
+        # One leads to others, in what is still under way.
+        log.log(
+            logging.DEBUG if self._has_crashed else logging.ERROR,
+            "fetching from %s failed: %s",
+            self.origin.authority,
+            explain(error),
+        )
+        log.debug("it was", exc_info=error)
+        if self._exchange is not None:
+            # Where a head had come, what is missing of the body may be had with another request.
+            hopeless = self._exchange.response is None
+            self._exchange.fail(f"fetching failed: {type(error).__name__}", hopeless=hopeless)
+        # What had come before is its reader's still.
+        self._closed = self._has_crashed = True
+        self._cancel()
+
+    async def _open_connection(self, command: commands.OpenConnection) -> None:
         conn = command.connection
         hook_data = server_hooks.ServerConnectionHookData(client=self.client, server=conn)
         await self.handle_hook(server_hooks.ServerConnectHook(hook_data))
@@ -324,14 +374,14 @@ class FetchConnection(server.ConnectionHandler):
 
     def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
         """Failures of a fetch are told by whoever asked for it; here only what mitmproxy itself gets wrong."""
-        if level >= logging.ERROR and self._exchange is not None:
-            if isinstance(sys.exc_info()[1], NotImplementedError):
-                # Trailers behind a chunked body, which mitmproxy gives up on: all of the body is there, and nobody here
-                # wants them. The layers are of no use after that.
-                self._closed = True
-                self._exchange.end()
-                return
-            self._exchange.fail("the response could not be processed")
-        log.log(
-            level if level >= logging.ERROR else logging.DEBUG, "%s: %s", self.origin.authority, message, exc_info=exc_info
-        )
+        if level < logging.ERROR:
+            log.debug("%s: %s", self.origin.authority, message, exc_info=exc_info)
+            return
+        error = sys.exc_info()[1]
+        if isinstance(error, NotImplementedError) and self._exchange is not None:
+            # Trailers behind a chunked body, which mitmproxy gives up on: all of the body is there, and nobody here
+            # wants them. The layers are of no use after that.
+            self._closed = True
+            self._exchange.end()
+            return
+        self._crashed(error or RuntimeError(message))

@@ -74,6 +74,7 @@ SAMPLES: dict[str, Sample] = {
     "access_ttl": (("1m", 60.0), ("10m", 600.0), ""),
     "auth": (("anonymous", "anonymous"), ("passthrough", "passthrough"), "none"),
     "ratelimit_floor": ((10, 10), (0, 0), -1),
+    "retry_after_max": (("2s", 2.0), ("0s", 0.0), "5 seconds"),
     "max_fetches": ((1, 1), (8, 8), "many"),
     "proxy": (
         ("http://proxy.corp:3128", "http://proxy.corp:3128"),

@@ -52,6 +52,7 @@ ORDER = (
     "cacheyd.control",
     "cacheyd.commands",
     "cacheyd.flight",
+    "cacheyd.limits",
     "cacheyd.fetch",
     "cacheyd.logins",
     "cacheyd.auth",
@@ -96,6 +97,7 @@ DOORS = {
     "diskcache": ("cacheyd.store.index",),
     "sqlite3": ("cacheyd.store.index",),
     "prometheus_client": ("cacheyd.metrics",),
+    "idna": ("cacheyd.reference",),
     "rich": ("cacheyd.tools", "cacheyd.images"),
 }
 

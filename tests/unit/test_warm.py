@@ -272,6 +272,17 @@ async def test_a_token_that_expires_meanwhile_is_replaced(scene: Scene) -> None:
     assert scene.origin.count("GET", "/token") == 2
 
 
+@pytest.mark.parametrize("login", ["", "ann:secret"])
+async def test_short_rate_limits_are_waited_for(scene: Scene, login: str) -> None:
+    """Of the registry, and of its token service, which a login is brought to from here."""
+    scene.origin.require_token()
+    scene.origin.push(REPO, "1.0", make_image())
+    scene.origin.fault("GET /token", times=1, status=429, headers=[("Retry-After", "0")])
+    scene.origin.fault("GET .*/blobs/", times=1, status=429, headers=[("Retry-After", "0")])
+
+    assert (await scene.warm(login=login))[-1]["failed"] == 0
+
+
 async def test_the_login_is_not_sent_to_a_token_service_without_https(scene: Scene) -> None:
     with Origin() as elsewhere:
         scene.origin.require_token(elsewhere)
