@@ -11,13 +11,11 @@ from functools import cached_property
 from typing import NamedTuple, TypedDict
 
 from cacheyd import parse
-from cacheyd.manifest import parse_object
+from cacheyd.manifest import ATTESTATION, kind_of, parse_manifest, parse_object
 from cacheyd.reference import DIGEST, ImageName, Kind, parse_image
 from cacheyd.store.catalog import Snapshot
 from cacheyd.store.rows import Stored, is_index
 
-# BuildKit marks the manifests with it that hold provenance and no image.
-_ATTESTATION = "vnd.docker.reference.type"
 _SHORT_DIGEST = re.compile(r"(?:sha256|sha512):[a-f0-9]{12,128}")
 
 
@@ -248,23 +246,38 @@ class Inventory:
         stored, tree = self.objects[root.digest], self.tree(root.digest)
         registry, _, repository = root.repository.partition("/")
         platforms = self._platforms(stored) if is_index(stored.media_type) else []
-        whole = not tree.missing and (not is_index(stored.media_type) or bool(stored.needs))
+        missing = self._missing(tree)
+        # Of an index one stored manifest is enough; it may list none, or blobs alone.
+        whole = not missing and (bool(stored.needs) or not platforms)
         return {
             "name": root.name, "registry": registry, "repository": repository, "tag": root.tag, "digest": root.digest,
-            "media_type": stored.media_type, "size": tree.size, "complete": whole, "missing": list(tree.missing),
+            "media_type": stored.media_type, "size": tree.size, "complete": whole, "missing": missing,
             "platforms": platforms, "used": stored.used, "hits": stored.hits, "pinned": pinned,
         }  # fmt: skip
 
+    def _missing(self, tree: Tree) -> list[str]:
+        """What of a tree is not here, but for layers that come from elsewhere (`urls`) and were never to be."""
+        missing = dict.fromkeys(tree.missing)
+        for digest in tree.stored if missing else ():
+            if not missing.keys().isdisjoint(self.objects[digest].needs):
+                for foreign in _foreign(self._read(digest)):
+                    missing.pop(foreign, None)
+        return list(missing)
+
     def _platforms(self, index: Stored) -> list[Platform]:
-        named = dict(_entries(self._read(index.digest)))
+        listed = list(_entries(self._read(index.digest)))
+        named = {digest: platform for digest, platform, is_blob in listed if not is_blob}
+        blobs = {digest for digest, _, is_blob in listed if is_blob}
         found: list[Platform] = []
         for digest in dict.fromkeys((*named, *index.needs)):
             there = digest in self.objects
+            if digest in blobs or (there and not self.objects[digest].media_type):
+                continue
             tree = self.tree(digest) if there else Tree((), (), 0)
             found.append(
                 {
                     "platform": named.get(digest, ""), "digest": digest, "stored": there, "size": tree.size,
-                    "missing": list(tree.missing),
+                    "missing": self._missing(tree),
                 }
             )  # fmt: skip
         return found
@@ -406,17 +419,26 @@ def _largest_first(usage: Usage) -> tuple[int, str]:
     return -usage["bytes"], usage["name"]
 
 
-def _entries(data: bytes | None) -> Iterator[tuple[str, str]]:
-    """Digest and platform of each manifest that an index lists (image-spec, "Image Index")."""
+def _foreign(data: bytes | None) -> list[str]:
+    """The digests in a manifest of what its registry need not have."""
+    try:
+        return [entry.digest for entry in parse_manifest(data or b"").entries if entry.foreign]
+    except ValueError:
+        return []
+
+
+def _entries(data: bytes | None) -> Iterator[tuple[str, str, bool]]:
+    """Digest and platform of each entry that an index lists (image-spec, "Image Index"), and whether it is a blob."""
     try:
         items = parse_object(data or b"{}").get("manifests")
     except ValueError:
         return
     for item in items if isinstance(items, list) else ():
         if isinstance(item, dict) and isinstance(digest := item.get("digest"), str) and DIGEST.fullmatch(digest):
-            annotations = item.get("annotations")
-            attests = isinstance(annotations, dict) and _ATTESTATION in annotations
-            yield digest, "attestation" if attests else _platform(item.get("platform"))
+            annotations, media_type = item.get("annotations"), item.get("mediaType")
+            attests = isinstance(annotations, dict) and ATTESTATION in annotations
+            is_blob = isinstance(media_type, str) and kind_of(media_type) is Kind.BLOB
+            yield digest, "attestation" if attests else _platform(item.get("platform")), is_blob
 
 
 def _platform(platform: object) -> str:

@@ -17,9 +17,9 @@ from cacheyd.images import (
     file_logins,
     image_names,
     one_login,
-    read_list,
     warm,
 )
+from cacheyd.workloads import read_list
 
 HUB, GHCR = image_names(["alpine", "ghcr.io/acme/app:1.0"])
 EVENTS: list[dict[str, Any]] = [
@@ -56,8 +56,8 @@ def auth(login: str) -> dict[str, str]:
 
 
 def test_a_list_has_comments_and_empty_lines() -> None:
-    lines = io.StringIO("# nodes\nalpine:3.22   # base\n\n  ghcr.io/acme/app:1.0\n#\n")
-    assert read_list(lines) == ["alpine:3.22", "ghcr.io/acme/app:1.0"]
+    lines = "# nodes\nalpine:3.22   # base\n\n  ghcr.io/acme/app:1.0\n#\n"
+    assert read_list(lines.splitlines()) == ["alpine:3.22", "ghcr.io/acme/app:1.0"]
 
 
 def test_an_image_that_is_named_twice_is_one() -> None:

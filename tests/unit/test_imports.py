@@ -30,6 +30,7 @@ ORDER = (
     "cacheyd.layout",
     "cacheyd.parse",
     "cacheyd.helpers",
+    "cacheyd.workloads",
     "cacheyd.images",
     "cacheyd.status",
     "cacheyd.ranges",
@@ -92,6 +93,7 @@ DOORS = {
     "sqlite3": ("cacheyd.store.index",),
     "prometheus_client": ("cacheyd.metrics",),
     "rich": ("cacheyd.tools", "cacheyd.images"),
+    "yaml": ("cacheyd.workloads",),
 }
 
 
@@ -166,7 +168,7 @@ def test_the_script_hides_no_package() -> None:
     assert not names & ({"cacheyd"} | set(sys.stdlib_module_names) | set(DOORS))
 
 
-@pytest.mark.parametrize("library", ["mitmproxy", "prometheus_client", "diskcache", "rich", "hypothesis", "pytest"])
+@pytest.mark.parametrize("library", ["mitmproxy", "prometheus_client", "diskcache", "rich", "yaml", "hypothesis", "pytest"])
 def test_the_command_line_starts_without(library: str) -> None:
     """mitmproxy takes most of a second to import: not for --help, --version and wrong input."""
     program = f"import sys, cacheyd.cli; sys.exit({library!r} in sys.modules)"
