@@ -150,9 +150,20 @@ def parse_target(text: str) -> Target:
     return Target(text, image, image.digest)
 
 
+class Staying(TypedDict):
+    """A manifest that was to be removed, as the image `name`, and stays, as other images need it; a tag goes all the same."""
+
+    name: str
+    manifest: str
+    needed_by: list[str]
+
+
 @dataclass(slots=True)
 class Removal:
-    """What goes: images by name, tags (`registry/repository:tag`), objects by digest; `asked` are those named themselves."""
+    """What goes: images by name, tags (`registry/repository:tag`), objects by digest; `asked` are those named themselves.
+
+    `stays` are those of which the manifest stays.
+    """
 
     images: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
@@ -161,6 +172,7 @@ class Removal:
     bytes: int = 0
     kept: int = 0
     not_found: list[str] = field(default_factory=list)
+    stays: list[Staying] = field(default_factory=list)
 
 
 class Inventory:
@@ -368,14 +380,20 @@ class Inventory:
             # Of a pattern that means an image by its digest, the tags go, too.
             tags |= dict.fromkeys([*named, *(root.name for root in roots if root.tag)])
         reached = self._walk([*(root.digest for root in going), *removal.asked], frozenset()).stored
-        staying = [root.digest for root in self.roots if root not in going and root.digest not in removal.asked]
-        needed = set(self._walk(staying, removal.asked).stored)
+        staying = [root for root in self.roots if root not in going and root.digest not in removal.asked]
+        needed = set(self._walk([root.digest for root in staying], removal.asked).stored)
         removal.objects = [digest for digest in reached if digest not in needed]
         removal.kept = len(reached) - len(removal.objects)
         removal.bytes = sum(self.objects[digest].size for digest in removal.objects)
-        removal.images = sorted(root.name for root in going)
+        removal.images = sorted(root.name for root in going if root.tag or root.digest not in needed)
+        kept = [root for root in going if root.digest in needed]
+        removal.stays = [self._staying(root, staying) for root in sorted(kept)]
         removal.tags = list(tags)
         return removal
+
+    def _staying(self, root: Root, others: Sequence[Root]) -> Staying:
+        needed_by = [other.name for other in others if root.digest in self.tree(other.digest).stored]
+        return {"name": root.name, "manifest": root.by_digest, "needed_by": needed_by}
 
     def _named(self, target: Target) -> set[str]:
         """The objects that are named by digest. Raises Ambiguous."""
