@@ -148,7 +148,7 @@ def _why_nothing(pin: str) -> str:
         for name in (f"{DOCKER_HUB}/library/{pin}", f"{DOCKER_HUB}/library/{pin}:*"):
             if _names_something(name):
                 return f"it names no registry, as {_quoted(name)} does"
-    if "/" in pin and _names_something(f"{pin}:*"):
+    if "/" in pin and "@" not in pin and _names_something(f"{pin}:*"):
         return f"all tags are {_quoted(f'{pin}:*')}"
     if "/" not in pin and _names_something(f"{pin}/*"):
         return f"all of a registry is {_quoted(f'{pin}/*')}"
