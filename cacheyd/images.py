@@ -209,9 +209,19 @@ class Bars:
 # Export and import
 
 
-def export(call: Call, root: Path, images: Sequence[ImageName], platforms: Sequence[Platform] | None, target: str) -> int:
-    """Writes images into a tar file (`-`: standard output); how many bytes of objects. Raises LayoutError, OSError."""
-    (answer,) = call("export", {"images": [str(image) for image in images]})
+def export(
+    call: Call,
+    root: Path,
+    images: Sequence[ImageName],
+    platforms: Sequence[Platform] | None,
+    target: str,
+    *,
+    referrers: bool = False,
+) -> int:
+    """Writes images into a tar file (`-`: standard output), with `referrers` also what the cache has under tags that refer
+    to them; how many bytes of objects. Raises LayoutError, OSError.
+    """
+    (answer,) = call("export", {"images": [str(image) for image in images], "referrers": referrers})
     found = [
         Image(parse_image(item["name"]), Descriptor(item["digest"], item["size"], item["media_type"]))
         for item in answer["images"]
@@ -324,6 +334,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     exporting.add_argument("images", nargs="+", metavar="IMAGE")
     exporting.add_argument("-o", "--output", required=True, metavar="FILE", help="the tar file; - is standard output")
     _add_platforms(exporting)
+    exporting.add_argument(
+        "--referrers", action="store_true", help="also what the cache has under tags that refer to them (sha256-….sig)"
+    )
     importing = commands.add_parser(
         "import",
         help="take the images of a tar file into the cache",
@@ -401,9 +414,10 @@ def _logins(args: argparse.Namespace, images: Sequence[ImageName]) -> dict[str, 
 def _run_export(args: argparse.Namespace, call: Call, root: Path) -> int:
     images = image_names(args.images)
     try:
-        size = export(call, root, images, _platforms(args), args.output)
+        size = export(call, root, images, _platforms(args), args.output, referrers=args.referrers)
     except IncompleteError as error:
-        options = " --all-platforms" if args.all_platforms else "".join(f" --platform {name}" for name in args.platforms)
+        options = " --referrers" if args.referrers else ""
+        options += " --all-platforms" if args.all_platforms else "".join(f" --platform {name}" for name in args.platforms)
         names = " ".join(map(str, images))
         raise LayoutError(f"{error}\nThis fetches it: cacheyd warm{options} {names}") from error
     print(f"{len(images)} images, {shown_size(size)}", file=sys.stderr)

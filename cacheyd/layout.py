@@ -106,7 +106,7 @@ class _Plan:
         if manifest is None:
             return
         self._tree(name, manifest, leaves, 0)
-        if manifest.is_index:
+        if manifest.is_index and manifest.entries:
             missing = unmet(self._wanted, list(leaves.values()))
             self.missing += [f"{name}: it is not there for {platform}" for platform in missing]
 
