@@ -60,11 +60,12 @@ def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
         return
     if not make and not settings.cache_dir.is_dir():
         raise SessionError(f"{settings.cache_dir} does not exist")
-    from cacheyd.proxy import daemon  # noqa: F401, PLC0415 - the directory's owner need not be able to read the code.
-
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
     with control.as_owner(settings.cache_dir):
         _check_writable(settings.cache_dir)
+    from cacheyd.proxy import daemon  # noqa: F401, PLC0415 - the directory's owner need not be able to read the code.
+
+    with control.as_owner(settings.cache_dir):
         own = _Own(settings)
         own.start()
         try:

@@ -23,6 +23,7 @@ from cacheyd.manifest import (
     Descriptor,
     Manifest,
     Platform,
+    is_manifest,
     is_media_type,
     kind_of,
     own_platform,
@@ -153,10 +154,20 @@ class _Session:
         """Whether the object is in the cache."""
         return self._cache.store.find(digest) is not None
 
-    def kind_here(self, digest: str) -> Kind | None:
-        """What an object is that is in the cache."""
+    async def kind_here(self, digest: str) -> Kind | None:
+        """What an object is that is in the cache; None if it is not, or is a manifest that came as a blob."""
         stored = self._cache.store.find(digest)
-        return stored.kind if stored is not None else None
+        if stored is None or (stored.kind is Kind.BLOB and await self.is_manifest(digest)):
+            return None
+        return stored.kind
+
+    async def is_manifest(self, digest: str) -> bool:
+        """Whether an object is here that is a manifest by its bytes."""
+        stored = self._cache.store.find(digest)
+        if stored is None or stored.size > MAX_BODY:
+            return False
+        data = await asyncio.to_thread(self._cache.store.blobs.read, digest)
+        return data is not None and await asyncio.to_thread(is_manifest, data)
 
     async def _ask(self, ref: Reference, authorization: HeaderList, accept: tuple[str, ...]) -> Answer:
         headers = (AGENT, *(("Accept", line) for line in accept), *authorization)
@@ -211,6 +222,7 @@ class Warmer:
             reasons = [str(error)]
         else:
             reasons = [*tree.reasons, *await self._layers(name, session, tree.blobs)]
+            reasons += [f"{digest}: {why}" for digest, why in tree.doubts.items() if await session.is_manifest(digest)]
             reasons = reasons or self._evicted(session, tree.blobs)
         if reasons:
             reason = "; ".join(dict.fromkeys(reasons))
@@ -293,11 +305,14 @@ class _Tree:
         self._platforms = platforms
         self._attested = attested
         self._seen: set[str] = set()
+        self._asked = 0
         self._leaves: list[Descriptor] = []
         # The manifests and indexes that were taken, in this order.
         self._taken: dict[str, None] = {}
         self.blobs: dict[str, Descriptor] = {}
         self.reasons: list[str] = []
+        # What the registry said of entries that are blobs, if they are no manifests by their bytes.
+        self.doubts: dict[str, str] = {}
         # How many signatures, SBOMs and the like were found.
         self.referrers = 0
 
@@ -329,7 +344,8 @@ class _Tree:
     async def _entry(self, entry: Descriptor, platforms: tuple[Platform, ...] | None, depth: int) -> None:
         """One entry of an index, which may be a blob."""
         self._seen.add(entry.digest)
-        if len(self._seen) > MAX_MANIFESTS:
+        self._asked += entry.kind is not Kind.BLOB
+        if self._asked > MAX_MANIFESTS:
             raise Failed(f"more than {MAX_MANIFESTS} manifests")
         try:
             content = await self._child(entry)
@@ -346,7 +362,7 @@ class _Tree:
 
     async def _child(self, entry: Descriptor) -> Manifest | None:
         """What an entry refers to; None for a blob. Where its type does not tell, it is asked for as a manifest first."""
-        kind = entry.kind or self._session.kind_here(entry.digest)
+        kind = entry.kind or await self._session.kind_here(entry.digest)
         if kind is Kind.BLOB or (kind is None and entry.size > MAX_BODY):
             return None
         try:
@@ -355,8 +371,11 @@ class _Tree:
             if kind is Kind.MANIFEST:
                 raise
         except Failed as error:
-            if kind is Kind.MANIFEST or not error.is_missing:
+            if kind is Kind.MANIFEST or not (error.is_missing or error.status == 500):
                 raise
+            if error.status == 500:
+                # So docker-registry (distribution) answers where it is a blob, and others where they are failing.
+                self.doubts[entry.digest] = str(error)
         return None
 
     async def _manifest(self, reference: str, media_type: str = "") -> tuple[str, Manifest]:

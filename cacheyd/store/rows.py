@@ -24,8 +24,8 @@ class Stored:
     `created` and `used` are in seconds since the epoch; `stamp` is the file's time of change in nanoseconds, by which a
     file that somebody put in its place is told from it; `within` names the repositories (`registry/repository`) that
     upstream served it in, of each registry the last ones: each registry in it has itself delivered these bytes; `needs`
-    are the digests that an image is made of, and of an index those of its manifests that are stored (or were, and are
-    looked for again).
+    are the digests that an image is made of, and of an index its blobs (BuildKit's caches), and those of its manifests
+    that are stored (or were, and are looked for again).
     """
 
     digest: str

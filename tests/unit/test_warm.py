@@ -395,7 +395,33 @@ async def test_an_entry_that_is_nowhere_is_named(scene: Scene) -> None:
     assert failed["reason"].startswith(f"{cache.blobs[0].digest}: 404 ")
 
 
-@pytest.mark.parametrize("status", [401, 429, 500])
+async def test_a_registry_that_fails_over_blobs_as_manifests_is_asked_for_blobs(scene: Scene) -> None:
+    """docker-registry answers 500 there."""
+    cache = buildkit_cache(3, layer_type=None).push(scene.origin, REPO, "1.0")
+    for blob in cache.blobs:
+        scene.origin.fault(f"GET .*/manifests/{blob.digest}", status=500)
+
+    events = await scene.warm()
+
+    assert events[-1]["failed"] == 0, events
+    assert all(scene.has(*cache.digests))
+
+
+async def test_a_manifest_that_is_only_there_as_a_blob_is_not_all_there(scene: Scene) -> None:
+    image = make_image(seed=8)
+    content = json.loads(make_index(image).manifest)
+    del content["manifests"][0]["mediaType"]
+    scene.origin.push(REPO, "other", image)
+    scene.origin.add_blob(REPO, image.manifest)
+    scene.origin.add_manifest(REPO, "1.0", json.dumps(content).encode(), OCI_INDEX)
+    scene.origin.fault(f"GET .*/manifests/{image.digest}", status=500)
+
+    for _ in range(2):
+        (failed,) = by_event(await scene.warm(), "failed")
+        assert failed["reason"].startswith(f"{image.digest}: 500 ")
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
 async def test_an_entry_that_cannot_be_had_now_is_no_blob(scene: Scene, status: int) -> None:
     cache = buildkit_cache(3, layer_type=None).push(scene.origin, REPO, "1.0")
     scene.origin.fault(f"GET .*/manifests/{cache.blobs[0].digest}", status=status)
@@ -618,3 +644,12 @@ async def test_a_manifest_without_an_end_is_broken_off(scene: Scene) -> None:
     events = await scene.warm(referrers=True)
 
     assert "a manifest of more than" in by_event(events, "failed")[0]["reason"]
+
+
+async def test_blobs_in_an_index_are_not_counted_as_manifests(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cacheyd.warm.MAX_MANIFESTS", 2)
+    buildkit_cache(70, layers=5).push(scene.origin, REPO, "1.0")
+    buildkit_cache(71, layers=5, layer_type=None).push(scene.origin, REPO, "2.0")
+
+    assert (await scene.warm())[-1]["failed"] == 0
+    assert "more than 2 manifests" in by_event(await scene.warm(f"{REPO}:2.0"), "failed")[0]["reason"]
