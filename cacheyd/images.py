@@ -24,8 +24,8 @@ from cacheyd.workloads import MAX_TEXT, Found, read_images
 
 # The most layers that may be fetched at once.
 MAX_LAYERS = 64
-# So many digests go into one command.
-BATCH = 500
+# So many digests, or images with their logins (tokens have some KiB), go into one command.
+BATCH, WARM_BATCH = 500, 100
 
 type Call = Callable[[str, dict[str, Any]], Iterable[dict[str, Any]]]
 
@@ -108,7 +108,7 @@ def warm(
     failed = 0
     with display:
         # Those of a whole cluster do not fit into one command.
-        for some in batched(map(str, images), BATCH):
+        for some in batched(map(str, images), WARM_BATCH):
             known = {name: logins[name] for name in some if name in logins}
             ended = False
             for event in call("warm", {**args, "images": list(some), "logins": known}):
@@ -313,9 +313,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     warming.add_argument("images", nargs="*", metavar="IMAGE", help="such as alpine:3.22 or ghcr.io/acme/app@sha256:…")
     warming.add_argument(
-        "-f", "--file", metavar="FILE",
+        "-f", "--file", action="append", dest="files", default=[], metavar="FILE",
         help="an image per line, # for comments; or Kubernetes objects, JSON or YAML (kubectl get -o json, helm template);"
-        " - is stdin",
+        " - is stdin; may be repeated",
     )  # fmt: skip
     _add_platforms(warming)
     warming.add_argument(
@@ -377,9 +377,13 @@ def _platforms(args: argparse.Namespace) -> list[Platform] | None:
 
 
 def _run_warm(args: argparse.Namespace, call: Call, root: Path) -> int:
-    found = _read_names(args.file, taken=args.password_stdin) if args.file else Found()
+    found = Found()
+    for source in args.files:
+        read = _read_names(source, taken=args.password_stdin)
+        found.images += read.images
+        found.problems += [f"{source}: {problem}" for problem in read.problems]
     for problem in found.problems:
-        print(f"cacheyd: {args.file}: {problem}", file=sys.stderr)
+        print(f"cacheyd: {problem}", file=sys.stderr)
     images = image_names([*args.images, *found.images])
     platforms = _platforms(args)
     if not 1 <= args.layers <= MAX_LAYERS:

@@ -170,8 +170,8 @@ def test_the_images_of_pods_are_warmed(lab: Lab, tmp_path: Path) -> None:
 
     done = run_command(lab.cache, "warm", "-f", "-", data=json.dumps(pods).encode())
     assert names(done)[-1] == "2 of 2 images are in the cache"
-    done = run_command(lab.cache, "warm", "-f", file, two)
-    assert names(done)[-1] == "3 of 3 images are in the cache"
+    done = run_command(lab.cache, "warm", "-f", file, "-f", "-", two, data=f"{one} # a list\n".encode())
+    assert names(done)[-1] == "4 of 4 images are in the cache"
     assert all(lab.cache.has(blob.digest) for image in images.values() for blob in image.blobs)
 
 

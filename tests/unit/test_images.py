@@ -143,6 +143,23 @@ def test_the_exit_code_tells_whether_all_are_there(failed: int, status: int) -> 
     assert asked == [("warm", args)]
 
 
+def test_many_images_take_several_commands() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def call(command: str, args: dict[str, Any]) -> list[dict[str, Any]]:
+        asked.append(args)
+        return [{"event": "end", "images": len(args["images"]), "failed": 1}]
+
+    images = image_names(f"reg.test/app{n}:1" for n in range(250))
+    logins = {str(images[0]): "ann:secret", str(images[120]): "ann:other"}
+    out = io.StringIO()
+    assert warm(call, images, None, logins, Lines(out), referrers=True) == 1
+    assert [len(args["images"]) for args in asked] == [100, 100, 50]
+    assert [args["logins"] for args in asked] == [{str(images[0]): "ann:secret"}, {str(images[120]): "ann:other"}, {}]
+    assert all(args["referrers"] for args in asked)
+    assert out.getvalue() == "247 of 250 images are in the cache\n"
+
+
 def test_a_warming_that_breaks_off_is_a_failure() -> None:
     assert warm(lambda command, args: EVENTS[:2], [HUB], None, {}, Lines(io.StringIO())) == 1
 
