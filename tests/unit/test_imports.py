@@ -59,6 +59,7 @@ ORDER = (
     "cacheyd.answer",
     "cacheyd.access",
     "cacheyd.cache",
+    "cacheyd.tree",
     "cacheyd.warm",
     "cacheyd.transfer",
     "cacheyd.proxy",

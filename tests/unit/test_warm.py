@@ -591,7 +591,7 @@ async def test_the_list_has_pages(scene: Scene, endless: bool) -> None:
 
 
 async def test_there_are_bounds(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.warm.MAX_REFERRERS", 3)
+    monkeypatch.setattr("cacheyd.tree.MAX_REFERRERS", 3)
     image = make_image(seed=9)
     scene.origin.push(REPO, "1.0", image)
     # A chain, and more than may be.
@@ -647,7 +647,7 @@ async def test_a_manifest_without_an_end_is_broken_off(scene: Scene) -> None:
 
 
 async def test_blobs_in_an_index_are_not_counted_as_manifests(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.warm.MAX_MANIFESTS", 2)
+    monkeypatch.setattr("cacheyd.tree.MAX_MANIFESTS", 2)
     buildkit_cache(70, layers=5).push(scene.origin, REPO, "1.0")
     buildkit_cache(71, layers=5, layer_type=None).push(scene.origin, REPO, "2.0")
 
