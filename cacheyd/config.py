@@ -19,7 +19,7 @@ from cacheyd import parse
 from cacheyd.errors import RequestError
 from cacheyd.parse import Size
 from cacheyd.reference import DOCKER_HUB, canonical_registry
-from cacheyd.rules import parse_rules
+from cacheyd.rules import parse_pins, parse_rules
 
 
 class ConfigError(Exception):
@@ -73,7 +73,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("min_free", parse.size, "5%", "what is left free on the disk, in the same way"),
     Setting("low_watermark", parse.share, "90%", "when objects make room, how far down: share of max_size; of min_free as much more"),
     Setting("max_age", parse.duration, "0s", "images that nobody used for so long are removed; 0s means never"),
-    Setting("pin", parse.patterns, "", "images that are never evicted, as patterns of registry/repository:tag"),
+    Setting("pin", parse_pins, "", "images that are never evicted, as patterns of registry/repository:tag"),
     Setting("durability", parse.choice("fast", "fsync"), "fast", "fsync: an object is on the disk itself before it counts as stored; slower", live=False),
     Setting("scrub_every", parse.duration, "7d", "how often everything stored is read and checked in the background; 0s means never"),
     Setting("scrub_rate", parse.byte_count, "16MiB", "how many bytes a second that reads"),

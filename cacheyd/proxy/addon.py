@@ -89,6 +89,8 @@ class RegistryCache:
         self.settings = Settings()
         self._tls: ListenerTls | None = None
         self._ready = False
+        # Why it is not ready.
+        self._unready = "cacheyd is starting"
         # The start ended with an error.
         self.failed = False
         self._stopping = False
@@ -174,7 +176,7 @@ class RegistryCache:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         try:
             patience = settings.grace + LOCK_PATIENCE if self._patience is None else self._patience
-            await self.store.start(wait=patience, give_up=ctx.master.should_exit.is_set, on_busy=self._opened.set)
+            await self.store.start(wait=patience, give_up=ctx.master.should_exit.is_set, on_busy=self._wait_for_other)
         except DirectoryInUse as error:
             self._opened.set()
             if not ctx.master.should_exit.is_set():
@@ -205,6 +207,11 @@ class RegistryCache:
             settings.cache_dir,
             f"not writable: {status.kept_nothing(trouble)}" if trouble else f"{free_space(settings.cache_dir)} free",
         )
+
+    def _wait_for_other(self) -> None:
+        """Another process has the directory, and is waited for: clients are told so."""
+        self._unready = "another process uses the cache directory; cacheyd waits for it to end"
+        self._opened.set()
 
     def reload(self) -> None:
         """SIGHUP: takes new settings over where that can be done while running; a wrong file changes nothing."""
@@ -502,7 +509,7 @@ class RegistryCache:
                     await self._opened.wait()
             self._early -= 1
         if not self._ready:
-            raise cache_error("cacheyd is starting", 503)
+            raise cache_error(self._unready, 503)
 
     def _page(self, page: Page, request: http.Request) -> Answer:
         match page.path:

@@ -108,10 +108,10 @@ class Upkeep:
         """What an index lists may have been found in other repositories."""
         for page in batched(self._catalog.indexes(), LISTS):
             lists = await self._shelf.in_thread(
-                lambda page=page: [children(self._shelf.blobs.read(digest)) for digest in page]
+                lambda page=page: [describe(self._shelf.blobs.read(digest)) for digest in page]
             )
-            for digest, listed in zip(page, lists, strict=True):
-                self._catalog.link(digest, listed)
+            for digest, said in zip(page, lists, strict=True):
+                self._catalog.link(digest, said.needs, frozenset(said.blobs))
             await asyncio.sleep(0)
 
     async def _read(self) -> None:

@@ -31,6 +31,7 @@ ORDER = (
     "cacheyd.layout",
     "cacheyd.parse",
     "cacheyd.helpers",
+    "cacheyd.workloads",
     "cacheyd.images",
     "cacheyd.status",
     "cacheyd.ranges",
@@ -62,6 +63,7 @@ ORDER = (
     "cacheyd.access",
     "cacheyd.listing",
     "cacheyd.cache",
+    "cacheyd.tree",
     "cacheyd.warm",
     "cacheyd.transfer",
     "cacheyd.proxy",
@@ -99,6 +101,7 @@ DOORS = {
     "prometheus_client": ("cacheyd.metrics",),
     "idna": ("cacheyd.reference",),
     "rich": ("cacheyd.tools", "cacheyd.images"),
+    "yaml": ("cacheyd.workloads",),
 }
 
 
@@ -173,7 +176,7 @@ def test_the_script_hides_no_package() -> None:
     assert not names & ({"cacheyd"} | set(sys.stdlib_module_names) | set(DOORS))
 
 
-@pytest.mark.parametrize("library", ["mitmproxy", "prometheus_client", "diskcache", "rich", "hypothesis", "pytest"])
+@pytest.mark.parametrize("library", ["mitmproxy", "prometheus_client", "diskcache", "rich", "yaml", "hypothesis", "pytest"])
 def test_the_command_line_starts_without(library: str) -> None:
     """mitmproxy takes most of a second to import: not for --help, --version and wrong input."""
     program = f"import sys, cacheyd.cli; sys.exit({library!r} in sys.modules)"

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cacheyd.reference import NAME, TAG, Reference, parse_target
-from cacheyd.rules import Rules, parse_rule, parse_rules
+from cacheyd.rules import Rules, parse_pins, parse_rule, parse_rules
 
 DIGEST = "sha256:" + "a1" * 32
 UNTAGGED = (f"manifests/{DIGEST}", f"blobs/{DIGEST}", "tags/list", f"referrers/{DIGEST}")
@@ -226,3 +226,56 @@ def test_a_request_costs_little_whatever_the_rules() -> None:
         assert rules.refusal(ref) == ("", "")
         best = min(best, time.thread_time() - started)
     assert best < 0.02
+
+
+# Pins
+
+
+@pytest.mark.parametrize(
+    ("pin", "kept"),
+    [
+        ("docker.io/library/*:*", "docker.io/library/*:*"),
+        ("docker.io/nginx:*", "docker.io/library/nginx:*"),
+        ("index.docker.io/library/nginx:1", "docker.io/library/nginx:1"),
+        ("GHCR.io/acme/app:V1", "ghcr.io/acme/app:V1"),
+        ("*", "*"),
+        ("*:latest", "*:latest"),
+        ("*@sha256:*", "*@sha256:*"),
+        (f"ghcr.io/acme/app@{DIGEST}", f"ghcr.io/acme/app@{DIGEST}"),
+        ("ghcr.io/acme/*V1", "ghcr.io/acme/*V1"),
+        ("docker.io*:[0-9].?", "docker.io*:[0-9].?"),
+        ("reg.test:5000/a:1", "reg.test:5000/a:1"),
+    ],
+)
+def test_pins_that_can_match(pin: str, kept: str) -> None:
+    assert parse_pins([pin]) == parse_pins(pin) == (kept,)
+
+
+@pytest.mark.parametrize(
+    ("pin", "hint"),
+    [
+        ("docker.io", '"docker.io/*"'),
+        ("alpine", '"docker.io/library/alpine:*"'),
+        ("alpine:3.22", '"docker.io/library/alpine:3.22"'),
+        ("ghcr.io/acme/app", '"ghcr.io/acme/app:*"'),
+        ("*/app", '"*/app:*"'),
+        ("ghcr.io/Acme/app:1", "lower case"),
+        ("ghcr.io/acme/[A-Z]*:1", "lower case"),
+        ("ghcr.io/acme/app:", "no tag"),
+        ("ghcr.io/acme/app:1:2", "no tag"),
+        ("ghcr.io/acme/app@1", "no repository"),
+        ("https://ghcr.io/acme/app:1", "never match"),
+        ("a b/c:1", "no registry"),
+    ],
+)
+def test_pins_that_can_never_match_are_refused_with_what_is_meant(pin: str, hint: str) -> None:
+    with pytest.raises(ValueError, match="can never match") as caught:
+        parse_pins([pin])
+    assert hint in str(caught.value)
+
+
+@given(st.from_regex(r"[ab]{1,3}/[ab]{1,3}(:[abA][abA.]{0,2}|@sha256:[ab]{64})", fullmatch=True), st.data())
+def test_no_pin_that_matches_an_image_is_refused(name: str, data: st.DataObject) -> None:
+    pattern = "".join(data.draw(st.sampled_from((char, "?", "*", f"{char}*"))) for char in name)
+    assert fnmatchcase(name, pattern)
+    assert parse_pins([pattern])
