@@ -726,6 +726,14 @@ async def test_an_exception_in_a_layer_is_logged_and_nothing_else(handler: Handl
     assert handler.steps == ["log 40"]
 
 
+def test_the_tasks_of_a_connection_are_three() -> None:
+    """What one of them raises is lost: ours catch it."""
+    source = inspect.getsource(server.ConnectionHandler.server_event)
+    tasks = [part.split("(")[0] for part in "".join(source.split()).split("create_task(self.")[1:]]
+    assert tasks == ["open_connection", "wakeup", "hook_task"]
+    assert source.count("create_task(") == len(tasks)
+
+
 async def test_commands_for_a_connection_that_is_gone_are_dropped(handler: Handler) -> None:
     await handler.server_event(events.DataReceived(handler.client, b"x"))
     assert handler.steps == []
