@@ -217,3 +217,23 @@ def test_a_directory_of_somebody_else_is_said_at_once(tmp_path: Path) -> None:
         assert done.stderr.strip() == f"cacheyd: no permission for {directory}: run this as the user that cacheyd runs as", (
             args
         )
+
+
+def test_what_warm_has_asked_for_answers_admission_controllers(own: Starter) -> None:
+    """The list of referrers, too, while the registry cannot be reached."""
+    origin = own.origin(Origin())
+    lab = own.lab(table(origin), {REG: origin})
+    repo, image = lab.repo(), make_image(seed=540)
+    origin.push(repo, "1.0", image)
+    signature = artifact(541, image.manifest).push(origin, repo)
+    run_command(lab.cache, "warm", "--referrers", f"{REG}/{repo}:1.0")
+    origin.down()
+    try:
+        listed = lab.get(
+            f"/v2/{repo}/referrers/{image.digest}?ns={REG}", {"Accept": "application/vnd.oci.image.index.v1+json"}
+        )
+        assert listed.status == 200
+        assert [entry["digest"] for entry in json.loads(listed.body)["manifests"]] == [signature.digest]
+        serves(lab, repo, signature, signature.digest)
+    finally:
+        origin.up()

@@ -603,20 +603,17 @@ async def test_the_list_has_pages(scene: Scene, endless: bool) -> None:
 
 async def test_there_are_bounds(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cacheyd.tree.MAX_REFERRERS", 3)
-    image = make_image(seed=9)
-    scene.origin.push(REPO, "1.0", image)
-    # A chain, and more than may be.
-    subject = image.manifest
+    chained, image = make_image(seed=9), make_image(seed=10)
+    scene.origin.push(REPO, "1.0", chained)
+    scene.origin.push(REPO, "2.0", image)
+    subject = chained.manifest
     for n in range(5):
         subject = artifact(40 + n, subject).push(scene.origin, REPO).manifest
-    events = await scene.warm(referrers=True)
-    assert by_event(events, "done")[0]["referrers"] == 2
-
-    # The list of another image, as one is kept for `tag_ttl`.
-    image = make_image(seed=10)
-    scene.origin.push(REPO, "2.0", image)
     for n in range(5):
         artifact(50 + n, image.manifest).push(scene.origin, REPO)
+
+    events = await scene.warm(referrers=True)
+    assert by_event(events, "done")[0]["referrers"] == 2
     events = await scene.warm(f"{REPO}:2.0", referrers=True)
     assert "more than 3 signatures" in by_event(events, "failed")[0]["reason"]
     assert all(scene.has(*(blob.digest for blob in image.blobs)))
