@@ -164,7 +164,8 @@ def line_of(event: dict[str, Any]) -> str:
         case "layer-failed":
             return f"  {digest} {shown_size(event['size'])} failed: {event['reason']}"
         case "done":
-            return f"{image}: {shown_size(event['bytes'])} in the cache"
+            held = f" ({event['held']})" if event.get("held") else ""
+            return f"{image}: {shown_size(event['bytes'])} in the cache{held}"
         case "failed":
             return f"{image} failed: {event['reason']}"
         case "end":

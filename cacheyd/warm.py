@@ -11,7 +11,7 @@ from typing import Any
 from cacheyd import __version__
 from cacheyd.answer import Answer
 from cacheyd.auth import answer_challenge
-from cacheyd.cache import BYPASS, Cache, Request
+from cacheyd.cache import BYPASS, HELD, Cache, Request
 from cacheyd.errors import HeaderList, RequestError
 from cacheyd.errors import reason as phrase
 from cacheyd.fetch import Transport, UpstreamBroken, header
@@ -100,6 +100,8 @@ class _Session:
         self._image = image
         self._login = login
         self._authorization: HeaderList = ()
+        # Why this is not what the tag is upstream.
+        self.held = ""
         self._asking = asyncio.Lock()
 
     async def get(self, kind: Kind, reference: str) -> Answer:
@@ -115,6 +117,8 @@ class _Session:
         if answer.status != 200:
             _close(answer)
             raise Failed(_why(answer))
+        if answer.result == HELD:
+            self.held = answer.note
         return answer
 
     def is_kept(self, digest: str) -> bool:
@@ -171,7 +175,8 @@ class Warmer:
             return False
         size = sum(blob.size for blob in tree.blobs.values() if not blob.foreign)
         log.info("warmed %s: %s, %d bytes", name, root, size)
-        self._tell({"event": "done", "image": name, "digest": root, "bytes": size})
+        held = {"held": session.held} if session.held else {}
+        self._tell({"event": "done", "image": name, "digest": root, "bytes": size, **held})
         return True
 
     def _evicted(self, session: _Session, blobs: Mapping[str, Descriptor]) -> list[str]:

@@ -26,6 +26,7 @@ from cacheyd.store.rows import (
     write_variants,
 )
 from cacheyd.store.shelf import MANIFEST_MAX, Idle, Shelf
+from cacheyd.store.sights import HELD, SEEN
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,10 @@ class Upkeep:
                 elif isinstance(thing, _Renewed):
                     self._shelf.load_object(thing.stored, thing.stored.needs)
                     self._catalog.changed_objects.add(thing.stored.digest)
+                elif isinstance(thing[1], dict):
+                    self._shelf.sights.load(thing[0], thing[1])
                 else:
-                    tags.append(thing)
+                    tags.append((thing[0], thing[1]))
             if (count := count + 1) % PAGES_TO_FREEZE == 0:
                 _freeze()
         # After the objects, to share their digests; in the order in which they are to be forgotten.
@@ -245,13 +248,16 @@ class Upkeep:
         while True:
             objects = _take(catalog.changed_objects, PAGE, self._shelf.unsynced)
             tags = _take(catalog.changed_tags, PAGE)
-            if not objects and not tags:
+            sights = self._shelf.sights.take_changed(PAGE)
+            if not objects and not tags and not sights:
                 return
             rows = [(f"o:{digest}", self._object_row(digest)) for digest in objects]
             rows += [(f"t:{name}", self._tag_row(name)) for name in tags]
+            rows += [(key, self._shelf.sights.row(key)) for key in sights]
             if not await self._shelf.in_thread(self._write_rows, rows):
                 catalog.changed_objects.update(objects)
                 catalog.changed_tags.update(tags)
+                self._shelf.sights.put_back(sights)
                 return
 
     def _write_rows(self, rows: Sequence[tuple[str, Row | None]]) -> bool:
@@ -281,6 +287,7 @@ class Upkeep:
             await self.load()
         self._catalog.changed_objects.update(self._catalog.objects)
         self._catalog.changed_tags.update(self._catalog.tags)
+        self._shelf.sights.all_changed()
         return True
 
     async def _look(self) -> None:
@@ -429,7 +436,7 @@ class _Renewed:
     stored: Stored
 
 
-type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]]
+type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]] | tuple[str, Row]
 
 
 def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], bytes | None]) -> Iterator[list[_Thing]]:
@@ -442,6 +449,8 @@ def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], by
                     found.append(stored if has_own_type(row) else _Renewed(_looked_into(stored, read)))
             elif key.startswith("t:"):
                 found.append((key[2:], tuple(read_variants(row))))
+            elif key.startswith((SEEN, HELD)):
+                found.append((key, row))
         yield found
 
 

@@ -17,6 +17,7 @@ from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+from cacheyd.store.sights import Sights
 
 
 class MemoryStore:
@@ -35,6 +36,7 @@ class MemoryStore:
         self.in_flight: Callable[[], Collection[str]] = tuple
         self.on_evicted = on_evicted
         self.catalog = Catalog()
+        self.sights = Sights()
         self.write_errors = 0
         self.open_partials: set[Partial] = set()
         self._files: dict[str, int] = {}
@@ -254,3 +256,4 @@ class MemoryStore:
     def delete_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forgets a tag."""
         self.catalog.delete_tag(f"{registry}/{repository}:{tag}")
+        self.sights.let_go(f"{registry}/{repository}:{tag}")
