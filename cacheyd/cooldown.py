@@ -149,10 +149,14 @@ class Cooldown:
 
         One that was set right since the start (it began before there were images) is believed.
         """
-        wall = self._clock()
+        return min(self._clocks())
+
+    def _clocks(self) -> tuple[float, float]:
+        """The clock, and what it would be if nobody had set it since the start."""
+        wall, passed = self._clock(), self._monotonic()
         if self._wall < EARLIEST:
-            self._wall, self._began = wall, self._monotonic()
-        return min(wall, self._wall + self._monotonic() - self._began)
+            self._wall, self._began = wall, passed
+        return wall, self._wall + passed - self._began
 
     # What upstream said
 
@@ -179,8 +183,9 @@ class Cooldown:
         key = _key(ref, digest)
         sight = self._store.sights.sight(key)
         if sight is None or (sight.first < EARLIEST <= self._clock()):
-            # New, or seen when the clock was not set yet: the wait begins now, by the later of the two clocks.
-            now = max(self._clock(), self.now())
+            # New, or seen when the clock was not set yet: the wait begins now, by the later of the two clocks. It is never
+            # put back: one that is in the future may be right, and the clock wrong.
+            now = max(self._clocks())
             sight = Sight(now) if sight is None else replace(sight, first=now)
             self._store.sights.seen.set(key, sight)
         return sight
