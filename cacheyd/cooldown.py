@@ -7,7 +7,7 @@ image says itself; one of the two is enough. Tags in the store lead to what may 
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -199,16 +199,17 @@ class Cooldown:
             return
         previous, action = self.previous(ref, variant.asked), self._ages.action(ref)
         until = self._ages.ripe_at(ref, sight)
+        does = "held" if previous is not None else "allowed" if action == "allow" else "refused"
         memorable = policy.is_memorable(variant.asked)
-        if action == "audit" or (action == "allow" and previous is None):
-            if memorable:
-                self._tell(ref, "audited" if action == "audit" else "allowed", variant, previous, until)
+        known = any(hold.candidate.digest == variant.digest for hold in sights.holds(name))
+        if memorable and not known:
+            self._tell(ref, "audited" if action == "audit" else does, variant, previous, until)
+        if action == "audit" or (does == "allowed" and not self._variants(ref)):
             sights.let_go(name, variant.asked)
             self._set_tag(ref, variant)
             return
+        # Where others have one before, what is allowed for want of one of these types is so for these clients alone.
         if memorable:
-            if not any(hold.candidate.digest == variant.digest for hold in sights.holds(name)):
-                self._tell(ref, "refused" if previous is None else "held", variant, previous, until)
             sights.hold(name, Hold(variant, previous, until))
         if previous is not None:
             # Upstream was asked just now: until the next time this is what the tag is.
@@ -233,8 +234,10 @@ class Cooldown:
 
     def _is_approved(self, ref: Reference, digest: str) -> bool:
         """Whether this tag has led there before, for whatever client."""
-        variants = self._store.tag_variants(ref.registry, ref.repository, ref.reference)
-        return any(variant.digest == digest for variant in variants)
+        return any(variant.digest == digest for variant in self._variants(ref))
+
+    def _variants(self, ref: Reference) -> Sequence[TagVariant]:
+        return self._store.tag_variants(ref.registry, ref.repository, ref.reference)
 
     def _is_held(self, ref: Reference, digest: str, sight: Sight) -> bool:
         return self.now() < self._ages.ripe_at(ref, sight) and not self._is_approved(ref, digest)
@@ -257,7 +260,7 @@ class Cooldown:
 
     def previous(self, ref: Reference, asked: frozenset[str]) -> TagVariant | None:
         """What clients that ask with these types get meanwhile: what they had before, else what is of a type they take."""
-        variants = self._store.tag_variants(ref.registry, ref.repository, ref.reference)
+        variants = self._variants(ref)
         held = [hold.served for hold in self._store.sights.holds(_name(ref)) if hold.served is not None]
         found = policy.find_variant(variants, asked, asked)
         others = (variant for variant in (*variants, *held) if accepts(asked, variant.media_type))
@@ -266,7 +269,7 @@ class Cooldown:
     def lost(self, ref: Reference, digest: str, asked: frozenset[str]) -> None:
         """What was served before is not to be had any more, neither here nor upstream: it is as if it was never known."""
         hold = self.hold(ref, asked)
-        left = [v for v in self._store.tag_variants(ref.registry, ref.repository, ref.reference) if v.digest != digest]
+        left = [variant for variant in self._variants(ref) if variant.digest != digest]
         self._store.delete_tag(ref.registry, ref.repository, ref.reference)
         for variant in reversed(left):
             self._set_tag(ref, variant)
@@ -326,7 +329,7 @@ def listed(store: Store, settings: Settings, now: float) -> Iterator[Held]:
             digest = hold.candidate.digest
             sight = store.sights.sight(_key(ref, digest)) or Sight(now)
             until = ages.ripe_at(ref, sight)
-            if now < until and ages.of(ref) and ages.action(ref) != "audit":
+            if now < until and ages.of(ref) and ages.action(ref) != "audit" and (hold.served or digest not in seen):
                 reason = why(sight, ages.of(ref), ages.evidence(ref))
                 seen[digest] = Held(name, digest, hold.served.digest if hold.served else "", sight.first, until, reason)
         yield from seen.values()

@@ -260,6 +260,19 @@ def test_allow_serves_what_comes_first() -> None:
     assert bench.told == ["allowed", "held"]
 
 
+def test_what_is_allowed_for_want_of_a_type_is_not_for_others() -> None:
+    bench = Bench({digest(1): NOW - 2 * DAY}, min_age_action="allow")
+    bench.upstream(1)
+    strange = frozenset({"application/strange"})
+    for _ in range(2):
+        assert bench.upstream(2, strange) is None
+        assert bench.cooldown.allows(TAG)
+        assert bench.upstream(2) == digest(1)
+    assert bench.told == ["allowed"]
+    (row,) = listed(cast("Store", bench.store), bench.settings, NOW)
+    assert row.served == digest(1)
+
+
 def test_without_an_age_nothing_is_remembered() -> None:
     bench = Bench(min_age="0s")
     variant = TagVariant(ASKED, digest(1), OCI_INDEX, 10, NOW)
