@@ -211,6 +211,12 @@ class Settings:
         """How `name` (canonical) is treated: as configured, else by the defaults."""
         return self.registries.get(name) or self.defaults
 
+    @property
+    def has_min_age(self) -> bool:
+        """Whether any tag has to wait for the age of its image."""
+        rows = (self.defaults, *self.registries.values())
+        return any(age for _, age in self.min_ages) or any(row.min_age for row in rows)
+
     def upstreams(self, name: str) -> tuple[str, ...]:
         """The base URLs of a registry, in the order in which they are tried."""
         if name == DOCKER_HUB:

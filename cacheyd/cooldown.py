@@ -85,8 +85,7 @@ class Ageless:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ages = Ages(settings.min_ages)
-        rows = [settings.defaults, *settings.registries.values()]
-        self.any = any(age for _, age in settings.min_ages) or any(row.min_age for row in rows)
+        self.any = settings.has_min_age
 
     def of(self, ref: Reference) -> float:
         """How old what this tag leads to has to be (seconds); 0 for what is no tag, and for tags made of a digest."""
@@ -143,6 +142,9 @@ class Cooldown:
             for hold in self._store.sights.holds(name):
                 if self._ages.action(ref) == "audit" or not self._ages.of(ref):
                     self._promote(ref, hold)
+                    continue
+                until = self._ages.ripe_at(ref, self._see(ref, hold.candidate.digest))
+                self._store.sights.hold(name, replace(hold, until=until))
 
     def now(self) -> float:
         """The time, but never ahead of what has really passed since the start: a clock that jumps ahead makes nothing older.

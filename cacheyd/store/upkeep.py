@@ -38,6 +38,8 @@ REOPEN_EVERY = 5.0
 PARTIAL_AGE = 24 * 3600.0
 # A tag whose image is not stored is forgotten when nobody asked for it for so long (seconds).
 TAG_AGE = 24 * 3600.0
+# With min_age it is what clients get until the next one is old enough, and it can be fetched again.
+TAG_AGE_HELD = 30 * 24 * 3600.0
 # So many rows or files at a time: between them the event loop does something else.
 PAGE = 500
 # So many indexes, with all that they list.
@@ -186,16 +188,17 @@ class Upkeep:
 
     async def _drop_old_tags(self) -> int:
         count = 0
+        limit = TAG_AGE_HELD if self._shelf.settings.has_min_age else TAG_AGE
         for names in batched(list(self._catalog.tags), PAGE):
             for name in names:
-                if self._is_old(self._catalog.tags.get(name, ())):
+                if self._is_old(self._catalog.tags.get(name, ()), limit):
                     count += self._catalog.delete_tag(name)
             await asyncio.sleep(0)
         return count
 
-    def _is_old(self, variants: Sequence[TagVariant]) -> bool:
+    def _is_old(self, variants: Sequence[TagVariant], limit: float) -> bool:
         now = self._shelf.clock()
-        return not any(v.digest in self._catalog.objects or abs(now - v.checked) < TAG_AGE for v in variants)
+        return not any(v.digest in self._catalog.objects or abs(now - v.checked) < limit for v in variants)
 
     # Writing the index
 

@@ -653,6 +653,19 @@ def test_what_is_removed_is_known_no_more(lab: Lab) -> None:
     tag.refused()
 
 
+def test_an_imported_tag_is_what_it_is_imported_as(lab: Lab, own: Starter) -> None:
+    tag = Tag(lab, "ttl.test")
+    first = tag.push(YOUNG)
+    tag.refused()
+    file = own.directory / "images.tar"
+    done = run_command(lab.cache, "warm", f"ttl.test/{tag.repo}@{first.digest}")
+    assert names(done)[-1] == "1 of 1 images are in the cache"
+    run_command(lab.cache, "export", f"ttl.test/{tag.repo}@{first.digest}", "-o", file)
+    run_command(lab.cache, "import", file, "--name", tag.name)
+    tag.both(first, "HIT")
+    assert tag.held() == []
+
+
 # One process after another, and other settings
 
 
