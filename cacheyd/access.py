@@ -21,7 +21,7 @@ from collections.abc import Callable
 from cacheyd import policy
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList
-from cacheyd.fetch import Fetcher, credentials_of
+from cacheyd.fetch import Fetcher, UpstreamResponse, credentials_of
 from cacheyd.flight import Relayed
 from cacheyd.reference import Kind, Reference, accepted_types
 from cacheyd.store.rows import Stored
@@ -31,6 +31,11 @@ from cacheyd.store.store import Store
 MAX_GRANTS = 50_000
 MAX_GONE = 20_000
 NO_HEAD = frozenset({404, 405, 501})
+# A CDN's URLs are signed for GET, and its refusal of a HEAD says nothing: one byte decides.
+REFUSED_ELSEWHERE = frozenset({400, 403})
+ONE_BYTE = ("Range", "bytes=0-0")
+# Of no bytes there is not even one (RFC 9110 section 15.5.17).
+EMPTY = frozenset(f"{name}:{hashlib.new(name).hexdigest()}" for name in ("sha256", "sha512"))
 REFUSED = frozenset({401, 403})
 
 
@@ -122,13 +127,13 @@ class Access:
     async def ask(self, ref: Reference, headers: HeaderList) -> None:
         """Asks upstream whether these credentials may read this, and keeps the answer. Raises as `check` does."""
         generation = self._generation
-        method = "HEAD"
+        method, blob = "HEAD", ref.kind is Kind.BLOB
         response = await self._fetcher.open(ref, method, headers, as_client=True)
-        if response.status in NO_HEAD:
+        if response.status in NO_HEAD or says_nothing_of_get(response):
             response.close()
             method = "GET"
-            response = await self._fetcher.open(ref, method, headers, as_client=True)
-        if response.status != 200:
+            response = await self._fetcher.open(ref, method, (*headers, ONE_BYTE) if blob else headers, as_client=True)
+        if response.status != 200 and not (method == "GET" and _is_one_byte(ref, response.status)):
             raise Relayed(await self._fetcher.relay(response, from_head=method == "HEAD"))
         response.close()
         if generation != self._generation:
@@ -209,6 +214,16 @@ class Gone:
         """Whether this login was told so."""
         logins = self._logins.get(_tag(ref))
         return logins is not None and _told(headers) in logins
+
+
+def says_nothing_of_get(response: UpstreamResponse) -> bool:
+    """Whether the answer to a HEAD is that of a host to which the registry redirected, and which takes a GET only."""
+    return response.elsewhere and response.status in REFUSED_ELSEWHERE
+
+
+def _is_one_byte(ref: Reference, status: int) -> bool:
+    """Whether an answer to a request for the first byte of a blob gives it."""
+    return ref.kind is Kind.BLOB and (status == 206 or (status == 416 and ref.digest in EMPTY))
 
 
 def _is_tag(ref: Reference) -> bool:

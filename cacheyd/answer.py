@@ -15,6 +15,9 @@ from cacheyd.store.rows import Stored
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 PROXIED_BY = ("X-Proxied-By", "cacheyd")
+# RFC 9111 dropped Warning, but people grep for it.
+STALE_WARNING = ("Warning", '110 cacheyd "upstream failed: last known tag"')
+MISS, HIT, STALE, REVALIDATED, BYPASS, HELD = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS", "HELD"
 
 
 @dataclass(slots=True)
@@ -91,7 +94,9 @@ def hit_headers(now: float, since: float) -> HeaderList:
 
 def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> Answer:
     """An upstream's answer, unaltered but for what says that it came through here, and what an object's answer owes."""
-    headers = without(relay.headers, "content-length", "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace")
+    ours = "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace"
+    # What is sent on is not encoded.
+    headers = without(relay.headers, "content-length", "content-encoding", *ours)
     body = relay.body
     length: int | None = len(body)
     if head:

@@ -19,12 +19,22 @@ from urllib.parse import urlencode
 
 from cacheyd.config import RegistrySettings, Settings
 from cacheyd.errors import HeaderList, RequestError
-from cacheyd.fetch import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, read_all, without
+from cacheyd.fetch import (
+    Transport,
+    UpstreamBroken,
+    UpstreamRequest,
+    UpstreamResponse,
+    decoded,
+    header,
+    read_all,
+    wanted_wait,
+    without,
+)
 from cacheyd.logins import Logins
 from cacheyd.manifest import parse_object
 from cacheyd.once import Once
 from cacheyd.reference import Reference
-from cacheyd.urls import Url, from_field, parse_url
+from cacheyd.urls import Url, from_field, is_upgrade, parse_url
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +291,10 @@ class Authorizer:
             return response
         try:
             token = await self._token(transport, RegistrySettings(), key, "", bearer, known)
-        except (UpstreamBroken, RequestError):
+        except (UpstreamBroken, RequestError) as error:
+            if isinstance(error, UpstreamBroken) and error.wait is not None:
+                response.close()
+                raise
             return response
         response.close()
         return await transport.fetch(name, request.method, url, (*request.headers, ("Authorization", f"Bearer {token}")))
@@ -367,15 +380,22 @@ async def _request_token(
     asked = urlencode({**query, "scope": challenge.params.get("scope") or scope}, encoding="latin-1", errors="replace")
     url = f"{realm}{'&' if '?' in realm else '?'}{asked}"
     headers = (("Authorization", basic(login)),) if login else ()
-    response = await transport.fetch(registry, "GET", url, headers)
     try:
-        body = await read_all(response, ANSWER_MAX)
-    finally:
-        response.close()
+        response = await transport.fetch(registry, "GET", url, headers)
+        try:
+            body = await read_all(decoded(response), ANSWER_MAX)
+        finally:
+            response.close()
+    except UpstreamBroken as error:
+        # The registry has just answered: it is there.
+        error.elsewhere = True
+        raise
     if response.status in (401, 403):
         raise _LoginRefused(f"its token service answered {response.status}")
     if response.status != 200:
-        raise UpstreamBroken(f"its token service answered {response.status}", refused=True)
+        error = UpstreamBroken(f"its token service answered {response.status}", refused=True)
+        error.wait = wanted_wait(response.headers, time.time()) if response.status == 429 else None
+        raise error
     return _parse_token(body)
 
 
@@ -402,13 +422,13 @@ def target(base: str, ref: Reference) -> str:
 def realm_belongs(realm: str, base: str, allowed: tuple[str, ...]) -> bool:
     """Whether a token service may see a registry's stored login: on the registry's own origin, or allowed by name.
 
-    https is needed for any host but the registry's own origin, where the operator chose the scheme.
+    https is needed for any host but the registry's own origin, where the operator chose the scheme: that, or https instead.
     """
     try:
         url, own = parse_url(realm), parse_url(base)
     except ValueError:
         return False
-    if url.site == own.site or any(_is_below(url, parse_url(known)) for known in allowed):
+    if url.site == own.site or is_upgrade(own, url) or any(_is_below(url, parse_url(known)) for known in allowed):
         return True
     if url.scheme != "https" or url.port != 443:
         return False

@@ -4,18 +4,37 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 from cacheyd import policy
-from cacheyd.access import Access
-from cacheyd.answer import Answer, error_answer, hit_headers, object_headers, relay_answer, stream_answer
+from cacheyd.access import EMPTY, ONE_BYTE, Access, says_nothing_of_get
+from cacheyd.answer import (
+    BYPASS,
+    HELD,
+    HIT,
+    MISS,
+    REVALIDATED,
+    STALE,
+    STALE_WARNING,
+    Answer,
+    error_answer,
+    hit_headers,
+    object_headers,
+    relay_answer,
+    stream_answer,
+)
+from cacheyd.codings import codings_of
 from cacheyd.config import Settings
 from cacheyd.cooldown import Cooldown, shown
 from cacheyd.created import Created
 from cacheyd.errors import HeaderList, RequestError, cache_error, upstream_error
 from cacheyd.fetch import Fetcher, UpstreamResponse, asker, content_length, end_to_end, header, without
 from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
+from cacheyd.limits import Patience
+from cacheyd.listing import Listings, TooLarge
+from cacheyd.manifest import NO_TYPES
 from cacheyd.once import Once
 from cacheyd.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_content_range, parse_range
 from cacheyd.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
@@ -27,17 +46,23 @@ from cacheyd.verified import VerifiedSource
 # A piece of up to so many bytes is asked of upstream on its own where a flight has more than that to go (bytes), or does
 # not come to its end in so little time (seconds).
 FAR_AHEAD, PIECE_WAIT = 8 << 20, 0.5
+# What is open to the end counts as a piece up to so many bytes: clients that fetch a layer in parallel ask for its chunks
+# so, drop each when it is full, and are to share the flight.
+OPEN_END = 1 << 20
+# A flight that has no head after so long does not keep a small piece waiting (seconds).
+PIECE_HEAD = 0.1
 # No registry's clients may be more than half of those who wait, but so many in any case.
 FEW_WAITING = 64
 # A small blob is verified before its head goes out, if that takes no longer than this (seconds).
 SMALL_WAIT = 10.0
 # A blob of unknown length is waited for so long, so that clients learn its length (seconds).
 LENGTH_WAIT = 15.0
+# Answers of a registry that does not know HEAD.
+NO_HEAD = frozenset({405, 501})
 # Answers to HEAD that say nothing of GET: some registries do not know HEAD, or leave out the digest.
 ASK_WITH_GET = frozenset({200, 404, 405, 501})
 # A file that has to be hashed before it counts is waited for so long, then fetched instead (seconds): it may be huge.
 RECOVER_WAIT = 10.0
-MISS, HIT, STALE, REVALIDATED, BYPASS, HELD = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS", "HELD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +101,7 @@ class Cache:
     ) -> None:
         self.store = store
         self.access = Access(store, fetcher)
+        self.listings = Listings(store, fetcher, clock=clock, below_floor=below_floor)
         self.fetcher = fetcher
         self.settings = settings
         self.cooldown = Cooldown(store, settings, clock=clock, monotonic=monotonic, on_held=on_held)
@@ -94,6 +120,7 @@ class Cache:
         """After a change of settings: nothing that was decided, or is being asked, by the old ones is used."""
         self._generation += 1
         self.access.forget()
+        self.listings.forget()
         self.cooldown.configure(self.settings)
 
     # Hits
@@ -104,6 +131,8 @@ class Cache:
         `permitted` says that upstream allowed this very request just now.
         """
         ref = request.ref
+        if ref.kind in (Kind.TAGS, Kind.REFERRERS):
+            return None if request.head or not self._is_allowed(ref) else self.listings.hit(ref, request.headers)
         now = self._clock()
         if permitted:
             # It may say so of what it does not have itself.
@@ -116,9 +145,14 @@ class Cache:
             if request.range is not None and self._refused_resume(ref, parse_range(request.range)):
                 return None
             stored = self.store.find(ref.digest)
-            return self._from_store(request, stored, OCTET_STREAM, HIT, stored.created) if stored else None
-        if ref.kind is not Kind.MANIFEST:
-            return None
+            if stored is None or stored.media_type:
+                # Whether a manifest can be had as a blob, too, is its registry's to say.
+                return None
+            return self._from_store(request, stored, OCTET_STREAM, HIT, stored.created)
+        return self._manifest_hit(request, now)
+
+    def _manifest_hit(self, request: Request, now: float) -> Answer | None:
+        ref = request.ref
         types = accepted_types(request.accept)
         if ref.digest:
             stored = self.store.find(ref.digest)
@@ -177,7 +211,7 @@ class Cache:
         parts: tuple[Part, ...] = ()
         if ref.kind is Kind.BLOB and request.range is not None:
             try:
-                parts = _parts(request, stored.digest, stored.size)
+                parts = _parts(request, stored.size)
             except Unsatisfiable:
                 return _unsatisfiable(ref, stored.size, headers, result)
         if len(parts) > 1:
@@ -212,10 +246,10 @@ class Cache:
 
     # Everything else
 
-    async def answer(self, request: Request) -> Answer:
-        """The answer, whatever it takes; failures are answers, too."""
+    async def answer(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Answer:
+        """The answer, whatever it takes; failures are answers, too. `gone` says whether the client has left."""
         try:
-            return self.hit(request) or await self._wait(request)
+            return self.hit(request) or await self._wait(request, gone)
         except Relayed as error:
             self.access.refused(request.ref, request.headers, error.relay.status)
             result = MISS if request.ref.kind in (Kind.MANIFEST, Kind.BLOB) else BYPASS
@@ -223,7 +257,7 @@ class Cache:
         except RequestError as error:
             return error_answer(error, request.ref)
 
-    async def _wait(self, request: Request) -> Answer:
+    async def _wait(self, request: Request, gone: Callable[[], bool]) -> Answer:
         registry, most = request.ref.registry, self.settings.max_waiting
         if self._waiting >= most or self._waiting_for[registry] >= max(FEW_WAITING, most // 2):
             raise cache_error("too many clients are waiting for upstreams", 503)
@@ -231,17 +265,45 @@ class Cache:
         self._waiting_for[registry] += 1
         try:
             self._check_allowed(request.ref)
-            asked = await self.access.check(request.ref, request.headers)
-            digest = request.ref.digest
-            recovered = digest is not None and await self.store.recover(digest, wait=RECOVER_WAIT) is not None
-            # Where nobody had to be asked, `hit` has just said that there is none.
-            answer = self.hit(request, permitted=asked) if asked or recovered else None
-            return answer or await self._miss(request, permitted=asked)
+            return await self._patiently(request, gone)
         finally:
             self._waiting -= 1
             self._waiting_for[registry] -= 1
             if not self._waiting_for[registry]:
                 del self._waiting_for[registry]
+
+    async def _patiently(self, request: Request, gone: Callable[[], bool]) -> Answer:
+        """Rate limits that are over in a moment are waited for here, where no turn is held and a client may leave."""
+        ref, limits = request.ref, self.fetcher.limits
+        began = limits.clock()
+        try:
+            return await self._ask(request)
+        except (Relayed, RequestError) as error:
+            if error.again_at is None:
+                raise
+            limited = error
+        most = self.settings.registry(ref.registry).retry_after_max
+        thing = ref.kind, ref.reference, ref.query, request.method
+        patience = Patience(limits, self.fetcher.limit_key(ref, request.headers), thing, began, most)
+        while await patience.outlast(limited, gone):
+            try:
+                async with asyncio.timeout(patience.left):
+                    return await self._ask(request)
+            except TimeoutError:
+                break
+            except (Relayed, RequestError) as error:
+                limited = error
+        raise limited
+
+    async def _ask(self, request: Request) -> Answer:
+        if request.ref.kind in (Kind.TAGS, Kind.REFERRERS):
+            return await self._list(request)
+        asked = await self.access.check(request.ref, request.headers)
+        digest = request.ref.digest
+        recovered = digest is not None and await self.store.recover(digest, wait=RECOVER_WAIT) is not None
+        # Where nobody had to be asked, `hit` has just said that there is none.
+        answer = self.hit(request, permitted=asked) if asked or recovered else None
+        return answer or await self._miss(request, permitted=asked)
 
     def _is_allowed(self, ref: Reference) -> bool:
         try:
@@ -259,8 +321,6 @@ class Cache:
         ref = request.ref
         if ref.kind is Kind.BLOB:
             return await self._blob(request, permitted=permitted)
-        if ref.kind is not Kind.MANIFEST:
-            return await self._bypass(request)
         if ref.digest is None:
             return await self._tag(request)
         stored = self.store.find(ref.digest)
@@ -270,6 +330,12 @@ class Cache:
             return await self._bypass(request)
         return await self._manifest_by_digest(request)
 
+    async def _list(self, request: Request) -> Answer:
+        if not request.head:
+            with suppress(TooLarge):
+                return await self.listings.answer(request.ref, request.headers)
+        return await self._bypass(request)
+
     async def _bypass(self, request: Request, result: str = BYPASS) -> Answer:
         """Upstream's own answer, not kept; what is asked for by its digest is verified all the same."""
         ref, headers = request.ref, request.headers
@@ -278,14 +344,26 @@ class Cache:
         as_client = lists and self.settings.registry(ref.registry).access == "verify"
         response = await self.fetcher.open(ref, request.method, headers, as_client=as_client)
         if request.head:
+            if ref.kind is Kind.BLOB and (response.status in NO_HEAD or says_nothing_of_get(response)):
+                response.close()
+                return await self._size(request, result)
             return relay_answer(ref, await self.fetcher.relay(response), result, head=True)
         digest = ref.digest or _stated_digest(response.headers)
-        if not digest or lists or response.status >= 400:
+        if response.status >= 400:
+            return relay_answer(ref, await self.fetcher.relay(response), result, head=False)
+        if response.status == 200 and codings_of(response.headers):
+            return relay_answer(ref, await self.fetcher.unpacked(response, digest), result, head=False)
+        if not digest or lists:
             return stream_answer(ref, response, result, content_length(response.headers))
         if response.status != 200:
             # Nobody asked for a part.
             response.close()
             raise upstream_error(502, f"upstream answered {response.status} to a GET of all of it")
+        wanted = _wanted(request) if ref.kind is Kind.BLOB and (content_length(response.headers) or 0) > FAR_AHEAD else None
+        if wanted is not None and _is_little(wanted):
+            # To see all of so much for a little of it would take too long.
+            response.close()
+            return await self._piece(request, wanted)
         return self._verified(request, response, result, digest)
 
     def _verified(self, request: Request, response: UpstreamResponse, result: str, digest: str) -> Answer:
@@ -295,7 +373,7 @@ class Cache:
         part = None
         if ref.kind is Kind.BLOB and request.range is not None and size is not None:
             try:
-                parts = _parts(request, digest, size)
+                parts = _parts(request, size)
             except Unsatisfiable:
                 response.close()
                 return _unsatisfiable(ref, size, answer.headers, result)
@@ -314,19 +392,46 @@ class Cache:
         if self.store.writable:
             await self.store.make_room(size)
 
-    async def _piece(self, request: Request) -> Answer:
+    async def _size(self, request: Request, result: str) -> Answer:
+        """The answer to a HEAD of a blob where upstream, or its CDN, takes a GET only: one byte tells the size."""
+        response = await self.fetcher.open(request.ref, "GET", (*request.headers, ONE_BYTE))
+        try:
+            # Of what is encoded nobody knows the size.
+            size = None if codings_of(response.headers) else content_length(response.headers)
+            if size is not None and response.status == 206:
+                part = parse_content_range(header(response.headers, "content-range"))
+                size = part[2] if part is not None else None
+            elif response.status == 416 and request.ref.digest in EMPTY:
+                size = 0
+            elif response.status != 200:
+                return relay_answer(request.ref, await self.fetcher.relay(response), result, head=True)
+        finally:
+            response.close()
+        lengths = () if size is None else (("Content-Length", str(size)),)
+        headers = (*without(end_to_end(response.headers), "content-length", "content-range"), *lengths)
+        return relay_answer(request.ref, Relay(200, headers, b"", from_head=True), result, head=True)
+
+    async def _piece(self, request: Request, wanted: RangeRequest) -> Answer:
         """A small piece in the middle of a blob, as upstream has it: nothing can verify a piece before all is there."""
         ref = request.ref
         assert ref.digest
-        wanted = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
-        response = await self.fetcher.open(ref, request.method, (*request.headers, *wanted))
+        fields = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
+        response = await self.fetcher.open(ref, request.method, (*request.headers, *fields))
+        if codings := codings_of(response.headers):
+            if response.status == 200:
+                return relay_answer(ref, await self.fetcher.unpacked(response, ref.digest), BYPASS, head=False)
+            response.close()
+            raise upstream_error(502, f"upstream answered a part of something encoded: {', '.join(codings)[:40]}")
         if response.status == 200:
             return self._verified(request, response, BYPASS, ref.digest)
-        part = parse_content_range(header(response.headers, "content-range"))
-        if response.status == 206 and part is not None and part[0] == 0 and part[1] == part[2]:
-            # All of it is no piece.
-            response.close()
-            raise upstream_error(502, "upstream answered another range than was asked for")
+        if response.status == 206:
+            part = parse_content_range(header(response.headers, "content-range"))
+            if not _is_asked(wanted, part):
+                response.close()
+                raise upstream_error(502, "upstream answered another range than was asked for")
+            if part is not None and part[:2] == (0, part[2]):
+                # All of it is no piece.
+                return self._verified(request, response, BYPASS, ref.digest)
         return stream_answer(ref, response, BYPASS, content_length(response.headers))
 
     # Manifests
@@ -416,6 +521,8 @@ class Cache:
             return None
         asked = policy.asked_types(accepted_types(request.accept))
         found = None
+        if answer is not None and answer.source is not None and not cooldown.allows(ref):
+            answer.source.close()
         while found is None and (previous := cooldown.previous(ref, asked)) is not None:
             found = await self._by_digest(request, previous)
             if found is None:
@@ -480,8 +587,7 @@ class Cache:
             return None
         answer = self._from_variant(request, known, STALE)
         if answer is not None:
-            # RFC 9111 dropped Warning, but people grep for it.
-            answer.headers = (*answer.headers, ("Warning", '110 cacheyd "upstream failed: last known tag"'))
+            answer.headers = (*answer.headers, STALE_WARNING)
         return answer
 
     async def _resolve(self, request: Request) -> Relay:
@@ -513,18 +619,27 @@ class Cache:
     async def _blob(self, request: Request, *, permitted: bool) -> Answer:
         ref = request.ref
         assert ref.digest
+        stored = self.store.find(ref.digest)
+        if stored is not None and stored.media_type:
+            # It is here as a manifest, and is not to become a blob for all who ask.
+            return await self._bypass(request, MISS)
         running = self.fetcher.flights.get(ref.registry, ref.digest)
         if request.head and (running is None or running.size is None):
             return await self._bypass(request, MISS)
-        wanted = parse_range(request.range) if if_range_holds(request.if_range, f'"{ref.digest}"') else None
+        wanted = _wanted(request)
         if error := self._refused_resume(ref, wanted):
             raise error
+        little = wanted is not None and _is_little(wanted)
         try:
-            flight = await self._board(request, permitted=permitted)
-            elsewhere = wanted is not None and not request.head and await self._is_elsewhere(wanted, flight)
+            async with asyncio.timeout(PIECE_HEAD if little else None):
+                flight = await self._board(request, permitted=permitted)
+            elsewhere = wanted is not None and await self._is_elsewhere(wanted, flight)
         except NotKept:
             return await self._bypass(request)
-        return await self._piece(request) if elsewhere else await self._join(request, flight)
+        except TimeoutError:
+            # The flight goes on; who wants little, as lazily pulling clients do, does not wait for its turn.
+            elsewhere = True
+        return await self._piece(request, wanted) if wanted and elsewhere else await self._join(request, flight)
 
     def _refused_resume(self, ref: Reference, wanted: RangeRequest | None) -> RequestError | None:
         """Why a client may not go on here where a broken fetch ended; it may begin anew."""
@@ -534,7 +649,7 @@ class Cache:
 
     async def _is_elsewhere(self, wanted: RangeRequest, flight: Flight) -> bool:
         """Whether a small piece is wanted (lazy pulling) that this flight will not have, or not have verified, for a while."""
-        if flight.verified or not _is_small_piece(wanted, flight):
+        if flight.verified or flight.sealed or not _is_small_piece(wanted, flight):
             return False
         with flight.wanted():
             # What is there in a moment is worth that moment: upstream need not send it twice.
@@ -580,7 +695,7 @@ class Cache:
         if size is None:
             return Answer(200, headers, b"", FlightReader(flight, 0, None), None, result, ref)
         try:
-            parts = _parts(request, flight.digest, size)
+            parts = _parts(request, size)
         except Unsatisfiable:
             return _unsatisfiable(ref, size, headers, result)
         # Several parts of what is still on its way: all of it is a right answer, too (RFC 9110 section 14.2).
@@ -605,11 +720,9 @@ def _slicer(body: bytes) -> Callable[[int, int], bytes]:
     return lambda start, end: body[start:end]
 
 
-def _parts(request: Request, digest: str, size: int) -> tuple[Part, ...]:
+def _parts(request: Request, size: int) -> tuple[Part, ...]:
     """The parts asked for; none where all of it is to be sent (no Range, HEAD, a stale If-Range). Raises Unsatisfiable."""
-    if request.head or not if_range_holds(request.if_range, f'"{digest}"'):
-        return ()
-    wanted = parse_range(request.range)
+    wanted = _wanted(request)
     parts = () if wanted is None else wanted.parts(size)
     if wanted is None or len(wanted.specs) == 1:
         return parts
@@ -618,13 +731,51 @@ def _parts(request: Request, digest: str, size: int) -> tuple[Part, ...]:
     return parts if len(parts) > 1 and sum(part.length for part in parts) <= size else ()
 
 
-def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
-    """Whether all that is wanted is little, and said in full: an open end is what a client asks for that goes on."""
-    if flight.size is None or any(first is None or last is None for first, last in wanted.specs):
+def _wanted(request: Request) -> RangeRequest | None:
+    """The parts of an object that a client asks for, None for all of it."""
+    if request.head or not if_range_holds(request.if_range, f'"{request.ref.digest}"'):
+        return None
+    return parse_range(request.range)
+
+
+def _is_little(wanted: RangeRequest) -> bool:
+    """Whether little is wanted, however large the blob is: suffixes count, but not what is open to the end."""
+    if any(first is not None and last is None for first, last in wanted.specs):
         return False
-    bounds = [(first or 0, last or 0) for first, last in wanted.specs]
-    length = sum(last - first + 1 for first, last in bounds if first <= last)
+    return sum(max(0, (last or 0) - (first - 1 if first is not None else 0)) for first, last in wanted.specs) <= FAR_AHEAD
+
+
+def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
+    """Whether all that is wanted is little, and not all of it.
+
+    What is open to the end counts where the flight has not come to it yet; else a client goes on with what it had before.
+    """
+    if flight.size is None:
+        return False
+    opens = [first for first, last in wanted.specs if first is not None and last is None]
+    if any(first <= flight.received or flight.size - first > OPEN_END for first in opens):
+        return False
+    try:
+        length = sum(part.length for part in wanted.parts(flight.size))
+    except Unsatisfiable:
+        return False
     return length <= FAR_AHEAD and length < flight.size
+
+
+def _is_asked(wanted: RangeRequest, answered: tuple[int, int, int | None] | None) -> bool:
+    """Whether a Content-Range is of what was asked for; of several ranges any is, as they may be put together, or none."""
+    if len(wanted.specs) > 1:
+        return True
+    if answered is None:
+        return False
+    part, size = Part(*answered[:2]), answered[2]
+    first, last = wanted.specs[0]
+    if size is not None:
+        try:
+            return wanted.parts(size) == (part,)
+        except Unsatisfiable:
+            return False
+    return first is None or (first == part.start and (last is None or part.end <= last + 1))
 
 
 def _unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:
@@ -660,5 +811,7 @@ def _stated_digest(headers: HeaderList) -> str:
 def _complete_head(relay: Relay) -> bool:
     """Whether a HEAD told all that containerd needs: digest, type and length."""
     digest = header(relay.headers, "docker-content-digest") or ""
-    media_type = header(relay.headers, "content-type") or ""
-    return relay.status == 200 and bool(DIGEST.fullmatch(digest)) and bool(media_type) and bool(content_length(relay.headers))
+    media_type = (header(relay.headers, "content-type") or "").partition(";")[0].strip().lower()
+    # Of a type that says nothing of what it is, only the bytes can tell.
+    told = bool(media_type) and media_type not in NO_TYPES and not media_type.startswith("text/")
+    return relay.status == 200 and bool(DIGEST.fullmatch(digest)) and told and bool(content_length(relay.headers))

@@ -158,6 +158,7 @@ class Commands:
             "result": {
                 "dry_run": dry_run,
                 "images": removal.images,
+                "stays": removal.stays,
                 "tags": len(removal.tags),
                 "objects": removed,
                 "bytes": size,

@@ -19,7 +19,7 @@ from cacheyd import parse
 from cacheyd.errors import RequestError
 from cacheyd.parse import Size
 from cacheyd.reference import DOCKER_HUB, canonical_registry
-from cacheyd.rules import parse_ages, parse_rules
+from cacheyd.rules import parse_ages, parse_pins, parse_rules
 
 
 class ConfigError(Exception):
@@ -73,7 +73,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("min_free", parse.size, "5%", "what is left free on the disk, in the same way"),
     Setting("low_watermark", parse.share, "90%", "when objects make room, how far down: share of max_size; of min_free as much more"),
     Setting("max_age", parse.duration, "0s", "images that nobody used for so long are removed; 0s means never"),
-    Setting("pin", parse.patterns, "", "images that are never evicted, as patterns of registry/repository:tag"),
+    Setting("pin", parse_pins, "", "images that are never evicted, as patterns of registry/repository:tag"),
     Setting("durability", parse.choice("fast", "fsync"), "fast", "fsync: an object is on the disk itself before it counts as stored; slower", live=False),
     Setting("scrub_every", parse.duration, "7d", "how often everything stored is read and checked in the background; 0s means never"),
     Setting("scrub_rate", parse.byte_count, "16MiB", "how many bytes a second that reads"),
@@ -108,6 +108,7 @@ SETTINGS: tuple[Setting, ...] = (
         "whose login upstream sees: the client's, the stored one, or an anonymous token", _D,
     ),
     Setting("ratelimit_floor", parse.integer(0, 1_000_000), 0, "with fewer pulls left upstream, stale tags are served first", _D),
+    Setting("retry_after_max", parse.duration, "5s", "rate limits (429 with Retry-After) that are waited for, in all for one request", _D),
     Setting("max_fetches", parse.integer(1, 100_000), 64, "most requests to one registry at once; more wait their turn", _D),
     Setting("proxy", parse.proxy_url, "", "HTTP(S) proxy to reach upstreams through", _D, secret=True),
     Setting("ca_file", parse.readable_file, "", "PEM file of authorities to trust besides the public ones", _D),
@@ -150,6 +151,7 @@ class RegistrySettings:
     access_ttl: float = 300.0
     auth: str = "passthrough"
     ratelimit_floor: int = 0
+    retry_after_max: float = 5.0
     max_fetches: int = 64
     proxy: str = field(default="", repr=False)
     ca_file: Path | None = None

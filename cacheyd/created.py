@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cacheyd.cooldown import parse_created
-from cacheyd.errors import HeaderList, RequestError, upstream_error
-from cacheyd.fetch import Fetcher, UpstreamBroken, read_all, without
+from cacheyd.errors import Code, HeaderList, RequestError, upstream_error
+from cacheyd.fetch import Fetcher, UpstreamBroken, without
 from cacheyd.flight import NotKept, Relayed
 from cacheyd.manifest import Descriptor, own_platform, parse_descriptor, parse_object, parse_platform, select
 from cacheyd.once import Once
 from cacheyd.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, ImageName, Kind, Reference
-from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Description, Stored, TagVariant
 
 log = logging.getLogger(__name__)
@@ -122,12 +122,13 @@ class Created:
         try:
             if response.status != 200:
                 raise upstream_error(502, f"upstream answered {response.status}")
-            data = await read_all(response, OBJECT_MAX, fetcher.budget)
+            data = (await fetcher.unpacked(response, digest)).body
+        except RequestError as error:
+            if error.failure.code is Code.DIGEST_INVALID:
+                fetcher.mismatched(image.registry)
+            raise
         finally:
             response.close()
-        if data is None or digest_of(data, digest.partition(":")[0]) != digest:
-            fetcher.mismatched(image.registry)
-            raise upstream_error(502, "upstream sent bytes that do not have this digest")
         if store.writable and await store.make_room(len(data)):
             await store.put(digest, data, "", within=image.name, description=Description())
         return data

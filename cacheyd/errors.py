@@ -1,9 +1,14 @@
 """Failures as values: each has an HTTP status, an OCI error code and somebody to blame; one renderer makes the JSON."""
 
 import json
+import traceback
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
+from pathlib import Path
+
+# What is said of an exception's message, which may quote a peer (characters).
+MAX_REASON = 300
 
 type HeaderList = tuple[tuple[str, str], ...]
 
@@ -48,11 +53,15 @@ class Failure:
 
 
 class RequestError(Exception):
-    """Carries a `Failure` from where it is found to where the answer is made."""
+    """Carries a `Failure` from where it is found to where the answer is made.
+
+    `again_at` is when it is worth asking again, on the monotonic clock, where that is soon.
+    """
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.status} {failure.code}: {failure.message}")
         self.failure = failure
+        self.again_at: float | None = None
 
 
 def client_error(status: int, code: Code, message: str, *, headers: HeaderList = (), **detail: str) -> RequestError:
@@ -68,6 +77,14 @@ def upstream_error(status: int, message: str, **detail: str) -> RequestError:
 def cache_error(message: str, status: int = 500) -> RequestError:
     """A failure of this cache itself; 5xx, so that a client with a fallback uses it."""
     return RequestError(Failure(status, Code.UNKNOWN, message, Blame.CACHE))
+
+
+def explain(error: BaseException) -> str:
+    """An exception that nobody expected, for the log: what it is and where it comes from, in one short line."""
+    where = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        where = f" ({Path(frame.f_code.co_filename).name}:{line}, {frame.f_code.co_name})"
+    return f"{type(error).__name__}: {str(error)[:MAX_REASON]}{where}"
 
 
 def reason(status: int) -> str:

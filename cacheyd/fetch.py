@@ -6,20 +6,22 @@ import logging
 import random
 import re
 import time
-import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cacheyd.budget import Budget, Pace
+from cacheyd.codings import BadCoding, Decoder, UnknownCoding, codings_of, decode
 from cacheyd.config import Settings
-from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, upstream_error
+from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, explain, upstream_error
 from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
+from cacheyd.limits import LEAST, Limits, stated_wait
+from cacheyd.limits import Key as LimitKey
 from cacheyd.manifest import is_media_type, signed_payload
 from cacheyd.once import Once
 from cacheyd.policy import is_memorable
 from cacheyd.ranges import parse_content_range
-from cacheyd.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Reference
+from cacheyd.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Kind, Reference
 from cacheyd.slots import Slots
 from cacheyd.store.blobs import Partial, digest_of
 from cacheyd.store.rows import Description, TagVariant, describe
@@ -37,8 +39,8 @@ LARGE_MANIFEST = 256 << 10
 MANIFESTS_MAX = 16 << 20
 # The most that an error's body may have (bytes).
 RELAY_MAX = 64 << 10
-# Of an answer that is remembered, for many at once: the body and each header (bytes), how many, and which headers.
-REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED_HEADERS, MAX_REMEMBERED = 2 << 10, 512, 8, 4000
+# Of an answer that is remembered, for many at once: the body and each header (bytes), how many headers, and which.
+REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED_HEADERS = 2 << 10, 512, 8
 _REMEMBERED = frozenset(
     {
         "content-type",
@@ -62,6 +64,7 @@ RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
 LOOK_FOR_WAY, WAY_EVERY, SLOW, YOUNG = 1.0, 0.1, 64 << 10, 5.0
 # Progress of so many bytes makes the next break a first one again.
 PROGRESS = 64 << 10
+_WRONG = "upstream sent bytes that do not have this digest"
 _HOP_BY_HOP = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -78,6 +81,9 @@ class UpstreamBroken(Exception):
 
     `timeout` tells a deadline from the rest, `refused` that it was not even asked, and `elsewhere` that it was not the
     registry's own host that failed but one that it redirected to. `hopeless`: the same request would fail again.
+    `answered`: the host that was asked first sent something, so it is there.
+    `wait`: a token service has a rate limit, and wants to be left alone for so long (seconds); `again_at`: a registry has,
+    and may be asked again then.
     """
 
     def __init__(self, message: str, *, timeout: bool = False, refused: bool = False) -> None:
@@ -86,6 +92,18 @@ class UpstreamBroken(Exception):
         self.refused = refused
         self.elsewhere = False
         self.hopeless = False
+        self.answered = False
+        self.wait: float | None = None
+        self.again_at: float | None = None
+
+
+# Noted in an exception that ends a request of which something has come already.
+HEARD = "something came of the upstream"
+
+
+def was_heard(error: TimeoutError) -> bool:
+    """Whether the upstream had sent something when its time was over."""
+    return HEARD in getattr(error.__cause__, "__notes__", ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +120,11 @@ class UpstreamRequest:
 
 
 class UpstreamResponse(Protocol):
-    """A response whose head has arrived, redirects followed."""
+    """A response whose head has arrived, redirects followed; `elsewhere` if one led to another host than was asked."""
 
     status: int
     headers: HeaderList
+    elsewhere: bool
 
     async def read(self) -> Sequence[Chunk]:
         """What has come of the body since, at least one byte; empty at its end. Raises UpstreamBroken."""
@@ -179,10 +198,17 @@ def content_length(headers: HeaderList) -> int | None:
     return int(value) if re.fullmatch(r"\d{1,18}", value) else None
 
 
-def retry_after(headers: HeaderList) -> float:
-    """Seconds of a Retry-After in seconds, bounded; one second where there is none (or a date)."""
-    value = (header(headers, "retry-after") or "").strip()
-    return min(float(value), RATE_LIMIT_MAX) if re.fullmatch(r"\d{1,9}", value) else RATE_LIMIT_DEFAULT
+def wanted_wait(headers: HeaderList, now: float) -> float | None:
+    """How long a Retry-After, in seconds or as a date, wants to be waited (seconds); None where there is none that can be
+    meant. `now` is Unix time.
+    """
+    return stated_wait(header(headers, "retry-after"), header(headers, "date"), now)
+
+
+def retry_after(headers: HeaderList, now: float | None = None) -> float:
+    """Seconds of a Retry-After, bounded; one second where there is none."""
+    wait = wanted_wait(headers, time.time() if now is None else now)
+    return RATE_LIMIT_DEFAULT if wait is None else min(wait, RATE_LIMIT_MAX)
 
 
 async def read_all(response: UpstreamResponse, limit: int, budget: Budget | None = None) -> bytes | None:
@@ -234,7 +260,7 @@ class Fetcher:
         # Until when an object's flight counts as broken, why, how much of it a client may have, and how many in a row had
         # wrong bytes.
         self._failed: dict[tuple[str, str], tuple[float, Failure, int, int]] = {}
-        self._limited: dict[tuple[str, bytes], tuple[float, Relay]] = {}
+        self.limits = Limits(monotonic)
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = Slots(settings.max_flights)
         self._made_way = float("-inf")
@@ -243,26 +269,51 @@ class Fetcher:
 
     async def open(self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False) -> UpstreamResponse:
         """Asks upstream; raises Relayed for a rate limit that is still in force, RequestError 502, 503 or 504 if it fails."""
-        limited, generation = (ref.registry, credentials_of(headers)), self._generation
-        if known := self._limited.get(limited):
-            if self._monotonic() < known[0]:
-                raise Relayed(known[1])
-            del self._limited[limited]
+        key, generation = self.limit_key(ref, headers, as_client=as_client), self._generation
+        self.limits.check(key)
         try:
             response = await self._upstream.open(UpstreamRequest(ref, method, headers, as_client))
         except UpstreamBroken as error:
-            raise _as_request_error(error) from error
-        if not (200 <= response.status < 300 or 400 <= response.status < 600):
+            failed = _as_request_error(error)
+            if error.wait is not None and generation == self._generation:
+                failed.again_at = self._note_limit(key, ref, error.wait, failed.failure)
+            raise failed from error
+        except RequestError:
+            raise
+        except Exception as error:
+            raise _unexpected(ref.registry, error) from error
+        right = {200, 206} if header(headers, "range") is not None else {200}
+        if response.status not in right and not 400 <= response.status < 600:
             # Nothing that was asked has such an answer, and clients stumble over a 304 or a redirect without a target.
             response.close()
             raise upstream_error(502, f"upstream answered {response.status}")
+        response = _without_codings(ref, method, response)
         if response.status == 429:
+            wait = wanted_wait(response.headers, self._clock())
             relay = await self.relay(response, from_head=method == "HEAD")
-            _bound(self._limited, MAX_REMEMBERED)
             if generation == self._generation:
-                self._limited[limited] = (self._monotonic() + retry_after(response.headers), _to_remember(relay))
+                relay = replace(relay, again_at=self._note_limit(key, ref, wait, _to_remember(relay)))
             raise Relayed(relay)
         return response
+
+    def limit_key(self, ref: Reference, headers: HeaderList, *, as_client: bool = False) -> LimitKey:
+        """Whom a rate limit is for: who upstream thinks that asks, and the repository. What others have is none of it."""
+        auth = self.settings.registry(ref.registry).auth
+        if auth != "passthrough" and not as_client:
+            return ref.registry, ref.repository, auth.encode()
+        # Who names the registry in the path and has no login gets one of cacheyd's, and may be refused that.
+        given = not ref.scoped and header(headers, "authorization") is None
+        return ref.registry, ref.repository, b"given" if given else credentials_of(headers)
+
+    def _note_limit(self, key: LimitKey, ref: Reference, wait: float | None, said: Relay | Failure) -> float | None:
+        """Remembers a rate limit; when to ask again, where that is to be waited for."""
+        now = self._monotonic()
+        again_at = None
+        if wait is not None and wait <= (most := self.settings.registry(ref.registry).retry_after_max) and most > 0:
+            again_at = now + max(wait, LEAST)
+        until = now + (RATE_LIMIT_DEFAULT if wait is None else min(wait, RATE_LIMIT_MAX))
+        self.limits.note(key, until, replace(said, again_at=again_at) if isinstance(said, Relay) else said, again_at)
+        return again_at
 
     async def relay(self, response: UpstreamResponse, *, from_head: bool = False) -> Relay:
         """A response as it is, its body in memory; for one that breaks or is too large, an error gets one of ours."""
@@ -274,6 +325,25 @@ class Fetcher:
         finally:
             response.close()
         return Relay(response.status, end_to_end(response.headers), body or b"", from_head or body is None)
+
+    async def unpacked(self, response: UpstreamResponse, digest: str) -> Relay:
+        """An object that came encoded and is not kept, in memory: its digest (if anybody knows it) says which bytes it is.
+
+        Raises RequestError, also for one of more than 4 MiB: what it is would be known at its end only.
+        """
+        try:
+            data = await read_all(response, KEPT_MAX, self.budget)
+        except UpstreamBroken as error:
+            raise _as_request_error(error) from error
+        if data is None:
+            raise upstream_error(502, "upstream encoded it although nobody asked for that, and there is no room to decode it")
+        algorithm = digest.partition(":")[0]
+        if not digest or digest_of(data, algorithm) != digest:
+            data = bytes(await asyncio.to_thread(_decoded, data, codings_of(response.headers), digest))
+        if digest and digest_of(data, algorithm) != digest:
+            raise RequestError(Failure(502, Code.DIGEST_INVALID, _WRONG, Blame.UPSTREAM, {"digest": digest}))
+        headers = without(end_to_end(response.headers), "content-encoding")
+        return Relay(response.status, headers, data)
 
     def recent_failure(self, registry: str, digest: str) -> RequestError | None:
         """Why an object could not be fetched just now."""
@@ -307,7 +377,7 @@ class Fetcher:
         """After a change of settings: failures and rate limits of before count no more, and nobody joins what is asked for."""
         self._generation += 1
         self._failed.clear()
-        self._limited.clear()
+        self.limits.forget()
 
     def in_flight(self) -> set[str]:
         """The digests of the objects that are on their way in."""
@@ -352,8 +422,7 @@ class Fetcher:
             flight.fail(upstream_error(503, "cacheyd is stopping"))
             raise
         except Exception as error:
-            log.exception("fetching %s failed", flight.digest)
-            self._end(flight, upstream_error(502, f"fetching failed: {type(error).__name__}"))
+            self._end(flight, _unexpected(ref.registry, error))
         finally:
             self._promise(flight, 0)
             self.flights.remove(flight)
@@ -413,7 +482,7 @@ class Fetcher:
             return
         if flight.partial is not None:
             # What could not be kept is not to fill the disk either.
-            self.store.release(flight.partial, keep=not isinstance(error, NotKept))
+            self.store.release(flight.partial, keep=not (flight.sealed or isinstance(error, NotKept)))
         if flight.streaming and not isinstance(error, NotKept):
             log.warning("fetch of %s ended at byte %d: %s", flight.digest, flight.received, error)
         flight.fail(error)
@@ -448,12 +517,16 @@ class Fetcher:
                     # All is there; only the end of the message was missing.
                     await self._land(flight, flight.partial, ref)
                     return
-                attempt = 1 if flight.received - before >= PROGRESS else attempt + 1
+                # Of what is encoded nothing is left for the next attempt.
+                attempt = 1 if flight.received - before >= PROGRESS and not flight.sealed else attempt + 1
                 given_up = attempt > self.settings.retries or error.hopeless or (error.timeout and not flight.audience)
                 if not flight.streaming or given_up or flight.cut is not None:
                     raise flight.cut or _as_request_error(error) from error
+                if flight.sealed and isinstance(restart := await self._restart(flight, flight.partial, ref, ""), NotKept):
+                    raise restart from error
                 log.info("fetch of %s broke at byte %d (%s); resuming", flight.digest, flight.received, error)
-                await asyncio.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
+                await asyncio.sleep(max(pause, (error.again_at or 0.0) - self._monotonic()))
 
     async def _attempt(self, flight: Flight, partial: Partial, ref: Reference, headers: HeaderList) -> None:
         if partial.size:
@@ -466,7 +539,9 @@ class Fetcher:
             raise
         except Relayed as error:
             if flight.streaming:
-                raise UpstreamBroken(str(error)) from error
+                broken = UpstreamBroken(str(error))
+                broken.again_at = error.again_at
+                raise broken from error
             raise
         flight.on_cut = response.close
         try:
@@ -479,7 +554,8 @@ class Fetcher:
 
     async def _begin(self, flight: Flight, partial: Partial, ref: Reference, response: UpstreamResponse) -> int:
         """Checks the head of a response and tells the clients; how many bytes of the body are there already."""
-        length = content_length(response.headers)
+        await self._seal(flight, partial, ref, response)
+        length = None if flight.codings else content_length(response.headers)
         skip, size = 0, length
         if response.status == 206 and partial.size:
             part = parse_content_range(header(response.headers, "content-range"))
@@ -508,6 +584,19 @@ class Fetcher:
             flight.notify()
         return skip
 
+    async def _seal(self, flight: Flight, partial: Partial, ref: Reference, response: UpstreamResponse) -> None:
+        """What comes encoded has another length than the object, and other bytes at each place; or only says so, as object
+        stores do of compressed layers. Its digest tells, so nobody gets any of it before, and it is never gone on with.
+        """
+        flight.codings = codings_of(response.headers) if response.status in (200, 206) else ()
+        if not flight.codings:
+            return
+        if partial.size or (flight.streaming and not flight.sealed):
+            raise await self._restart(flight, partial, ref, "upstream goes on with encoded bytes")
+        if response.status != 200:
+            raise upstream_error(502, "upstream answered a part of something encoded")
+        flight.sealed = True
+
     async def _accept(self, flight: Flight, size: int) -> bool:
         """Whether there is room for what the head of a response promises.
 
@@ -528,7 +617,7 @@ class Fetcher:
     async def _restart(self, flight: Flight, partial: Partial, ref: Reference, why: str) -> Exception:
         """What is in the partial file does not continue: starts over if no client has any of it, else gives up."""
         await self.store.discard(partial)
-        if flight.streaming:
+        if flight.streaming and not flight.sealed:
             return upstream_error(502, why, digest=flight.digest)
         try:
             flight.partial = await self.store.open_partial(flight.digest, ref.registry)
@@ -568,7 +657,8 @@ class Fetcher:
         except OSError as error:
             self.store.report_write_error(error)
             raise NotKept from error
-        flight.remember(start, chunks)
+        if not flight.sealed:
+            flight.remember(start, chunks)
         flight.notify()
 
     def _is_abandoned(self, flight: Flight) -> bool:
@@ -595,9 +685,33 @@ class Fetcher:
         if partial.verified():
             await self._land(flight, partial, ref)
             return
+        if flight.codings:
+            await self._unpack(flight, partial, ref)
+            return
         if flight.size is not None and flight.received < flight.size:
             raise UpstreamBroken("the body ended early")
-        raise await self._mismatch(partial, ref, "upstream sent bytes that do not have this digest")
+        raise await self._mismatch(partial, ref, _WRONG)
+
+    async def _unpack(self, flight: Flight, encoded: Partial, ref: Reference) -> None:
+        """Undoes the codings of what came, which is not the object as it is: now it is on disk, and nobody has any of it."""
+        try:
+            pieces = _unpacked(encoded, Decoder(flight.codings))
+        except UnknownCoding as error:
+            raise await self._mismatch(encoded, ref, f"{_WRONG}, nor can they be decoded: {error}") from None
+        # Its descriptor stays open until the last piece is read.
+        self.store.release(encoded, close=False, keep=False)
+        flight.codings, flight.received = (), 0
+        try:
+            flight.partial = partial = await self.store.open_partial(flight.digest, ref.registry)
+        except OSError as error:
+            self.store.report_write_error(error)
+            raise NotKept from error
+        try:
+            while batch := await self.store.in_thread(_batch, pieces):
+                await self._keep_chunks(flight, partial, ref, batch)
+        except BadCoding as error:
+            raise await self._mismatch(partial, ref, f"{_WRONG}: {error}") from None
+        await self._finish(flight, partial, ref)
 
     async def _mismatch(self, partial: Partial, ref: Reference, message: str) -> RequestError:
         """Wrong bytes: nothing of them is kept."""
@@ -649,7 +763,7 @@ class Fetcher:
             raise Relayed(relay)
         data = bytearray()
         try:
-            await self._read_manifest(response, data)
+            await self._read_manifest(ref, response, data)
             content = await self._keep_manifest(ref, response.headers, data)
         finally:
             response.close()
@@ -667,7 +781,7 @@ class Fetcher:
         if not await self.admit(ref, headers, variant, data) and is_memorable(variant.asked):
             self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
 
-    async def _read_manifest(self, response: UpstreamResponse, data: bytearray) -> None:
+    async def _read_manifest(self, ref: Reference, response: UpstreamResponse, data: bytearray) -> None:
         """Appends the body to `data`. Raises RequestError, and NotKept for what is too large to be held."""
         length = content_length(response.headers)
         if length is not None and KEPT_MAX < length <= MANIFEST_MAX:
@@ -685,7 +799,9 @@ class Fetcher:
                     for chunk in chunks:
                         data += chunk
         except UpstreamBroken as error:
-            raise _as_request_error(error) from error
+            if not _is_whole(ref, response.headers, data):
+                raise _as_request_error(error) from error
+            return
         except TimeoutError:
             raise upstream_error(504, "upstream stopped in the middle of a manifest") from None
         if len(data) != (length or len(data)):
@@ -693,7 +809,7 @@ class Fetcher:
 
     async def _keep_manifest(self, ref: Reference, headers: HeaderList, data: bytearray) -> ManifestContent:
         try:
-            if len(data) > LARGE_MANIFEST:
+            if len(data) > LARGE_MANIFEST or codings_of(headers):
                 async with self._large_manifest:
                     found = await asyncio.to_thread(_examine, ref, headers, data)
             else:
@@ -727,13 +843,10 @@ class _Examined:
 
 def _examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> _Examined:
     """What upstream sent as a manifest. Raises RequestError for what is not the one that was asked for."""
-    expected = ref.digest or header(headers, "docker-content-digest") or ""
-    algorithm = expected.partition(":")[0]
-    if algorithm not in ("sha256", "sha512"):
-        expected, algorithm = "", "sha256"
+    expected, algorithm = _expected(ref, headers)
     digest = digest_of(data, algorithm)
-    if expected not in ("", digest) and (header(headers, "content-encoding") or "").lower() == "gzip":
-        data = _gunzip(data)
+    if digest != expected and (codings := codings_of(headers)):
+        data = _decoded(data, codings, expected)
         digest = digest_of(data, algorithm)
     description = describe(data)
     media_type = description.media_type
@@ -745,6 +858,31 @@ def _examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> _E
         message = "upstream sent a manifest that does not have its digest"
         raise RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": expected}))
     return _Examined(digest, media_type or _stated_type(ref, headers), data, description)
+
+
+def _expected(ref: Reference, headers: HeaderList) -> tuple[str, str]:
+    """The digest that a manifest is to have, empty if nobody says, and its algorithm."""
+    expected = ref.digest or header(headers, "docker-content-digest") or ""
+    algorithm = expected.partition(":")[0]
+    return (expected, algorithm) if algorithm in ("sha256", "sha512") else ("", "sha256")
+
+
+def _is_whole(ref: Reference, headers: HeaderList, data: bytearray) -> bool:
+    """Whether all of a manifest is there, and only the end of the message was missing."""
+    expected, algorithm = _expected(ref, headers)
+    return bool(expected) and digest_of(data, algorithm) == expected
+
+
+def _decoded(data: bytes | bytearray, codings: Sequence[str], digest: str = "") -> bytearray:
+    """A small object that came encoded. Raises RequestError; `digest` is what it was to have, empty if nobody knows."""
+    try:
+        return decode(data, codings, KEPT_MAX)
+    except UnknownCoding as error:
+        raise upstream_error(502, f"upstream encoded it although nobody asked for that: {error}") from None
+    except BadCoding as error:
+        message = f"upstream encoded it although nobody asked for that: {error}"
+        code = Code.DIGEST_INVALID if digest else Code.UNKNOWN
+        raise RequestError(Failure(502, code, message, Blame.UPSTREAM, {"digest": digest} if digest else {})) from None
 
 
 def _stated_type(ref: Reference, headers: HeaderList) -> str:
@@ -770,6 +908,13 @@ class _StartOver(Exception):
     """The fetch begins anew, from the first byte."""
 
 
+def _unexpected(registry: str, error: Exception) -> RequestError:
+    """An exception where none belongs, which is an error line, is upstream's failure to the client: it asks elsewhere."""
+    log.error("fetching from %s failed: %s", registry, explain(error))
+    log.debug("it was", exc_info=error)
+    return upstream_error(502, f"fetching failed: {type(error).__name__}")
+
+
 def _as_request_error(error: UpstreamBroken) -> RequestError:
     status = 504 if error.timeout else 503 if error.refused else 502
     return upstream_error(status, f"upstream: {error}")
@@ -787,12 +932,83 @@ def _drop(chunks: Sequence[Chunk], skip: int) -> tuple[list[Chunk], int]:
     return kept, skip
 
 
-def _gunzip(data: bytes | bytearray) -> bytes | bytearray:
-    try:
-        decoder = zlib.decompressobj(wbits=31)
-        return decoder.decompress(data, KEPT_MAX)
-    except zlib.error:
-        return data
+class Decoded:
+    """A response whose codings are undone as it is read. Its length is not known."""
+
+    def __init__(self, response: UpstreamResponse, codings: Sequence[str]) -> None:
+        self._response = response
+        self._codings = codings
+        self._decoder: Decoder | None = None
+        self._pieces: Iterator[bytes] = iter(())
+        self.status = response.status
+        self.headers = without(response.headers, "content-encoding", "content-length")
+        self.elsewhere = response.elsewhere
+
+    async def read(self) -> Sequence[Chunk]:
+        """As the response's own, up to 128 KiB at once. Raises UpstreamBroken."""
+        try:
+            self._decoder = self._decoder or Decoder(self._codings)
+            while True:
+                if piece := next(filter(None, self._pieces), b""):
+                    return [piece]
+                if not (chunks := await self._response.read()):
+                    self._decoder.finish()
+                    return []
+                self._pieces = self._decoder.feed(b"".join(chunks))
+        except BadCoding as error:
+            raise UpstreamBroken(f"its body cannot be decoded: {error}") from None
+
+    def close(self) -> None:
+        """As the response's own."""
+        self._response.close()
+
+
+def decoded(response: UpstreamResponse) -> UpstreamResponse:
+    """The response without its codings; `read` raises UpstreamBroken for those that are not known."""
+    codings = codings_of(response.headers)
+    return Decoded(response, codings) if codings else response
+
+
+def _without_codings(ref: Reference, method: str, response: UpstreamResponse) -> UpstreamResponse:
+    """The response as what is behind here can use it: objects as they came, as their digest says whether they are encoded.
+
+    Raises RequestError for a coding that is not known.
+    """
+    codings = codings_of(response.headers)
+    if codings and method == "HEAD":
+        # The length is one of other bytes than the object's.
+        response.headers = without(response.headers, "content-encoding", "content-length")
+    elif codings and response.status >= 400:
+        return decoded(response)
+    elif codings and ref.kind not in (Kind.MANIFEST, Kind.BLOB):
+        try:
+            Decoder(codings)
+        except UnknownCoding as error:
+            response.close()
+            raise upstream_error(502, f"upstream encoded it although nobody asked for that: {error}") from None
+        return decoded(response)
+    return response
+
+
+def _unpacked(encoded: Partial, decoder: Decoder) -> Iterator[bytes]:
+    """What is decoded of a file. Raises BadCoding. Blocks."""
+    at = 0
+    while data := encoded.read(at, at + LARGE_CHUNK):
+        at += len(data)
+        yield from decoder.feed(data)
+    decoder.finish()
+
+
+def _batch(pieces: Iterator[bytes]) -> list[Chunk]:
+    """The next pieces, as many as are worth a thread; none at the end."""
+    batch, size = list[Chunk](), 0
+    for piece in pieces:
+        if piece:
+            batch.append(piece)
+            size += len(piece)
+        if size >= LARGE_CHUNK:
+            return batch
+    return batch
 
 
 def _bound[K, V](table: dict[K, V], limit: int = 10_000) -> None:

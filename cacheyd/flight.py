@@ -39,13 +39,15 @@ class BodyBroken(Exception):
 class Relay:
     """An upstream's answer to be passed on as it is: never kept. Small, so it is held in memory.
 
-    `from_head` says that it answered a HEAD, so that it has no body although a GET's would have one.
+    `from_head` says that it answered a HEAD, so that it has no body although a GET's would have one. `again_at` is when
+    another one can be had, on the monotonic clock, where that is soon: a rate limit's.
     """
 
     status: int
     headers: HeaderList
     body: bytes
     from_head: bool = False
+    again_at: float | None = None
 
 
 class Relayed(Exception):
@@ -54,6 +56,11 @@ class Relayed(Exception):
     def __init__(self, relay: Relay) -> None:
         super().__init__(f"upstream answered {relay.status}")
         self.relay = relay
+
+    @property
+    def again_at(self) -> float | None:
+        """As the relay's."""
+        return self.relay.again_at
 
 
 class NotKept(Exception):
@@ -117,6 +124,10 @@ class Flight:
         # What it is still to bring of the bytes for which room was made.
         self.promised = 0
         self.alone_since: float | None = None
+        # The codings of the body that is coming; sealed: nobody gets any of it before it is verified, as these bytes may not
+        # be those of the object.
+        self.codings: tuple[str, ...] = ()
+        self.sealed = False
         # Why it has to end before its time, and what ends the response that it reads.
         self.cut: RequestError | None = None
         self.on_cut: Callable[[], None] | None = None
@@ -192,6 +203,8 @@ class Flight:
         """How many bytes from the start a client may have by now."""
         if self.verified:
             return self.received
+        if self.sealed:
+            return 0
         return max(0, min(self.received, self.received if self.size is None else self.size) - HOLD)
 
     def notify(self) -> None:
@@ -250,7 +263,6 @@ class FlightReader:
     def __init__(self, flight: Flight, start: int, end: int | None) -> None:
         # None once it is closed: who read keeps this reader for a while, and the flight keeps the file's descriptor.
         self.flight: Flight | None = flight
-        self._partial = flight.partial
         flight.readers += 1
         flight.audience += 1
         self._at = start
@@ -263,7 +275,9 @@ class FlightReader:
         while True:
             if self._end is not None and self._at >= self._end:
                 return b""
-            flight, partial = self.flight, self._partial
+            flight = self.flight
+            # What was encoded gets a new file when it is decoded.
+            partial = None if flight is None else flight.partial
             if flight is None or flight.error is not None or partial is None:
                 raise BodyBroken("closed" if flight is None else str(flight.error))
             if self._at < (limit := self._limit(flight)):
@@ -297,7 +311,7 @@ class FlightReader:
         if self.flight is not None:
             self.flight.readers -= 1
             self.flight.audience -= 1
-        self.flight = self._partial = None
+        self.flight = None
 
 
 class MappedReader:

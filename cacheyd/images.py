@@ -20,11 +20,12 @@ from cacheyd.layout import Image, IncompleteError, Kept, LayoutError, import_lay
 from cacheyd.manifest import Descriptor, Platform, own_platform, parse_platform
 from cacheyd.parse import shown_size
 from cacheyd.reference import ImageName, parse_image
+from cacheyd.workloads import MAX_TEXT, Found, read_images
 
 # The most layers that may be fetched at once.
 MAX_LAYERS = 64
-# So many digests go into one command.
-BATCH = 500
+# So many digests, or images with their logins (tokens have some KiB), go into one command.
+BATCH, WARM_BATCH = 500, 100
 
 type Call = Callable[[str, dict[str, Any]], Iterable[dict[str, Any]]]
 
@@ -34,11 +35,6 @@ class UsageError(Exception):
 
 
 # Which images, and as whom
-
-
-def read_list(lines: Iterable[str]) -> list[str]:
-    """The images of a list: one a line, `#` begins a comment."""
-    return [name for line in lines if (name := line.partition("#")[0].strip())]
 
 
 def image_names(names: Iterable[str]) -> list[ImageName]:
@@ -103,20 +99,26 @@ def warm(
     display: Display,
     *,
     layers: int = 4,
+    referrers: bool = False,
 ) -> int:
-    """Has images pulled into the cache; 0 if all are there in the end, else 1."""
-    args = {
-        "images": [str(image) for image in images],
-        "platforms": platforms if platforms is None else list(platforms),
-        "logins": logins,
-        "layers": layers,
-    }
-    failed = 1
+    """Has images pulled into the cache, with `referrers` their signatures and SBOMs, too; 0 if all are there, else 1."""
+    args: dict[str, Any] = {"platforms": platforms if platforms is None else list(platforms), "layers": layers}
+    if referrers:
+        args["referrers"] = True
+    failed = 0
     with display:
-        for event in call("warm", args):
-            display.show(event)
-            if event["event"] == "end":
-                failed = event["failed"]
+        # Those of a whole cluster do not fit into one command.
+        for some in batched(map(str, images), WARM_BATCH):
+            known = {name: logins[name] for name in some if name in logins}
+            ended = False
+            for event in call("warm", {**args, "images": list(some), "logins": known}):
+                if event["event"] == "end":
+                    failed, ended = failed + event["failed"], True
+                else:
+                    display.show(event)
+            if not ended:
+                return 1
+        display.show({"event": "end", "images": len(images), "failed": failed})
     return int(failed > 0)
 
 
@@ -164,8 +166,9 @@ def line_of(event: dict[str, Any]) -> str:
         case "layer-failed":
             return f"  {digest} {shown_size(event['size'])} failed: {event['reason']}"
         case "done":
+            more = f", with {event['referrers']} that refer to it" if "referrers" in event else ""
             held = f" ({event['held']})" if event.get("held") else ""
-            return f"{image}: {shown_size(event['bytes'])} in the cache{held}"
+            return f"{image}: {shown_size(event['bytes'])} in the cache{more}{held}"
         case "failed":
             return f"{image} failed: {event['reason']}"
         case "end":
@@ -207,9 +210,19 @@ class Bars:
 # Export and import
 
 
-def export(call: Call, root: Path, images: Sequence[ImageName], platforms: Sequence[Platform] | None, target: str) -> int:
-    """Writes images into a tar file (`-`: standard output); how many bytes of objects. Raises LayoutError, OSError."""
-    (answer,) = call("export", {"images": [str(image) for image in images]})
+def export(
+    call: Call,
+    root: Path,
+    images: Sequence[ImageName],
+    platforms: Sequence[Platform] | None,
+    target: str,
+    *,
+    referrers: bool = False,
+) -> int:
+    """Writes images into a tar file (`-`: standard output), with `referrers` also what the cache has under tags that refer
+    to them; how many bytes of objects. Raises LayoutError, OSError.
+    """
+    (answer,) = call("export", {"images": [str(image) for image in images], "referrers": referrers})
     found = [
         Image(parse_image(item["name"]), Descriptor(item["digest"], item["size"], item["media_type"]))
         for item in answer["images"]
@@ -300,8 +313,15 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Pulls images into the cache, as clients would. Exit code: 0 all are there, 1 some are not.",
     )
     warming.add_argument("images", nargs="*", metavar="IMAGE", help="such as alpine:3.22 or ghcr.io/acme/app@sha256:…")
-    warming.add_argument("-f", "--file", metavar="LIST", help="file with an image per line, # for comments; - is stdin")
+    warming.add_argument(
+        "-f", "--file", action="append", dest="files", default=[], metavar="FILE",
+        help="an image per line, # for comments; or Kubernetes objects, JSON or YAML (kubectl get -o json, helm template);"
+        " - is stdin; may be repeated",
+    )  # fmt: skip
     _add_platforms(warming)
+    warming.add_argument(
+        "--referrers", action="store_true", help="also what refers to the images: signatures, attestations, SBOMs"
+    )
     warming.add_argument("--layers", type=int, default=4, metavar="N", help="layers that are fetched at once (default: 4)")
     warming.add_argument("--username", metavar="NAME", help="log in at the registry, with --password-stdin")
     warming.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
@@ -315,6 +335,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     exporting.add_argument("images", nargs="+", metavar="IMAGE")
     exporting.add_argument("-o", "--output", required=True, metavar="FILE", help="the tar file; - is standard output")
     _add_platforms(exporting)
+    exporting.add_argument(
+        "--referrers", action="store_true", help="also what the cache has under tags that refer to them (sha256-….sig)"
+    )
     importing = commands.add_parser(
         "import",
         help="take the images of a tar file into the cache",
@@ -355,25 +378,33 @@ def _platforms(args: argparse.Namespace) -> list[Platform] | None:
 
 
 def _run_warm(args: argparse.Namespace, call: Call, root: Path) -> int:
-    names = list(args.images)
-    if args.file:
-        names += _read_names(args.file, taken=args.password_stdin)
-    images = image_names(names)
+    found = Found()
+    for source in args.files:
+        read = _read_names(source, taken=args.password_stdin)
+        found.images += read.images
+        found.problems += [f"{source}: {problem}" for problem in read.problems]
+    for problem in found.problems:
+        print(f"cacheyd: {problem}", file=sys.stderr)
+    images = image_names([*args.images, *found.images])
     platforms = _platforms(args)
     if not 1 <= args.layers <= MAX_LAYERS:
         raise UsageError(f"--layers must be from 1 to {MAX_LAYERS}")
     shown = None if platforms is None else [str(platform) for platform in platforms]
     display = display_for(sys.stdout, as_json=args.json)
-    return warm(call, images, shown, _logins(args, images), display, layers=args.layers)
+    logins = _logins(args, images)
+    failed = warm(call, images, shown, logins, display, layers=args.layers, referrers=args.referrers)
+    return failed or int(bool(found.problems))
 
 
-def _read_names(source: str, *, taken: bool) -> list[str]:
-    if source != "-":
-        with open(source, encoding="utf-8") as lines:
-            return read_list(lines)
-    if taken:
+def _read_names(source: str, *, taken: bool) -> Found:
+    if source == "-" and taken:
         raise UsageError("standard input cannot be both the list and the password")
-    return read_list(sys.stdin)
+    with _input(source) as file:
+        data = file.read(MAX_TEXT + 1)
+    try:
+        return read_images(data)
+    except ValueError as error:
+        raise UsageError(f"{'standard input' if source == '-' else source}: {error}") from error
 
 
 def _logins(args: argparse.Namespace, images: Sequence[ImageName]) -> dict[str, str]:
@@ -388,9 +419,10 @@ def _logins(args: argparse.Namespace, images: Sequence[ImageName]) -> dict[str, 
 def _run_export(args: argparse.Namespace, call: Call, root: Path) -> int:
     images = image_names(args.images)
     try:
-        size = export(call, root, images, _platforms(args), args.output)
+        size = export(call, root, images, _platforms(args), args.output, referrers=args.referrers)
     except IncompleteError as error:
-        options = " --all-platforms" if args.all_platforms else "".join(f" --platform {name}" for name in args.platforms)
+        options = " --referrers" if args.referrers else ""
+        options += " --all-platforms" if args.all_platforms else "".join(f" --platform {name}" for name in args.platforms)
         names = " ".join(map(str, images))
         raise LayoutError(f"{error}\nThis fetches it: cacheyd warm{options} {names}") from error
     print(f"{len(images)} images, {shown_size(size)}", file=sys.stderr)

@@ -11,13 +11,11 @@ from functools import cached_property
 from typing import NamedTuple, TypedDict
 
 from cacheyd import parse
-from cacheyd.manifest import parse_object
+from cacheyd.manifest import ATTESTATION, kind_of, parse_manifest, parse_object
 from cacheyd.reference import DIGEST, ImageName, Kind, parse_image
 from cacheyd.store.catalog import Snapshot
 from cacheyd.store.rows import Stored, is_index
 
-# BuildKit marks the manifests with it that hold provenance and no image.
-_ATTESTATION = "vnd.docker.reference.type"
 _SHORT_DIGEST = re.compile(r"(?:sha256|sha512):[a-f0-9]{12,128}")
 
 
@@ -152,9 +150,20 @@ def parse_target(text: str) -> Target:
     return Target(text, image, image.digest)
 
 
+class Staying(TypedDict):
+    """A manifest that was to be removed, as the image `name`, and stays, as other images need it; a tag goes all the same."""
+
+    name: str
+    manifest: str
+    needed_by: list[str]
+
+
 @dataclass(slots=True)
 class Removal:
-    """What goes: images by name, tags (`registry/repository:tag`), objects by digest; `asked` are those named themselves."""
+    """What goes: images by name, tags (`registry/repository:tag`), objects by digest; `asked` are those named themselves.
+
+    `stays` are those of which the manifest stays.
+    """
 
     images: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
@@ -163,6 +172,7 @@ class Removal:
     bytes: int = 0
     kept: int = 0
     not_found: list[str] = field(default_factory=list)
+    stays: list[Staying] = field(default_factory=list)
 
 
 class Inventory:
@@ -248,23 +258,38 @@ class Inventory:
         stored, tree = self.objects[root.digest], self.tree(root.digest)
         registry, _, repository = root.repository.partition("/")
         platforms = self._platforms(stored) if is_index(stored.media_type) else []
-        whole = not tree.missing and (not is_index(stored.media_type) or bool(stored.needs))
+        missing = self._missing(tree)
+        # Of an index one stored manifest is enough; it may list none, or blobs alone.
+        whole = not missing and (bool(stored.needs) or not platforms)
         return {
             "name": root.name, "registry": registry, "repository": repository, "tag": root.tag, "digest": root.digest,
-            "media_type": stored.media_type, "size": tree.size, "complete": whole, "missing": list(tree.missing),
+            "media_type": stored.media_type, "size": tree.size, "complete": whole, "missing": missing,
             "platforms": platforms, "used": stored.used, "hits": stored.hits, "pinned": pinned,
         }  # fmt: skip
 
+    def _missing(self, tree: Tree) -> list[str]:
+        """What of a tree is not here, but for layers that come from elsewhere (`urls`) and were never to be."""
+        missing = dict.fromkeys(tree.missing)
+        for digest in tree.stored if missing else ():
+            if not missing.keys().isdisjoint(self.objects[digest].needs):
+                for foreign in _foreign(self._read(digest)):
+                    missing.pop(foreign, None)
+        return list(missing)
+
     def _platforms(self, index: Stored) -> list[Platform]:
-        named = dict(_entries(self._read(index.digest)))
+        listed = list(_entries(self._read(index.digest)))
+        named = {digest: platform for digest, platform, is_blob in listed if not is_blob}
+        blobs = {digest for digest, _, is_blob in listed if is_blob}
         found: list[Platform] = []
         for digest in dict.fromkeys((*named, *index.needs)):
             there = digest in self.objects
+            if digest in blobs or (there and not self.objects[digest].media_type):
+                continue
             tree = self.tree(digest) if there else Tree((), (), 0)
             found.append(
                 {
                     "platform": named.get(digest, ""), "digest": digest, "stored": there, "size": tree.size,
-                    "missing": list(tree.missing),
+                    "missing": self._missing(tree),
                 }
             )  # fmt: skip
         return found
@@ -355,14 +380,20 @@ class Inventory:
             # Of a pattern that means an image by its digest, the tags go, too.
             tags |= dict.fromkeys([*named, *(root.name for root in roots if root.tag)])
         reached = self._walk([*(root.digest for root in going), *removal.asked], frozenset()).stored
-        staying = [root.digest for root in self.roots if root not in going and root.digest not in removal.asked]
-        needed = set(self._walk(staying, removal.asked).stored)
+        staying = [root for root in self.roots if root not in going and root.digest not in removal.asked]
+        needed = set(self._walk([root.digest for root in staying], removal.asked).stored)
         removal.objects = [digest for digest in reached if digest not in needed]
         removal.kept = len(reached) - len(removal.objects)
         removal.bytes = sum(self.objects[digest].size for digest in removal.objects)
-        removal.images = sorted(root.name for root in going)
+        removal.images = sorted(root.name for root in going if root.tag or root.digest not in needed)
+        kept = [root for root in going if root.digest in needed]
+        removal.stays = [self._staying(root, staying) for root in sorted(kept)]
         removal.tags = list(tags)
         return removal
+
+    def _staying(self, root: Root, others: Sequence[Root]) -> Staying:
+        needed_by = [other.name for other in others if root.digest in self.tree(other.digest).stored]
+        return {"name": root.name, "manifest": root.by_digest, "needed_by": needed_by}
 
     def _named(self, target: Target) -> set[str]:
         """The objects that are named by digest. Raises Ambiguous."""
@@ -406,17 +437,26 @@ def _largest_first(usage: Usage) -> tuple[int, str]:
     return -usage["bytes"], usage["name"]
 
 
-def _entries(data: bytes | None) -> Iterator[tuple[str, str]]:
-    """Digest and platform of each manifest that an index lists (image-spec, "Image Index")."""
+def _foreign(data: bytes | None) -> list[str]:
+    """The digests in a manifest of what its registry need not have."""
+    try:
+        return [entry.digest for entry in parse_manifest(data or b"").entries if entry.foreign]
+    except ValueError:
+        return []
+
+
+def _entries(data: bytes | None) -> Iterator[tuple[str, str, bool]]:
+    """Digest and platform of each entry that an index lists (image-spec, "Image Index"), and whether it is a blob."""
     try:
         items = parse_object(data or b"{}").get("manifests")
     except ValueError:
         return
     for item in items if isinstance(items, list) else ():
         if isinstance(item, dict) and isinstance(digest := item.get("digest"), str) and DIGEST.fullmatch(digest):
-            annotations = item.get("annotations")
-            attests = isinstance(annotations, dict) and _ATTESTATION in annotations
-            yield digest, "attestation" if attests else _platform(item.get("platform"))
+            annotations, media_type = item.get("annotations"), item.get("mediaType")
+            attests = isinstance(annotations, dict) and ATTESTATION in annotations
+            is_blob = isinstance(media_type, str) and kind_of(media_type) is Kind.BLOB
+            yield digest, "attestation" if attests else _platform(item.get("platform")), is_blob
 
 
 def _platform(platform: object) -> str:

@@ -20,6 +20,7 @@ from cacheyd.manifest import (
     Descriptor,
     Manifest,
     Platform,
+    is_manifest,
     media_type_of,
     parse_descriptor,
     parse_manifest,
@@ -27,7 +28,7 @@ from cacheyd.manifest import (
     select,
     unmet,
 )
-from cacheyd.reference import OCI_INDEX, TAG, ImageName, has_registry, parse_image
+from cacheyd.reference import OCI_INDEX, TAG, ImageName, Kind, has_registry, parse_image
 from cacheyd.store import partials
 
 # What containerd and docker call the image, and what the specification calls its tag.
@@ -105,7 +106,7 @@ class _Plan:
         if manifest is None:
             return
         self._tree(name, manifest, leaves, 0)
-        if manifest.is_index:
+        if manifest.is_index and manifest.entries:
             missing = unmet(self._wanted, list(leaves.values()))
             self.missing += [f"{name}: it is not there for {platform}" for platform in missing]
 
@@ -114,17 +115,29 @@ class _Plan:
             raise LayoutError(f"{name}: indexes in indexes, more than {MAX_DEPTH} deep")
         if not manifest.is_index:
             for entry in manifest.entries:
-                if not entry.foreign:
-                    self._open(name, entry)
+                self._open(name, entry)
             return
         for entry in select(manifest.entries, self._wanted):
             if entry.digest in leaves:
+                continue
+            if self._is_blob(entry):
+                self._open(name, entry)
+                leaves[entry.digest] = entry
                 continue
             child = self._manifest(name, entry)
             if child is None or not child.is_index:
                 leaves[entry.digest] = entry
             if child is not None:
                 self._tree(name, child, leaves, depth + 1)
+
+    def _is_blob(self, entry: Descriptor) -> bool:
+        if entry.kind is not None or entry.size > MANIFEST_MAX:
+            return entry.kind is not Kind.MANIFEST
+        file = self._find(entry.digest)
+        if file is None:
+            return True
+        with file:
+            return not is_manifest(file.read(MANIFEST_MAX))
 
     def _manifest(self, name: str, entry: Descriptor) -> Manifest | None:
         if entry.size > MANIFEST_MAX:
@@ -147,6 +160,8 @@ class _Plan:
             if file.seek(0, os.SEEK_END) == entry.size:
                 self.files[entry.digest] = entry, file
                 return file
+        if entry.foreign:
+            return None
         shown = f" ({entry.platform})" if entry.platform else ""
         self.missing.append(f"{name}: {entry.digest}, {entry.size} bytes{shown}")
         return None
@@ -434,18 +449,33 @@ class _Tree:
             self._children(name, file.digest, manifest, depth)
         else:
             for blob in manifest.entries:
-                if (content := None if blob.foreign else self._file(name, blob)) is not None:
-                    self._keep(name, content, "")
+                self._blob(name, blob)
         self._keep(name, file, media_type)
         return media_type
 
     def _children(self, name: ImageName, digest: str, index: Manifest, depth: int) -> None:
-        present = [child for child in index.entries if child.digest in self._blobs]
-        if index.entries and not present:
+        # Of BuildKit's caches, whose entries are blobs, all of them.
+        blobs = [child for child in index.entries if child.kind is Kind.BLOB]
+        others = [child for child in index.entries if child.kind is not Kind.BLOB]
+        present = [child for child in others if child.digest in self._blobs]
+        if others and not present:
             self.missing.append(f"{name}: none of the manifests of {digest}")
+        for blob in (*blobs, *(child for child in present if self._is_blob(child))):
+            self._blob(name, blob)
         for child in present:
-            if (name.name, child.digest) not in self._seen:
+            if (name.name, child.digest) not in self._seen and not self._is_blob(child):
                 self.add(name, child, depth + 1)
+
+    def _is_blob(self, entry: Descriptor) -> bool:
+        if entry.kind is not None or entry.size > MANIFEST_MAX:
+            return entry.kind is not Kind.MANIFEST
+        return not is_manifest(self._blobs[entry.digest].read())
+
+    def _blob(self, name: ImageName, entry: Descriptor) -> None:
+        if entry.foreign and entry.digest not in self._blobs:
+            return
+        if (content := self._file(name, entry)) is not None:
+            self._keep(name, content, "")
 
     def _file(self, name: ImageName, entry: Descriptor) -> Received | None:
         file = self._blobs.get(entry.digest)

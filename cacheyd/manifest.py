@@ -9,10 +9,20 @@ import json
 import platform
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from cacheyd.reference import DIGEST, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, OCTET_STREAM
+from cacheyd.reference import (
+    DIGEST,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    OCTET_STREAM,
+    SCHEMA_1,
+    SCHEMA_1_SIGNED,
+    Kind,
+)
 
 _ARCHITECTURES = {
     "x86_64": "amd64",
@@ -31,8 +41,23 @@ _ARCHITECTURES = {
 MAX_VALUES, MAX_DIGITS = 50_000, 40
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")
 _DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+# Manifests with `blobs`, of the release candidates of image-spec 1.1 and of ORAS; they have no schemaVersion.
+ARTIFACTS = frozenset({"application/vnd.oci.artifact.manifest.v1+json", "application/vnd.cncf.oras.artifact.manifest.v1+json"})
+_INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
+_MANIFESTS = _INDEXES | ARTIFACTS | {DOCKER_MANIFEST, OCI_MANIFEST, SCHEMA_1, SCHEMA_1_SIGNED}
+# What is a blob wherever it is listed: BuildKit's caches are indexes of layers with a config of its own.
+_BLOBS = (
+    "application/vnd.oci.image.layer.",
+    "application/vnd.oci.image.config.",
+    "application/vnd.oci.empty.",
+    "application/vnd.docker.image.rootfs.",
+    "application/vnd.docker.container.image.",
+    "application/vnd.buildkit.cacheconfig.",
+)
+# BuildKit's provenance and SBOM manifests say so, and of which manifest they are.
+ATTESTATION, ATTESTED = "vnd.docker.reference.type", "vnd.docker.reference.digest"
 # Types that say nothing of what it is.
-_NO_TYPES = frozenset({"application/json", OCTET_STREAM})
+NO_TYPES = frozenset({"application/json", OCTET_STREAM})
 _PART = re.compile(r"[A-Za-z0-9_.-]+")
 # The variant that is meant where none is said.
 _DEFAULT_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
@@ -89,15 +114,35 @@ def own_platform() -> Platform:
     return _platform("linux", platform.machine() or "amd64", "")
 
 
+_UNKNOWN = Platform("unknown", "unknown")
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What one object refers to another by. `foreign` says that the registry need not have it."""
+    """What one object refers to another by. `foreign` says that the registry need not have it.
+
+    `attests` is the digest of the manifest that an attestation of BuildKit is about; empty for all others.
+    """
 
     digest: str
     size: int
     media_type: str
     platform: Platform | None = None
     foreign: bool = False
+    attests: str = ""
+
+    @property
+    def kind(self) -> Kind | None:
+        """Whether it is a manifest or a blob, by its media type; None if that does not tell."""
+        return kind_of(self.media_type)
+
+
+def kind_of(media_type: str) -> Kind | None:
+    """Whether this is the type of manifests or of blobs; None if it does not tell."""
+    name = media_type.partition(";")[0].strip().lower()
+    if name in _MANIFESTS:
+        return Kind.MANIFEST
+    return Kind.BLOB if name.startswith(_BLOBS) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +154,27 @@ class Manifest:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """A manifest's content. Raises ValueError for what is neither an image's manifest nor an index."""
+    """A manifest's content; a list may be `null` or left out. Raises ValueError for what is no manifest and no index."""
     content = parse_object(data)
-    manifests, layers, config = content.get("manifests"), content.get("layers"), content.get("config")
-    if isinstance(manifests, list):
-        return Manifest(True, tuple(parse_descriptor(item, OCI_MANIFEST) for item in manifests))
-    if isinstance(config, dict) and isinstance(layers, list):
-        return Manifest(False, tuple(parse_descriptor(item, "") for item in (config, *layers)))
-    raise ValueError("neither the manifest of an image nor an index")
+    config, lists = content.get("config"), [content.get(name) for name in ("manifests", "layers", "blobs")]
+    if any(not isinstance(items, list | None) for items in lists) or not isinstance(config, dict | None):
+        raise ValueError("neither a manifest nor an index")
+    manifests, *blobs = lists
+    if manifests is not None:
+        return Manifest(True, _entries(manifests))
+    parts = [*([config] if config is not None else []), *(item for items in blobs for item in items or ())]
+    media_type = media_type_of(content)
+    if not parts and media_type not in _MANIFESTS:
+        raise ValueError("neither a manifest nor an index")
+    return Manifest(not parts and media_type in _INDEXES, tuple(parse_descriptor(item, "") for item in parts))
+
+
+def _entries(items: list[object]) -> tuple[Descriptor, ...]:
+    """The entries of an index. Where none names a real platform, `unknown` ones are for every platform."""
+    entries = tuple(parse_descriptor(item, "") for item in items)
+    if any(entry.platform not in (None, _UNKNOWN) for entry in entries):
+        return entries
+    return tuple(entry if entry.attests else replace(entry, platform=None) for entry in entries)
 
 
 def parse_object(data: bytes | bytearray) -> dict[str, Any]:
@@ -149,16 +207,33 @@ def _fraction(text: str) -> float:
 def media_type_of(content: dict[str, Any]) -> str:
     """What a manifest is by its own content: its `mediaType` (image-spec: optional), else its shape; empty if it is none."""
     declared = content.get("mediaType")
-    if is_media_type(declared) and declared.startswith("application/") and declared not in _NO_TYPES:
+    if is_media_type(declared) and declared.startswith("application/") and declared not in NO_TYPES:
         return str(declared)
     config, manifests = content.get("config"), content.get("manifests")
     if isinstance(manifests, list):
         docker = [isinstance(item, dict) and item.get("mediaType") == DOCKER_MANIFEST for item in manifests]
         return DOCKER_LIST if docker and all(docker) else OCI_INDEX
     if not isinstance(config, dict):
-        return ""
+        if "manifests" in content and manifests is None:
+            return OCI_INDEX
+        return OCI_MANIFEST if isinstance(content.get("layers"), list) else ""
     # Docker's own manifests are to have a mediaType; of one that has none, the config tells.
     return DOCKER_MANIFEST if config.get("mediaType") == _DOCKER_CONFIG else OCI_MANIFEST
+
+
+def kept_type(content: dict[str, Any]) -> str:
+    """The media type of what is kept as a manifest: the second schema, and artifacts, which have none; empty for others."""
+    schema = content.get("schemaVersion")
+    whole = schema == 2 or (schema is None and content.get("mediaType") in ARTIFACTS)
+    return media_type_of(content) if whole else ""
+
+
+def is_manifest(data: bytes) -> bool:
+    """Whether bytes are a manifest, where the type that they are listed by does not tell."""
+    try:
+        return bool(kept_type(parse_object(data)))
+    except ValueError:
+        return False
 
 
 def is_media_type(value: object) -> TypeGuard[str]:
@@ -196,7 +271,15 @@ def parse_descriptor(item: object, media_type: str = OCI_INDEX) -> Descriptor:
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ValueError(f"the descriptor of {digest} has no size")
     foreign = bool(fields.get("urls")) or ".nondistributable." in stated or ".foreign." in stated
-    return Descriptor(digest, size, stated, _platform_of(fields.get("platform")), foreign)
+    return Descriptor(digest, size, stated, _platform_of(fields.get("platform")), foreign, _attested(fields))
+
+
+def _attested(fields: dict[str, Any]) -> str:
+    annotations = fields.get("annotations")
+    if not isinstance(annotations, dict) or ATTESTATION not in annotations:
+        return ""
+    digest = annotations.get(ATTESTED)
+    return digest if isinstance(digest, str) and DIGEST.fullmatch(digest) else "unknown"
 
 
 def _platform_of(fields: object) -> Platform | None:
@@ -208,19 +291,21 @@ def _platform_of(fields: object) -> Platform | None:
     return _platform(system, architecture, variant)
 
 
-def select(entries: Iterable[Descriptor], wanted: Collection[Platform] | None) -> list[Descriptor]:
+def select(entries: Iterable[Descriptor], wanted: Collection[Platform] | None, *, attested: bool = False) -> list[Descriptor]:
     """The entries of an index for these platforms (None: all); those that say no platform are for every one.
 
-    For each platform the best that it runs; attestations (`unknown/unknown`) are for none.
+    For each platform the best that it runs. Attestations (`unknown/unknown`) are for none; with `attested`, those about what
+    is chosen are chosen, too.
     """
     entries = list(entries)
     if wanted is None:
         return entries
-    chosen = {entry for entry in entries if entry.platform is None}
+    chosen = {entry for entry in entries if entry.platform is None and not entry.attests}
     for one in wanted:
         best = max((one.rank(entry.platform) for entry in entries if entry.platform), default=0)
         chosen |= {entry for entry in entries if best and entry.platform and one.rank(entry.platform) == best}
-    return [entry for entry in entries if entry in chosen]
+    about = {entry.digest for entry in chosen} if attested else set()
+    return [entry for entry in entries if entry in chosen or entry.attests in about]
 
 
 def unmet(wanted: Collection[Platform] | None, chosen: Collection[Descriptor]) -> list[Platform]:

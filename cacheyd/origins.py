@@ -4,6 +4,7 @@ Implements `Upstream` over a `Transport`, which knows HTTP and nothing of regist
 """
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -11,13 +12,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from cacheyd.auth import Authorizer
+from cacheyd.auth import Authorizer, target
 from cacheyd.config import Settings
-from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
-from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header
+from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, explain
+from cacheyd.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, was_heard
 from cacheyd.reference import Kind, Reference
 from cacheyd.rules import Rules
 from cacheyd.slots import Slots
+from cacheyd.urls import parse_url
+
+log = logging.getLogger(__name__)
 
 # A dead origin is left alone for so long, doubled with each failure (seconds).
 PAUSE, PAUSE_MAX = 5.0, 60.0
@@ -173,6 +177,7 @@ class _Counted:
         self._leave: Callable[[], None] | None = leave
         self.status = response.status
         self.headers = response.headers
+        self.elsewhere = response.elsewhere
 
     async def read(self) -> Sequence[Chunk]:
         """As the response's own."""
@@ -181,6 +186,10 @@ class _Counted:
         except UpstreamBroken:
             self.close()
             raise
+        except Exception as error:
+            self.close()
+            log.error("reading an upstream's answer failed: %s", explain(error))
+            raise UpstreamBroken(f"fetching failed: {type(error).__name__}") from error
         if not chunks:
             self.close()
         return chunks
@@ -191,6 +200,43 @@ class _Counted:
         if leave is not None:
             self._response.close()
             leave()
+
+
+class _Listening:
+    """A transport for one request and what it takes to get an answer to it; knows whether the registry gave any.
+
+    What it takes is a token: a token service that is dead costs one timeout, too. It may be anybody's who a registry says,
+    so it is dead for that registry only.
+    """
+
+    def __init__(self, transport: Transport, breaker: Breaker, url: str) -> None:
+        self._transport = transport
+        self._breaker = breaker
+        self._url = url
+        self.answered = False
+
+    async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> UpstreamResponse:
+        """As the transport's own."""
+        if url == self._url:
+            response = await self._transport.fetch(registry, method, url, headers)
+            self.answered = True
+            return response
+        service, started = f"{registry}'s token service {parse_url(url).host}", time.monotonic()
+        if not self._breaker.admit(service):
+            raise UpstreamBroken(f"{service} did not answer just now; it is asked again in a moment", refused=True)
+        try:
+            response = await self._transport.fetch(registry, method, url, headers)
+        except UpstreamBroken as error:
+            if error.refused or error.answered or error.elsewhere:
+                self._breaker.answered(service)
+            else:
+                self._breaker.failed(service, timeout=error.timeout, since=started)
+            raise
+        except BaseException:
+            self._breaker.abandoned(service)
+            raise
+        self._breaker.answered(service)
+        return response
 
 
 class Origins:
@@ -291,7 +337,7 @@ class Origins:
             response = await self._answer(request, base, share)
         except UpstreamBroken as error:
             code = "timeout" if error.timeout else "error"
-            if error.elsewhere or error.refused or error.hopeless:
+            if error.elsewhere or error.refused or error.answered:
                 self.breaker.answered(base)
             else:
                 self.breaker.failed(base, timeout=error.timeout, since=started)
@@ -308,11 +354,17 @@ class Origins:
             self._events.upstream(registry, code, time.monotonic() - started)
 
     async def _answer(self, request: UpstreamRequest, base: str, seconds: float) -> UpstreamResponse:
+        listening = _Listening(self._transport, self.breaker, target(base, request.ref))
         try:
             async with asyncio.timeout(seconds):
-                return await self._authorizer.fetch(self._transport, request, base)
-        except TimeoutError:
-            raise UpstreamBroken(f"{base}: no answer within {seconds:g} s", timeout=True) from None
+                return await self._authorizer.fetch(listening, request, base)
+        except TimeoutError as late:
+            error = UpstreamBroken(f"{base}: no answer within {seconds:g} s", timeout=True)
+            error.answered = listening.answered or was_heard(late)
+            raise error from None
+        except UpstreamBroken as error:
+            error.answered = error.answered or listening.answered
+            raise
 
     def _note_ratelimit(self, registry: str, headers: HeaderList) -> None:
         """Docker Hub's `ratelimit-remaining: 93;w=21600`: so many pulls, in a window of so many seconds."""

@@ -13,6 +13,11 @@ from enum import StrEnum
 from functools import lru_cache
 from urllib.parse import unquote, unquote_plus
 
+import idna
+
+# Loaded on demand else: on the event loop, at the first such host.
+import idna.uts46data
+
 from cacheyd.errors import Code, RequestError, client_error
 
 NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
@@ -145,7 +150,7 @@ _TAGS_ROUTE = re.compile(r"/v2/(?P<name>.+)/tags/list")
 
 
 def canonical_host(host: str) -> str:
-    """The one form of a host: ASCII (IDNA) and lower case, an IPv6 address in brackets. Raises ValueError for what is none.
+    """The one form of a host: ASCII (IDNA 2008), lower case, an IPv6 address in brackets. Raises ValueError for what is none.
 
     Numbers are read as inet_aton(3) does, which is what resolvers and proxies make of them: `127.1`, `2130706433` and
     `0x7f000001` are 127.0.0.1.
@@ -158,7 +163,8 @@ def canonical_host(host: str) -> str:
             raise ValueError("no IPv6 address")
         return f"[{ipaddress.IPv6Address(name[1:-1])}]"
     if not name.isascii():
-        name = name.encode("idna").decode("ascii")
+        # Of what users type (UTS 46) as browsers and Go's clients read it; an IDNAError is a ValueError.
+        name = idna.encode(host, uts46=True, std3_rules=False).decode("ascii")
     labels = name.split(".")
     if not _HOST.fullmatch(name) or len(name) > MAX_HOST or not all(0 < len(label) <= MAX_LABEL for label in labels):
         raise ValueError("no host name")

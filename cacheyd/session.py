@@ -1,6 +1,7 @@
 """The commands about images at the terminal: through the running cacheyd, or one that runs as long as the command."""
 
 import asyncio
+import errno
 import logging
 import signal
 import sys
@@ -10,12 +11,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cacheyd import control, images
 from cacheyd.config import ConfigError, Settings
 from cacheyd.control import CommandError, NoServer, NotAnswering
-from cacheyd.tools import set_up_log
+from cacheyd.store.check import check_directory
+from cacheyd.tools import set_up_log, why_unusable
 
 # A process that is about to end, or has just begun, gets so long to let go of the directory or to answer (seconds).
 PATIENCE = 3.0
@@ -42,10 +45,8 @@ def run(args: Namespace, settings: Settings) -> int:
         print(f"cacheyd: {error}", file=sys.stderr)
     except (NoServer, NotAnswering):
         print(f"cacheyd: the cacheyd that has {settings.cache_dir} does not answer", file=sys.stderr)
-    except PermissionError:
-        print(f"cacheyd: no permission for {settings.cache_dir}: run this as the user that cacheyd runs as", file=sys.stderr)
     except OSError as error:
-        print(f"cacheyd: {settings.cache_dir}: {error.strerror or error}", file=sys.stderr)
+        print(f"cacheyd: {why_unusable(error, settings.cache_dir)}", file=sys.stderr)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 1
@@ -59,9 +60,11 @@ def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
         return
     if not make and not settings.cache_dir.is_dir():
         raise SessionError(f"{settings.cache_dir} does not exist")
+    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    with control.as_owner(settings.cache_dir):
+        _check_writable(settings.cache_dir)
     from cacheyd.proxy import daemon  # noqa: F401, PLC0415 - the directory's owner need not be able to read the code.
 
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
     with control.as_owner(settings.cache_dir):
         own = _Own(settings)
         own.start()
@@ -70,6 +73,15 @@ def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
             yield
         finally:
             own.stop()
+
+
+def _check_writable(directory: Path) -> None:
+    """Raises OSError where a cacheyd would go on without the directory, and answer nobody. A full disk may get room."""
+    try:
+        check_directory(directory)
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
 
 
 class _Own(threading.Thread):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -51,7 +52,7 @@ def run(args: Namespace, settings: Settings) -> int:
     except ValueError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
         return 2
-    view = _View(args.command, as_json=args.json)
+    view = _View(args.command, as_json=args.json, asked=bool(options.get("patterns")))
     try:
         _carry_out(settings, args.command, options, view.take)
     except (ToolError, CommandError) as error:
@@ -74,12 +75,18 @@ def _carry_out(settings: Settings, command: str, args: dict[str, Any], consume: 
     try:
         _check_directory(directory)
         _ask_or_do(settings, command, args, consume)
-    except PermissionError as error:
-        raise ToolError(
-            f"no permission for {error.filename or directory}: run this as the user that cacheyd runs as"
-        ) from None
     except OSError as error:
-        raise ToolError(f"{error.filename or directory}: {error.strerror or error}") from None
+        raise ToolError(why_unusable(error, directory)) from None
+
+
+def why_unusable(error: OSError, directory: Path) -> str:
+    """Why a tool can do nothing with a directory, in one line."""
+    where = error.filename or directory
+    if error.errno == errno.EROFS:
+        return f"nothing can be written to {where} (read-only file system), and no cacheyd that runs answers there"
+    if isinstance(error, PermissionError):
+        return f"no permission for {where}: run this as the user that cacheyd runs as"
+    return f"{where}: {error.strerror or error}"
 
 
 def _check_directory(directory: Path) -> None:
@@ -148,7 +155,8 @@ def _check_access(directory: Path) -> None:
     for path in (directory, *(directory / name for name in ("blobs", "blobs/sha256", "index", "index/cache.db", "lock"))):
         mode = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
         if path.exists() and not os.access(path, mode):
-            raise PermissionError(13, "Permission denied", str(path))
+            number = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number), str(path))
 
 
 def set_up_log(level: int = logging.NOTSET) -> None:
@@ -165,9 +173,11 @@ def set_up_log(level: int = logging.NOTSET) -> None:
 class _View:
     """Takes the replies of a command and makes text of them."""
 
-    def __init__(self, command: str, *, as_json: bool) -> None:
+    def __init__(self, command: str, *, as_json: bool, asked: bool = False) -> None:
         self._command = command
         self._json = as_json
+        # Whether something was named that is to be there.
+        self._asked = asked
         self._rows: list[dict[str, Any]] = []
         self._result: dict[str, Any] = {}
         self._progress: _Bar | _Lines | None = None
@@ -190,6 +200,7 @@ class _View:
     def code(self) -> int:
         """The exit code that the result means."""
         failed = {
+            "ls": self._asked and not self._rows,
             "rm": bool(self._result.get("not_found")) or not _anything(self._result),
             "verify": bool(self._result.get("dropped")),
             "release": bool(self._result.get("not_found")),
@@ -280,10 +291,12 @@ def _usage_row(name: str, usage: dict[str, Any]) -> Row:
 
 def _removal(result: dict[str, Any]) -> str:
     lines = [f"not found: {name}" for name in result["not_found"]]
+    lines += [f"stays: {one['manifest']}, as {_some(one['needed_by'])} needs it" for one in result["stays"]]
     if not _anything(result):
         return "".join(f"{line}\n" for line in lines or ["nothing found"])
     word = "would be removed" if result["dry_run"] else "removed"
-    lines += [f"{word}: {name}" for name in result["images"]]
+    tags = {one["name"] for one in result["stays"]}
+    lines += [f"{word}: {name}{', the tag only' if name in tags else ''}" for name in result["images"]]
     lines.append(
         f"{_number(result['objects'], 'object')} and {_number(result['tags'], 'tag')} {word}, {shown_size(result['bytes'])}"
     )

@@ -25,8 +25,17 @@ type Handler = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
 ASKED = policy.asked_types(frozenset({DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}))
 
 
+# Tags that refer to an image by its digest: cosign's, and the list of a registry without an API for it ("").
+REFERRING = ("", ".sig", ".att", ".sbom")
+# How deep: an image's SBOM, and the SBOM's signature.
+REFERRERS_DEPTH = 2
+
+
 def export_handler(store: Store) -> Handler:
-    """Answers `export`: the roots of `images`, all that they need marked as used just now, so that it is not evicted."""
+    """Answers `export`: the roots of `images`, all that they need marked as used just now, so that it is not evicted.
+
+    With `referrers`, also those that the cache has under tags that refer to them: signatures, SBOMs.
+    """
 
     async def handler(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         found, missing = [], []
@@ -36,14 +45,43 @@ def export_handler(store: Store) -> Handler:
             if root is None:
                 missing.append(str(image))
             else:
-                _touch(store, root["digest"])
                 found.append({"name": str(image), **root})
+                if args.get("referrers"):
+                    found += _referrers(store, image, root["digest"])
         if missing:
             names = " ".join(missing)
             raise ValueError(f"not in the cache: {names}; cacheyd warm {names} fetches it")
-        yield {"images": found}
+        unique = {item["name"]: item for item in found}
+        for item in unique.values():
+            _touch(store, item["digest"])
+        yield {"images": list(unique.values())}
 
     return handler
+
+
+def _referrers(store: Store, image: ImageName, root: str) -> list[dict[str, Any]]:
+    """What the cache has under tags that refer to an image, to its platforms, or to what refers to it."""
+    found: dict[str, dict[str, Any]] = {}
+    subjects = [root]
+    for _ in range(REFERRERS_DEPTH):
+        tags = [f"{digest.replace(':', '-')}{end}" for digest in _manifests(store, subjects) for end in REFERRING]
+        subjects = []
+        for name in (ImageName(image.registry, image.repository, tag) for tag in tags):
+            if str(name) not in found and (there := _root(store, name)) is not None:
+                found[str(name)] = {"name": str(name), **there}
+                subjects.append(there["digest"])
+    return list(found.values())
+
+
+def _manifests(store: Store, roots: list[str]) -> list[str]:
+    """The stored manifests below these, and they themselves, each once."""
+    todo, seen = list(reversed(roots)), dict[str, None]()
+    while todo:
+        digest = todo.pop()
+        if digest not in seen and (stored := store.find(digest)) is not None and stored.media_type:
+            seen[digest] = None
+            todo += stored.needs
+    return list(seen)
 
 
 def _root(store: Store, image: ImageName) -> dict[str, Any] | None:

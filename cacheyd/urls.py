@@ -61,6 +61,15 @@ def parse_url(text: str) -> Url:
     )
 
 
+def is_upgrade(known: Url, url: Url) -> bool:
+    """Whether `url` is the same host as `known`, by TLS: at the ports of both schemes (80, 443), or at the very same one.
+
+    Another port is another server, which may be anybody's. And never the other way: what is told by TLS is not for http.
+    """
+    same_place = known.port == url.port or (known.port, url.port) == (80, 443)
+    return (known.scheme, url.scheme) == ("http", "https") and known.host == url.host and same_place
+
+
 def resolve(url: str, location: str) -> str:
     """Where a Location leads to from `url`; byte for byte, unless it is a relative path. Raises ValueError."""
     if _CONTROLS.search(location):

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from cacheyd.fetch import Chunk, UpstreamBroken, UpstreamResponse
 from cacheyd.flight import HOLD, BodyBroken
@@ -43,10 +43,13 @@ class VerifiedSource:
     async def read(self) -> bytes | memoryview:
         """The next piece; empty at the end. Raises BodyBroken, also where the object does not have its digest."""
         while not self._verified:
+            chunks: Sequence[Chunk] = ()
             try:
                 chunks = await self._response.read()
             except UpstreamBroken as error:
-                raise BodyBroken(str(error)) from error
+                if not self._is_whole():
+                    raise BodyBroken(str(error)) from error
+                # All is there; only the end of the message was missing.
             if not chunks:
                 self._verify()
                 if self._on_verified is not None:
@@ -61,8 +64,11 @@ class VerifiedSource:
                 return piece
         return self._give(self._held_bytes)
 
+    def _is_whole(self) -> bool:
+        return f"{self._hash.name}:{self._hash.hexdigest()}" == self._digest
+
     def _verify(self) -> None:
-        if f"{self._hash.name}:{self._hash.hexdigest()}" != self._digest:
+        if not self._is_whole():
             self._on_mismatch()
             raise BodyBroken("upstream sent bytes that do not have this digest")
         self._verified = True

@@ -8,46 +8,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cacheyd import __version__
-from cacheyd.answer import Answer
-from cacheyd.auth import answer_challenge
-from cacheyd.cache import BYPASS, HELD, Cache, Request
-from cacheyd.errors import HeaderList, RequestError
-from cacheyd.errors import reason as phrase
-from cacheyd.fetch import Transport, UpstreamBroken, header
-from cacheyd.flight import BodyBroken, Flight, FlightReader, NotKept
+from cacheyd.cache import Cache
+from cacheyd.errors import RequestError
+from cacheyd.fetch import Transport
+from cacheyd.flight import Flight, FlightReader, NotKept
 from cacheyd.images import MAX_LAYERS
-from cacheyd.manifest import (
-    Descriptor,
-    Manifest,
-    Platform,
-    own_platform,
-    parse_manifest,
-    parse_object,
-    parse_platform,
-    select,
-    unmet,
-)
-from cacheyd.reference import (
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    ImageName,
-    Kind,
-    Reference,
-    parse_image,
-)
+from cacheyd.manifest import Descriptor, Platform, own_platform, parse_platform
+from cacheyd.reference import ImageName, Kind, parse_image
+from cacheyd.tree import Failed, Session, Tree, close
 
 log = logging.getLogger(__name__)
 
-# As containerd asks, so that what is known of a tag then is right for it.
-ACCEPT = ", ".join((DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX, "*/*"))
-# Some registries refuse clients without a name.
-AGENT = ("User-Agent", f"cacheyd/{__version__}")
 LAYERS = 4
-# Indexes in indexes, and manifests in all, beyond which an image is not one.
-MAX_DEPTH, MAX_MANIFESTS = 4, 1000
 # A layer's progress is told so often (seconds), and not while so many events wait for their reader.
 TELL_EVERY, MAX_UNREAD = 0.2, 1000
 SKIPPED = "SKIPPED"
@@ -57,22 +29,22 @@ type Event = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be warmed. `platforms` None means all; `logins` are `user:password` by the image's full name."""
+    """What is to be warmed. `platforms` None means all; `logins` are `user:password` by the image's full name.
+
+    `referrers` says that signatures, SBOMs and whatever else refers to the images are wanted, too.
+    """
 
     images: tuple[ImageName, ...]
     platforms: tuple[Platform, ...] | None
     logins: Mapping[str, str] = field(default_factory=dict)
     layers: int = LAYERS
-
-
-class Failed(Exception):
-    """Something of an image could not be had or kept; the message says why."""
+    referrers: bool = False
 
 
 def parse_order(args: Mapping[str, Any]) -> Order:
     """An order as it comes from a client. Raises ValueError."""
     images, platforms, logins = args.get("images"), args.get("platforms", []), args.get("logins", {})
-    layers = args.get("layers", LAYERS)
+    layers, referrers = args.get("layers", LAYERS), args.get("referrers", False)
     if not (_texts(images) and images):
         raise ValueError("no image is named")
     if platforms is not None and not _texts(platforms):
@@ -81,61 +53,14 @@ def parse_order(args: Mapping[str, Any]) -> Order:
         raise ValueError("logins must be texts by image")
     if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
         raise ValueError(f"from 1 to {MAX_LAYERS} layers can be fetched at once")
+    if not isinstance(referrers, bool):
+        raise ValueError("referrers must be true or false")
     wanted = None if platforms is None else tuple(map(parse_platform, platforms)) or (own_platform(),)
-    return Order(tuple(map(parse_image, dict.fromkeys(images))), wanted, logins, layers)
+    return Order(tuple(map(parse_image, dict.fromkeys(images))), wanted, logins, layers, referrers)
 
 
 def _texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-class _Session:
-    """As whom one image is asked for: as a client that names the registry in the path and brings no login, or as
-    containerd with one.
-    """
-
-    def __init__(self, cache: Cache, transport: Transport, image: ImageName, login: str) -> None:
-        self._cache = cache
-        self._transport = transport
-        self._image = image
-        self._login = login
-        self._authorization: HeaderList = ()
-        # Why this is not what the tag is upstream.
-        self.held = ""
-        self._asking = asyncio.Lock()
-
-    async def get(self, kind: Kind, reference: str) -> Answer:
-        """The cache's answer, a challenge of the registry answered. Raises Failed."""
-        ref = self._image.part(kind, reference, self._image.registry if self._login else "")
-        sent = self._authorization
-        answer = await self._ask(ref, sent)
-        if answer.status == 401 and self._login:
-            async with self._asking:
-                if self._authorization == sent:
-                    self._authorization = (("Authorization", await self._authorize(ref, answer.headers)),)
-            answer = await self._ask(ref, self._authorization)
-        if answer.status != 200:
-            _close(answer)
-            raise Failed(_why(answer))
-        if answer.result == HELD:
-            self.held = answer.note
-        return answer
-
-    def is_kept(self, digest: str) -> bool:
-        """Whether the object is in the cache."""
-        return self._cache.store.find(digest) is not None
-
-    async def _ask(self, ref: Reference, authorization: HeaderList) -> Answer:
-        accept = (ACCEPT,) if ref.kind is Kind.MANIFEST else ()
-        headers = (AGENT, *(("Accept", line) for line in accept), *authorization)
-        return await self._cache.answer(Request("GET", ref, headers, accept))
-
-    async def _authorize(self, ref: Reference, challenge: HeaderList) -> str:
-        bases = self._cache.settings.upstreams(ref.registry)
-        try:
-            return await answer_challenge(self._transport, ref, bases, challenge, self._login)
-        except (UpstreamBroken, RequestError) as error:
-            raise Failed(f"the login failed: {error}") from error
 
 
 class Warmer:
@@ -159,14 +84,17 @@ class Warmer:
         """One image; whether all that was wanted of it is in the cache now. Tells how it went, and never raises Failed."""
         name = str(image)
         self._tell({"event": "image", "image": name})
-        session = _Session(self._cache, self._transport, image, self._order.logins.get(name, ""))
-        tree = _Tree(session, self._order.platforms)
+        session = Session(self._cache, self._transport, image, self._order.logins.get(name, ""))
+        tree = Tree(session, self._order.platforms, attested=self._order.referrers)
         try:
             root = await tree.grow(image.reference)
+            if self._order.referrers:
+                await tree.grow_referrers()
         except Failed as error:
             reasons = [str(error)]
         else:
             reasons = [*tree.reasons, *await self._layers(name, session, tree.blobs)]
+            reasons += [f"{digest}: {why}" for digest, why in tree.doubts.items() if await session.is_manifest(digest)]
             reasons = reasons or self._evicted(session, tree.blobs)
         if reasons:
             reason = "; ".join(dict.fromkeys(reasons))
@@ -175,21 +103,22 @@ class Warmer:
             return False
         size = sum(blob.size for blob in tree.blobs.values() if not blob.foreign)
         log.info("warmed %s: %s, %d bytes", name, root, size)
+        found = {"referrers": tree.referrers} if self._order.referrers else {}
         held = {"held": session.held} if session.held else {}
-        self._tell({"event": "done", "image": name, "digest": root, "bytes": size, **held})
+        self._tell({"event": "done", "image": name, "digest": root, "bytes": size, **found, **held})
         return True
 
-    def _evicted(self, session: _Session, blobs: Mapping[str, Descriptor]) -> list[str]:
+    def _evicted(self, session: Session, blobs: Mapping[str, Descriptor]) -> list[str]:
         gone = [blob for blob in blobs.values() if not (blob.foreign or session.is_kept(blob.digest))]
         return [f"{len(gone)} of {len(blobs)} layers were removed again: max_size or the disk is too small"] if gone else []
 
-    async def _layers(self, name: str, session: _Session, blobs: Mapping[str, Descriptor]) -> list[str]:
+    async def _layers(self, name: str, session: Session, blobs: Mapping[str, Descriptor]) -> list[str]:
         """Configs and layers; why some of them are not there."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._layer(name, session, blob)) for blob in blobs.values()]
         return [why for task in tasks if (why := task.result())]
 
-    async def _layer(self, name: str, session: _Session, blob: Descriptor) -> str:
+    async def _layer(self, name: str, session: Session, blob: Descriptor) -> str:
         event = {"event": "layer", "image": name, "digest": blob.digest, "size": blob.size}
         if blob.foreign:
             self._tell({**event, "event": "layer-done", "result": SKIPPED})
@@ -203,12 +132,12 @@ class Warmer:
         self._tell({**event, "event": "layer-done", "result": result})
         return ""
 
-    async def _fetch(self, session: _Session, blob: Descriptor, progress: Callable[[int], None]) -> str:
+    async def _fetch(self, session: Session, blob: Descriptor, progress: Callable[[int], None]) -> str:
         """Has the blob in the cache, and says where it came from. Raises Failed."""
         progress(0)
         answer = await session.get(Kind.BLOB, blob.digest)
         flight = answer.source.flight if isinstance(answer.source, FlightReader) else None
-        _close(answer)
+        close(answer)
         if flight is not None:
             await self._follow(flight, blob, progress)
         elif answer.stored is None:
@@ -239,99 +168,6 @@ class Warmer:
         if largest and size > largest:
             return f"not kept: larger than max_size ({size} of {largest} bytes)"
         return "not kept: there is no room on the disk"
-
-
-class _Tree:
-    """The manifests of an image for the wanted platforms, and the blobs that these need, each once."""
-
-    def __init__(self, session: _Session, platforms: tuple[Platform, ...] | None) -> None:
-        self._session = session
-        self._platforms = platforms
-        self._seen: set[str] = set()
-        self._leaves: list[Descriptor] = []
-        self.blobs: dict[str, Descriptor] = {}
-        self.reasons: list[str] = []
-
-    async def grow(self, reference: str) -> str:
-        """Fetches the manifest and those below it; its digest. Raises Failed if it is not to be had.
-
-        What fails below it is among the reasons.
-        """
-        digest, content = await self._manifest(reference)
-        if content.is_index:
-            await self._index(content, 1)
-            if missing := unmet(self._platforms, self._leaves):
-                self.reasons.append(f"it is not there for {', '.join(map(str, missing))}")
-        else:
-            self._take(content)
-        return digest
-
-    async def _index(self, index: Manifest, depth: int) -> None:
-        if depth > MAX_DEPTH:
-            raise Failed(f"indexes in indexes, more than {MAX_DEPTH} deep")
-        for entry in select(index.entries, self._platforms):
-            if entry.digest in self._seen:
-                continue
-            self._seen.add(entry.digest)
-            if len(self._seen) > MAX_MANIFESTS:
-                raise Failed(f"more than {MAX_MANIFESTS} manifests")
-            try:
-                _, content = await self._manifest(entry.digest)
-            except Failed as error:
-                self.reasons.append(f"{entry.digest}: {error}")
-                self._leaves.append(entry)
-                continue
-            if content.is_index:
-                await self._index(content, depth + 1)
-            else:
-                self._leaves.append(entry)
-                self._take(content)
-
-    def _take(self, manifest: Manifest) -> None:
-        for entry in manifest.entries:
-            self.blobs.setdefault(entry.digest, entry)
-
-    async def _manifest(self, reference: str) -> tuple[str, Manifest]:
-        """A manifest that is in the cache now. Raises Failed."""
-        answer = await self._session.get(Kind.MANIFEST, reference)
-        data = await _body(answer)
-        digest = header(answer.headers, "docker-content-digest") or ""
-        if answer.result == BYPASS or not self._session.is_kept(digest):
-            raise Failed("the manifest was not kept: there is no room on the disk, or it refuses writes")
-        try:
-            return digest, parse_manifest(data)
-        except ValueError as error:
-            raise Failed(str(error)) from error
-
-
-async def _body(answer: Answer) -> bytes:
-    if answer.source is None:
-        return bytes(answer.body)
-    data = bytearray()
-    try:
-        while piece := await answer.source.read():
-            data += piece
-    except BodyBroken as error:
-        raise Failed(str(error)) from error
-    finally:
-        answer.source.close()
-    return bytes(data)
-
-
-def _close(answer: Answer) -> None:
-    if answer.source is not None:
-        answer.source.close()
-
-
-def _why(answer: Answer) -> str:
-    """What an answer that is an error says."""
-    try:
-        errors = parse_object(bytes(answer.body)).get("errors")
-        message = errors[0].get("message") if isinstance(errors, list) else ""
-    except (ValueError, LookupError, AttributeError):
-        message = ""
-    shown = str(message or "")[:300]
-    return f"{answer.status} {shown if shown.isprintable() and shown else phrase(answer.status)}"
 
 
 async def warm(cache: Cache, transport: Transport, order: Order) -> AsyncGenerator[Event]:

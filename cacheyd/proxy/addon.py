@@ -33,6 +33,7 @@ from cacheyd.origins import Origins
 from cacheyd.proxy.connection import FETCH
 from cacheyd.proxy.exchange import without_end
 from cacheyd.proxy.head import Head
+from cacheyd.proxy.layers import Layers
 from cacheyd.proxy.link import HEADS, ClientLink, Link
 from cacheyd.proxy.listener import ListenerTls, ListenerTlsLayer
 from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, Gone, PlainRefused, Pump
@@ -88,15 +89,19 @@ class RegistryCache:
         self.settings = Settings()
         self._tls: ListenerTls | None = None
         self._ready = False
+        # Why it is not ready.
+        self._unready = "cacheyd is starting"
         # The start ended with an error.
         self.failed = False
         self._stopping = False
+        self._listening = True
         self._hurry = False
         self._active = 0
         # The clock is what clients and people are shown; how long things hold is counted by one that nobody can set.
         self._clock = clock
         self._monotonic = monotonic
         self._started = monotonic()
+        self._layers = Layers(monotonic)
         self._quick: dict[bytes, _Quick] = {}
         self._quick_size = 0
         # When the answer that is offered for `quick` was made.
@@ -172,7 +177,7 @@ class RegistryCache:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         try:
             patience = settings.grace + LOCK_PATIENCE if self._patience is None else self._patience
-            await self.store.start(wait=patience, give_up=ctx.master.should_exit.is_set, on_busy=self._opened.set)
+            await self.store.start(wait=patience, give_up=ctx.master.should_exit.is_set, on_busy=self._wait_for_other)
         except DirectoryInUse as error:
             self._opened.set()
             if not ctx.master.should_exit.is_set():
@@ -203,6 +208,11 @@ class RegistryCache:
             settings.cache_dir,
             f"not writable: {status.kept_nothing(trouble)}" if trouble else f"{free_space(settings.cache_dir)} free",
         )
+
+    def _wait_for_other(self) -> None:
+        """Another process has the directory, and is waited for: clients are told so."""
+        self._unready = "another process uses the cache directory; cacheyd waits for it to end"
+        self._opened.set()
 
     def reload(self) -> None:
         """SIGHUP: takes new settings over where that can be done while running; a wrong file changes nothing."""
@@ -268,11 +278,20 @@ class RegistryCache:
         }  # fmt: skip
 
     async def done(self) -> None:
-        """Stops gracefully: no new connections, running transfers get `grace` seconds, partials stay for resume."""
+        """Stops gracefully: no new connections but for layers that are read in pieces, running transfers get `grace`
+        seconds, partials stay for resume.
+        """
         if not self._ready:
             return
         self._stopping = True
         deadline = time.monotonic() + self.settings.grace
+        if layers := self._layers.stop():
+            log.info(
+                "stopping: still listening for %d layers that are read in pieces, %g s at most", layers, self.settings.grace
+            )
+        while self._layers.wanted and time.monotonic() < deadline and not self._hurry:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        self._listening = False
         await ctx.master.addons.get("proxyserver").servers.update([])
         if self._active:
             log.info("stopping: %d transfers have %g s to end", self._active, self.settings.grace)
@@ -365,9 +384,9 @@ class RegistryCache:
 
     # Hits, before there is a flow
 
-    def closing(self) -> bool:
-        """Whether connections end with their current response."""
-        return self._stopping
+    def closing(self, answer: Answer) -> bool:
+        """Whether a connection ends with this response."""
+        return self._stopping and not (self._listening and self._layers.keeps(answer))
 
     def quick(self, raw: bytes, client: connection.Client) -> bytes | None:
         """The response to the same head within the same second, if the object is still there: Age and Date are right."""
@@ -404,10 +423,18 @@ class RegistryCache:
         if isinstance(ref, Page):
             return None
         self._hit_at = self._clock()
-        answer = self.cache.hit(_request(head.method, ref, head.headers))
+        request = _request(head.method, ref, head.headers)
+        if self._stopping and self._is_new_piece(request):
+            return None
+        answer = self.cache.hit(request)
         if answer is not None and answer.source is not None:
             self._active += 1
+            self._layers.begin(answer)
         return answer
+
+    def _is_new_piece(self, request: Request) -> bool:
+        """Whether the first piece of a layer is asked for, while stopping: its client goes elsewhere with that one only."""
+        return request.range is not None and request.ref.kind is Kind.BLOB and not self._layers.goes_on(request.ref.digest)
 
     def sent(
         self, client: connection.Client, head: Head, answer: Answer, sent: int, started: float, error: str | None
@@ -415,6 +442,7 @@ class RegistryCache:
         """A hit was answered, or broke off after `sent` bytes of its body."""
         if answer.source is not None:
             self._active -= 1
+            self._layers.end(answer)
         self._account(head.method, answer, sent, started, client, error or "")
 
     def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
@@ -445,11 +473,12 @@ class RegistryCache:
         flow.request.data.port = flow.client_conn.sockname[1]
         flow.request.data.scheme = b"https" if flow.client_conn.tls else b"http"
         self._active += 1
-        answer = await self._answer(flow.request)
+        answer = await self._answer(flow.request, lambda: not flow.client_conn.connected)
+        self._layers.begin(answer)
         flow.metadata[ANSWER] = answer
         flow.response = self._response(flow.request, answer)
 
-    async def _answer(self, request: http.Request) -> Answer:
+    async def _answer(self, request: http.Request, gone: Callable[[], bool]) -> Answer:
         try:
             if not self._ready and not request.path.startswith("/healthz"):
                 await self._open(request.path)
@@ -462,7 +491,10 @@ class RegistryCache:
                 return self._page(target, request)
             # A character for each byte, as in a Head.
             fields = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.fields)
-            return await self.cache.answer(_request(request.method, target, fields))
+            asked = _request(request.method, target, fields)
+            if self._stopping and self._is_new_piece(asked):
+                raise cache_error("cacheyd is stopping", 503)
+            return await self.cache.answer(asked, gone)
         except RequestError as error:
             return error_answer(error)
         except Exception:
@@ -479,7 +511,7 @@ class RegistryCache:
                     await self._opened.wait()
             self._early -= 1
         if not self._ready:
-            raise cache_error("cacheyd is starting", 503)
+            raise cache_error(self._unready, 503)
 
     def _page(self, page: Page, request: http.Request) -> Answer:
         match page.path:
@@ -529,7 +561,7 @@ class RegistryCache:
         tokens = {token.strip().lower() for token in request.headers.get("connection", "").split(",")}
         http10 = request.http_version == "HTTP/1.0"
         unframed = answer.source is not None and answer.length is None and http10
-        if self._stopping or unframed or "close" in tokens or (http10 and "keep-alive" not in tokens):
+        if self.closing(answer) or unframed or "close" in tokens or (http10 and "keep-alive" not in tokens):
             fields.append((b"Connection", b"close"))
         elif http10:
             fields.append((b"Connection", b"keep-alive"))
@@ -559,6 +591,7 @@ class RegistryCache:
             return
         sent = flow.metadata.get(SENT, 0)
         if answer.source is not None:
+            self._layers.end(answer)
             answer.source.close()
         elif flow.request.method != "HEAD":
             sent = len(answer.body)

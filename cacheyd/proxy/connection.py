@@ -8,7 +8,8 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from h11._readers import ContentLengthReader
@@ -16,13 +17,16 @@ from mitmproxy import connection, ctx, flow, http, tls
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands, events, layer, layers, server, server_hooks
 from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.layers.http._hooks import HttpConnectUpstreamHook
-from mitmproxy.proxy.layers.http._http1 import Http1Client
+from mitmproxy.proxy.layers.tls import TLSLayer
 from OpenSSL import SSL
 
 from cacheyd.budget import Budget
+from cacheyd.errors import explain
 from cacheyd.proxy.exchange import Exchange
+from cacheyd.proxy.intake import StrictHttp1Client
 from cacheyd.proxy.trust import Origin, Trust, make_connection, proxy_login, proxy_mode
 from cacheyd.proxy.wire import BLOCK, FIRST_READ, READ, Wire
 
@@ -87,7 +91,13 @@ class _Reader:
     async def read(self, size: int) -> bytes:
         """The next bytes for the layers; most of a large body goes past them. Raises OSError for a head without an end."""
         await self._owner.pass_body(self._conn, self._wire)
-        data = await self._wire.read(self._owner.appetite())
+        try:
+            data = await self._wire.read(self._owner.appetite())
+        except OSError:
+            self._owner.end_of_connection(self._conn, broken=True)
+            raise
+        if not data:
+            self._owner.end_of_connection(self._conn, broken=False)
         self._owner.swallow(self._conn, len(data))
         return data
 
@@ -128,7 +138,7 @@ class FetchConnection(server.ConnectionHandler):
         self._ssl_context = ssl_context
         self._budget = budget
         self._exchange: Exchange | None = None
-        self._closed = False
+        self._closed = self._has_crashed = False
         # Bytes that came since the request, and after its answer; how many the layers get at once.
         self._came = self._idle_bytes = 0
         self._appetite = HEAD_READ
@@ -161,12 +171,60 @@ class FetchConnection(server.ConnectionHandler):
         if self._exchange is not None:
             self._exchange.fail("closed")
             self._exchange.over()
+        self._cancel()
+
+    def _cancel(self) -> None:
         for io in list(self.transports.values()):
             if io.handler is not None:
                 io.handler.cancel("fetch closed")
 
+    # Each of the tasks that mitmproxy makes, so that no exception is lost in one
+
     async def open_connection(self, command: commands.OpenConnection) -> None:
         """Dials checked addresses, with a deadline, where mitmproxy would look the name up by itself."""
+        with self._ending(command.connection):
+            await self._open_connection(command)
+
+    async def hook_task(self, hook: commands.StartHook) -> None:
+        """As in the base class."""
+        with self._ending():
+            await super().hook_task(hook)
+
+    async def wakeup(self, request: commands.RequestWakeup) -> None:
+        """As in the base class."""
+        with self._ending():
+            await super().wakeup(request)
+
+    @contextmanager
+    def _ending(self, conn: connection.Connection | None = None) -> Iterator[None]:
+        """An exception in here ends the exchange at once, and the connection; nobody would hear of it else."""
+        try:
+            yield
+        except Exception as error:
+            self._crashed(error)
+            io = self.transports.get(conn) if conn is not None else None
+            if io is not None and io.writer is not None:
+                # What mitmproxy does at the end of `handle_connection`, which was not reached.
+                io.writer.close()
+
+    def _crashed(self, error: BaseException) -> None:
+        # One leads to others, in what is still under way.
+        log.log(
+            logging.DEBUG if self._has_crashed else logging.ERROR,
+            "fetching from %s failed: %s",
+            self.origin.authority,
+            explain(error),
+        )
+        log.debug("it was", exc_info=error)
+        if self._exchange is not None:
+            # Where a head had come, what is missing of the body may be had with another request.
+            hopeless = self._exchange.response is None
+            self._exchange.fail(f"fetching failed: {type(error).__name__}", hopeless=hopeless)
+        # What had come before is its reader's still.
+        self._closed = self._has_crashed = True
+        self._cancel()
+
+    async def _open_connection(self, command: commands.OpenConnection) -> None:
         conn = command.connection
         hook_data = server_hooks.ServerConnectionHookData(client=self.client, server=conn)
         await self.handle_hook(server_hooks.ServerConnectHook(hook_data))
@@ -204,14 +262,45 @@ class FetchConnection(server.ConnectionHandler):
             await super().handle_connection(connection)
         finally:
             # Another one may have taken its place already.
-            if self._exchange is not None and not self.transports:
+            client = self._client_of(connection)
+            # Where the body came to its end, the addons still have to hear of it, and then the exchange does.
+            ended = client is not None and client.ended
+            if self._exchange is not None and not self.transports and not ended:
                 self._exchange.fail("connection closed")
+
+    def _layers_of(self, conn: connection.Connection) -> Iterator[Layer]:
+        """From the outermost one, which a proxy or TLS may be, to the one that speaks HTTP."""
+        found = self.layer.connections.get(conn)
+        while found is not None:
+            yield found
+            found = getattr(found, "child_layer", None)
+
+    def _client_of(self, conn: connection.Connection) -> StrictHttp1Client | None:
+        return next((found for found in self._layers_of(conn) if isinstance(found, StrictHttp1Client)), None)
+
+    @property
+    def heard(self) -> bool:
+        """Whether the peer sent anything since the last request, a TLS handshake apart."""
+        clients = map(self._client_of, list(self.layer.connections))
+        return any(client is not None and client.heard for client in clients)
+
+    def end_of_connection(self, conn: connection.Connection, *, broken: bool) -> None:
+        """No more comes. A body that only this ends is whole if it is an orderly end (RFC 9112 section 8)."""
+        client, exchange = self._client_of(conn), self._exchange
+        if client is None or exchange is None or client.ended or not client.ends_with_the_connection:
+            return
+        tls = [found.tls for found in self._layers_of(conn) if isinstance(found, TLSLayer)]
+        if broken:
+            exchange.cut("the connection broke before the end of the body")
+        elif tls and not tls[-1].get_shutdown() & SSL.RECEIVED_SHUTDOWN:
+            exchange.cut("the connection ended without TLS's close_notify, where nothing else ends the body")
 
     async def pass_body(self, conn: connection.Connection, wire: Wire) -> None:
         """Takes a large body of known length past the layers, all but its last byte: with that they see its end."""
         exchange = self._exchange
+        # Nothing between it and the connection, as a proxy or TLS would be.
         client = getattr(self.layer.connections.get(conn), "child_layer", None)
-        if exchange is None or exchange.response is None or not isinstance(client, Http1Client) or conn.tls:
+        if exchange is None or exchange.response is None or not isinstance(client, StrictHttp1Client) or conn.tls:
             return
         body = client.body_reader if client.state == client.read_body else None
         if isinstance(body, ContentLengthReader) and body._remaining > BLOCK and not client.buf:
@@ -244,8 +333,8 @@ class FetchConnection(server.ConnectionHandler):
         if exchange.response is None:
             unread = before - MAX_HEAD - FIRST_READ - (HANDSHAKE if conn.tls else 0)
         else:
-            client = getattr(self.layer.connections.get(conn), "child_layer", None)
-            unread = len(client.buf) - MAX_HEAD if isinstance(client, Http1Client) else 0
+            client = self._client_of(conn)
+            unread = len(client.buf) - MAX_HEAD if client is not None else 0
         if unread > 0:
             exchange.fail("the head of its response, or a line in it, has no end", hopeless=True)
             self.close()
@@ -285,14 +374,14 @@ class FetchConnection(server.ConnectionHandler):
 
     def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
         """Failures of a fetch are told by whoever asked for it; here only what mitmproxy itself gets wrong."""
-        if level >= logging.ERROR and self._exchange is not None:
-            if isinstance(sys.exc_info()[1], NotImplementedError):
-                # Trailers behind a chunked body, which mitmproxy gives up on: all of the body is there, and nobody here
-                # wants them. The layers are of no use after that.
-                self._closed = True
-                self._exchange.end()
-                return
-            self._exchange.fail("the response could not be processed")
-        log.log(
-            level if level >= logging.ERROR else logging.DEBUG, "%s: %s", self.origin.authority, message, exc_info=exc_info
-        )
+        if level < logging.ERROR:
+            log.debug("%s: %s", self.origin.authority, message, exc_info=exc_info)
+            return
+        error = sys.exc_info()[1]
+        if isinstance(error, NotImplementedError) and self._exchange is not None:
+            # Trailers behind a chunked body, which mitmproxy gives up on: all of the body is there, and nobody here
+            # wants them. The layers are of no use after that.
+            self._closed = True
+            self._exchange.end()
+            return
+        self._crashed(error or RuntimeError(message))

@@ -26,6 +26,7 @@ class Exchange:
         self.response: http.Response | None = None
         self.error: str | None = None
         self._hopeless = False
+        self._cut = False
         self.complete = False
         # Called when somebody begins to wait for more of the body.
         self.on_hungry: Callable[[], None] | None = None
@@ -71,8 +72,8 @@ class Exchange:
         self.data(data)
 
     def end(self) -> None:
-        """The body is complete."""
-        self.complete = True
+        """The body is complete, as far as anybody can see."""
+        self.complete = not self._cut
         self._changed.set()
 
     def fail(self, message: str, *, hopeless: bool = False) -> None:
@@ -86,6 +87,12 @@ class Exchange:
                 self._chunks.clear()
         self._room.set()
         self._changed.set()
+
+    def cut(self, message: str) -> None:
+        """The connection did not end as it ought to, which is all that says where this body ends."""
+        if not self.complete:
+            self._cut = True
+            self.fail(message)
 
     def over(self) -> None:
         """Nobody reads it any more."""

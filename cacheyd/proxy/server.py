@@ -73,8 +73,8 @@ class Hits(Protocol):
     ) -> None:
         """A hit was answered, or broke off after `sent` bytes of its body."""
 
-    def closing(self) -> bool:
-        """Whether connections are to end with their current response."""
+    def closing(self, answer: Answer) -> bool:
+        """Whether the connection is to end with this response."""
 
 
 class CacheHttp1Server(Http1Server):
@@ -187,7 +187,7 @@ class CacheHttp1Server(Http1Server):
             yield from self._become_flow(head, raw)
 
     def _send(self, raw: bytes, head: Head, answer: Answer, started: float) -> layer.CommandGenerator[None]:
-        keep_alive = head.keep_alive and not self._hits.closing()
+        keep_alive = head.keep_alive and not self._hits.closing(answer)
         rendered = render_head(answer, keep_alive=keep_alive, http10=head.http10)
         source, sent, error = answer.source, len(answer.body), None
         if source is None:

@@ -5,6 +5,7 @@ hook stands before each piece. It waits for the client to take what was sent (`l
 next piece to exist.
 """
 
+import logging
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ from mitmproxy.proxy.layers.http import (
 
 from cacheyd.answer import Answer, error_answer
 from cacheyd.budget import Budget
-from cacheyd.errors import Code, client_error
+from cacheyd.errors import Code, client_error, explain
 from cacheyd.flight import WINDOW, BodyBroken, Source
 from cacheyd.proxy.head import render_head
 from cacheyd.proxy.link import ClientLink
 from cacheyd.proxy.server import TLS_WINDOW, CacheHttp1Server, Hits
+
+log = logging.getLogger(__name__)
 
 ANSWER = "cacheyd_answer"
 SENT = "cacheyd_sent"
@@ -66,6 +69,10 @@ class Pump:
         except (BodyBroken, OSError) as error:
             # What was sent stays where it is until the client takes it, or the connection is gone.
             self.error = str(error) or "broken"
+        except Exception as error:
+            # Else this would be the right end of a body whose length nobody knows.
+            log.error("sending a body failed: %s", explain(error))
+            self.piece, self.error = b"", f"failed: {type(error).__name__}"
         self.sent += len(self.piece)
 
 

@@ -16,7 +16,7 @@ from OpenSSL import SSL
 from cacheyd.budget import Budget, Pace
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
-from cacheyd.fetch import Chunk, UpstreamBroken, content_length, header, without
+from cacheyd.fetch import HEARD, Chunk, UpstreamBroken, content_length, header, was_heard, without
 from cacheyd.proxy.connection import FetchConnection, Streams
 from cacheyd.proxy.exchange import Exchange, without_end
 from cacheyd.proxy.intake import take_head
@@ -31,7 +31,7 @@ from cacheyd.proxy.trust import (
     proxy_login,
 )
 from cacheyd.proxy.wire import READ, Wire
-from cacheyd.urls import Url, from_field, parse_url, resolve
+from cacheyd.urls import Url, from_field, is_upgrade, parse_url, resolve
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_HOPS = 5
@@ -59,6 +59,7 @@ class FetchResponse:
         self._exchange = exchange
         self._pace = Pace(transport.settings.min_rate, transport.settings.progress_timeout)
         self.status, self.headers = head
+        self.elsewhere = False
 
     async def read(self) -> list[Chunk]:
         """What has come of the body since; empty at its end. Raises UpstreamBroken, also where too little comes."""
@@ -112,12 +113,14 @@ class MitmTransport:
         try:
             async with asyncio.timeout(deadline):
                 return await self._follow(registry, method, url, to, headers, way)
-        except TimeoutError:
+        except TimeoutError as late:
             error = UpstreamBroken(f"{way[-1].authority}: no answer within {deadline:g} s", timeout=True)
-            error.elsewhere = not way[-1].same_site(way[0])
+            error.elsewhere = not self._is_same(registry, way[0], way[-1])
+            error.answered = was_heard(late) or len(way) > 1
             raise error from None
         except UpstreamBroken as error:
-            error.elsewhere = error.elsewhere or not way[-1].same_site(way[0])
+            error.elsewhere = error.elsewhere or not self._is_same(registry, way[0], way[-1])
+            error.answered = error.answered or len(way) > 1
             raise
 
     async def _follow(
@@ -130,6 +133,7 @@ class MitmTransport:
                 raise UpstreamBroken("the proxy wants a login")
             location = header(response.headers, "location")
             if response.status not in REDIRECTS or location is None:
+                response.elsewhere = not self._is_same(registry, way[0], way[-1])
                 return response
             await self._finish(response)
             try:
@@ -140,10 +144,19 @@ class MitmTransport:
             target = self._origin(to, registry)
             if target.scheme == "http" and way[0].scheme == "https":
                 raise _misdirected("redirected from https to http")
-            if not target.same_site(way[-1]):
+            if not self._is_same(registry, way[-1], target):
                 headers = without(headers, "authorization")
             way.append(target)
         raise _misdirected(f"more than {MAX_HOPS} redirects")
+
+    def _is_same(self, registry: str, known: Origin, target: Origin) -> bool:
+        """Whether a login for `known` is for `target`, too: the same site, or the same host by TLS where it had none."""
+        if known.same_site(target):
+            return True
+        url = target.url
+        bases = [_base(base) for base in self.settings.upstreams(registry)]
+        configured = known.scheme == "http" and known.host == url.host and url.site in [base.site for base in bases]
+        return is_upgrade(known.url, url) or (configured and url.scheme == "https")
 
     async def _finish(self, response: FetchResponse) -> None:
         """Reads the short body of a redirect, so that its connection can be kept."""
@@ -159,8 +172,8 @@ class MitmTransport:
         row = self.settings.registry(registry)
         bases = [_base(base) for base in self.settings.upstreams(registry)]
         kin = tuple(base.host for base in bases) if row.configured else ()
-        if url.site in [base.site for base in bases]:
-            # Client certificates and leniency are for the registry itself, not for where it redirects to.
+        if any(url.site == base.site or is_upgrade(base, url) for base in bases):
+            # Client certificates and leniency are for the registry itself, not for where else it redirects to.
             trust = Trust(row.ca_file, row.client_cert, row.client_key, row.insecure_skip_verify)
             origin = Origin(*url.site, trust, row.configured, row.proxy)
         else:
@@ -172,31 +185,44 @@ class MitmTransport:
         return origin
 
     async def _exchange(self, origin: Origin, method: str, path: str, headers: HeaderList) -> FetchResponse:
-        """One request, on a kept connection if there is one; anew if that turned out to be closed."""
+        """One request, on a kept connection if there is one; if that turns out to be closed, once more on a new one.
+
+        Only GET and HEAD are sent, which may be sent twice (RFC 9110 section 9.2.2).
+        """
+        fresh = False
         while True:
-            conn = self._take(origin)
+            conn = self._take(origin, fresh=fresh)
             fresh = not conn.used
             request = _make_request(origin, method, path, headers)
             head = None
             try:
                 exchange = await conn.send(request)
                 head = await exchange.wait_head()
+                if head.status_code == 408 and not fresh:
+                    # It says so of the time before the request, and closes (RFC 9110 section 15.5.9).
+                    conn.close()
+                    fresh = True
+                    continue
                 return FetchResponse(self, conn, exchange, take_head(head))
             except UpstreamBroken as error:
                 conn.close()
                 if fresh or head is not None:
                     failure = _failure(origin, conn, error)
                     if isinstance(failure, UpstreamBroken):
-                        # Where a head came, the origin is there, whatever it said.
                         failure.hopeless = error.hopeless or head is not None
+                        # Where anything came, the origin is there, whatever it said.
+                        failure.answered = failure.hopeless or conn.heard
                     raise failure from None
-            except BaseException:
+                fresh = True
+            except BaseException as error:
+                if conn.heard:
+                    error.add_note(HEARD)
                 conn.close()
                 raise
 
-    def _take(self, origin: Origin) -> FetchConnection:
+    def _take(self, origin: Origin, *, fresh: bool) -> FetchConnection:
         idle = self._idle.get(origin, [])
-        while idle:
+        while idle and not fresh:
             conn = idle.pop()
             if conn.alive:
                 return conn
@@ -207,7 +233,12 @@ class MitmTransport:
 
     def _ssl_context(self, trust: Trust) -> SSL.Context:
         if trust not in self._ssl_contexts:
-            self._ssl_contexts[trust] = make_ssl_context(trust)
+            try:
+                self._ssl_contexts[trust] = make_ssl_context(trust)
+            except SSL.Error:
+                # They could be read at the start, or at the last reload.
+                files = filter(None, (trust.ca_file, trust.client_cert, trust.client_key))
+                raise OSError(f"certificates that cannot be used: {', '.join(map(str, files))}") from None
         return self._ssl_contexts[trust]
 
     def release(self, conn: FetchConnection, exchange: Exchange) -> None:

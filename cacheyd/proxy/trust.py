@@ -18,7 +18,7 @@ from cacheyd.auth import basic
 from cacheyd.config import ConfigError, Settings
 from cacheyd.proxy.listener import make_server_context
 from cacheyd.reference import canonical_host
-from cacheyd.urls import default_port
+from cacheyd.urls import Url, default_port
 
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -55,6 +55,11 @@ class Origin:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == default_port(self.scheme) else f"{host}:{self.port}"
 
+    @property
+    def url(self) -> Url:
+        """Its root."""
+        return Url(self.scheme, self.host, self.port, "/")
+
     def same_site(self, other: "Origin") -> bool:
         """The same origin in the sense of RFC 9110 section 4.3.1: credentials for one are for the other."""
         return (self.scheme, self.host, self.port) == (other.scheme, other.host, other.port)
@@ -77,14 +82,19 @@ def make_ssl_context(trust: Trust) -> SSL.Context:
 
 
 def check_files(settings: Settings) -> None:
-    """Reads every certificate of the settings; raises ConfigError for one that cannot be used."""
+    """Reads every certificate of the settings, and the names of proxies; raises ConfigError for one that cannot be used."""
     for name, row in (("", settings.defaults), *settings.registries.items()):
+        where = f'registries."{name}"' if name else "defaults"
+        try:
+            if row.proxy:
+                proxy_mode(row.proxy)
+        except ValueError:
+            raise ConfigError(f"{where}: proxy: expected the URL of a proxy whose host can be one") from None
         if row.ca_file is None and row.client_cert is None:
             continue
         try:
             make_ssl_context(Trust(row.ca_file, row.client_cert, row.client_key))
         except SSL.Error:
-            where = f'registries."{name}"' if name else "defaults"
             files = ", ".join(str(path) for path in (row.ca_file, row.client_cert, row.client_key) if path)
             raise ConfigError(f"{where}: {files}: expected PEM files with certificates, and the key of client_cert") from None
     if settings.tls_cert is not None:
@@ -232,9 +242,10 @@ def kin_kinds(kinds: Iterable[str]) -> set[str]:
 
 
 def proxy_mode(proxy: str) -> UpstreamMode:
-    """mitmproxy's notation of a proxy URL."""
+    """mitmproxy's notation of a proxy URL. Raises ValueError for a host that it does not take."""
     url = urlsplit(proxy)
-    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    name = url.hostname or ""
+    host = canonical_host(f"[{name}]" if ":" in name else name.removesuffix("."))
     mode = UpstreamMode.parse(f"upstream:{url.scheme}://{host}:{url.port or default_port(url.scheme)}")
     assert isinstance(mode, UpstreamMode)
     return mode

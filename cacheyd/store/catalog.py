@@ -5,7 +5,7 @@ of eviction has only roots, least recently used first. When a root goes, what on
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -100,8 +100,11 @@ class Catalog:
 
     # Objects
 
-    def add(self, stored: Stored, listed: Iterable[str] = ()) -> None:
-        """Adds an object as the one used last, or puts it in the place of an earlier one; `listed` is what an index lists."""
+    def add(self, stored: Stored, listed: Iterable[str] = (), blobs: Collection[str] = ()) -> None:
+        """Adds an object as the one used last, or puts it in the place of an earlier one.
+
+        `listed` is what an index lists, `blobs` what of it are blobs.
+        """
         stored.digest, stored.within = self._one(stored.digest), shared(stored.within)
         if (old := self.remove(stored.digest)) is not None:
             stored.hits = max(stored.hits, old.hits)
@@ -113,7 +116,7 @@ class Catalog:
         if is_index(stored.media_type):
             stored.needs = ()
             self._listed[stored.digest] = b"".join(map(_head, listed))
-            self.link(stored.digest, listed)
+            self.link(stored.digest, listed, blobs)
         else:
             stored.needs = self._shared(stored.needs) if self._links + len(stored.needs) <= MAX_LINKS else ()
             for digest in stored.needs:
@@ -151,8 +154,10 @@ class Catalog:
         """The digests of all indexes."""
         return list(self._listed)
 
-    def link(self, digest: str, listed: Iterable[str]) -> None:
-        """Links an index to those of its manifests that are stored, whatever repositories they were found in."""
+    def link(self, digest: str, listed: Iterable[str], blobs: Collection[str] = ()) -> None:
+        """Links an index to those of its manifests that are stored, whatever repositories they were found in, and to all of
+        its blobs (BuildKit's caches).
+        """
         index = self.objects.get(digest)
         if index is None:
             return
@@ -161,8 +166,12 @@ class Catalog:
             stored = self.objects.get(child)
             if self._links + len(new) >= MAX_LINKS:
                 break
-            if stored is not None and stored.media_type and self._need(index, stored.digest):
-                new.append(stored.digest)
+            if stored is not None and (stored.media_type or child in blobs):
+                child = stored.digest  # noqa: PLW2901
+            elif child not in blobs:
+                continue
+            if self._need(index, child):
+                new.append(child)
         if new:
             index.needs += tuple(new)
             self._links += len(new)

@@ -2,11 +2,11 @@
 
 import sys
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cacheyd.manifest import media_type_of, parse_object
+from cacheyd.manifest import kept_type, kind_of, parse_object
 from cacheyd.reference import DIGEST, DOCKER_LIST, OCI_INDEX, Kind
 from cacheyd.store.index import Row
 
@@ -24,8 +24,8 @@ class Stored:
     `created` and `used` are in seconds since the epoch; `stamp` is the file's time of change in nanoseconds, by which a
     file that somebody put in its place is told from it; `within` names the repositories (`registry/repository`) that
     upstream served it in, of each registry the last ones: each registry in it has itself delivered these bytes; `needs`
-    are the digests that an image is made of, and of an index those of its manifests that are stored (or were, and are
-    looked for again).
+    are the digests that an image is made of, and of an index its blobs (BuildKit's caches), and those of its manifests
+    that are stored (or were, and are looked for again).
     """
 
     digest: str
@@ -159,11 +159,15 @@ def _registry(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What an object's bytes say of it: the media type of a manifest (empty if it is none that is kept), and what it needs."""
+    """What an object's bytes say of it: the media type of a manifest (empty if it is none that is kept), and what it needs.
+
+    `blobs` are those of an index's entries that are blobs by their media type: it needs them as a manifest its layers.
+    """
 
     media_type: str = ""
     needs: tuple[str, ...] = ()
     schema: int = 2
+    blobs: tuple[str, ...] = ()
 
 
 def describe(data: bytes | bytearray | None) -> Description:
@@ -174,20 +178,34 @@ def describe(data: bytes | bytearray | None) -> Description:
         content = parse_object(data)
     except ValueError:
         return Description()
-    schema = content.get("schemaVersion")
-    if schema == 1:
+    if content.get("schemaVersion") == 1:
         return Description(schema=1)
-    return Description(media_type_of(content) if schema == 2 else "", tuple(_needed(content)))
+    needs = _needed(content)
+    return Description(kept_type(content), needs, blobs=_listed_blobs(content) if needs else ())
 
 
-def _needed(content: dict[str, Any]) -> list[str]:
+def _needed(content: dict[str, Any]) -> tuple[str, ...]:
     found = [content.get("config")]
     for name in ("layers", "manifests", "blobs"):
         items = content.get(name)
         found += items if isinstance(items, list) else []
+    right = _digests(found)
+    return right if len(right) <= MAX_CHILDREN else ()
+
+
+def _digests(found: Iterable[object]) -> tuple[str, ...]:
     digests = [item.get("digest") for item in found if isinstance(item, dict)]
-    right = dict.fromkeys(digest for digest in digests if isinstance(digest, str) and DIGEST.fullmatch(digest))
-    return list(right) if len(right) <= MAX_CHILDREN else []
+    return tuple(dict.fromkeys(digest for digest in digests if isinstance(digest, str) and DIGEST.fullmatch(digest)))
+
+
+def _listed_blobs(content: dict[str, Any]) -> tuple[str, ...]:
+    items = content.get("manifests")
+    return _digests(item for item in items if _is_blob(item)) if isinstance(items, list) else ()
+
+
+def _is_blob(item: object) -> bool:
+    media_type = item.get("mediaType") if isinstance(item, dict) else None
+    return isinstance(media_type, str) and kind_of(media_type) is Kind.BLOB
 
 
 def guess_media_type(data: bytes | None) -> str:

@@ -21,6 +21,7 @@ from cacheyd.reference import Kind
 from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.index import Index, Row
+from cacheyd.store.lists import Lists
 from cacheyd.store.lock import DirectoryLock
 from cacheyd.store.rows import Description, Stored, TagVariant, describe, has_own_type, read_stored, read_variants
 from cacheyd.store.sights import Sights
@@ -78,6 +79,7 @@ class Shelf:
         self.in_flight: Callable[[], Collection[str]] = tuple
         self.on_evicted = on_evicted
         self.catalog = Catalog()
+        self.lists = Lists()
         self.blobs = BlobDir(root)
         self.index = Index(root / "index", sync=settings.durability == "fsync")
         self.sights = Sights(self._unread_row)
@@ -234,7 +236,7 @@ class Shelf:
         media_type = description.media_type
         used = min(now, before[1] / 1e9)
         stored = Stored(digest, before[0], media_type, now, (), used, stamp=before[1])
-        self.add(stored, description.needs if media_type else ())
+        self.add(stored, description if media_type else Description())
         return stored
 
     def _is_known(self, digest: str, found: tuple[int, int]) -> bool:
@@ -258,10 +260,10 @@ class Shelf:
         except OSError as error:
             self.report_write_error(error)
 
-    def add(self, stored: Stored, needs: tuple[str, ...], *, synced: bool = False) -> None:
-        """An object whose file is in place, and `synced` to the disk itself; `needs` is what a manifest refers to."""
-        stored.needs = needs
-        self.catalog.add(stored, needs)
+    def add(self, stored: Stored, said: Description, *, synced: bool = False) -> None:
+        """An object whose file is in place, and `synced` to the disk itself; `said` is what a manifest says."""
+        stored.needs = said.needs
+        self.catalog.add(stored, said.needs, frozenset(said.blobs))
         self.gone.discard(stored.digest)
         if not synced:
             self.unsynced.add(stored.digest)

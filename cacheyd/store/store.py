@@ -198,7 +198,7 @@ class Store(Shelf):
         digest = partial.digest
         before = self.catalog.objects.get(digest)
         sync = self.settings.durability == "fsync"
-        stamp, known, needs = await self.in_thread(self._commit_file, partial, before, sync, manifest)
+        stamp, known, said = await self.in_thread(self._commit_file, partial, before, sync, manifest)
         self.open_partials.discard(partial)
         if stamp is None:
             return None
@@ -214,19 +214,19 @@ class Store(Shelf):
         media_type = media_type or ("" if there is None else there.media_type)
         repositories = add_repository(repositories, within, MAX_REPOSITORIES)
         stored = Stored(digest, partial.size, media_type, now, repositories, now, stamp=stamp)
-        self.add(stored, needs, synced=sync)
+        self.add(stored, said, synced=sync)
         self.report_write()
         return stored
 
     def _commit_file(
         self, partial: Partial, before: Stored | None, sync: bool, manifest: bytes | Description | None
-    ) -> tuple[int | None, bool, tuple[str, ...]]:
-        """The time of change of the object's file, whether it was there already, what it needs. Blocks; raises OSError."""
-        needs = manifest.needs if isinstance(manifest, Description) else describe(manifest).needs
+    ) -> tuple[int | None, bool, Description]:
+        """The time of change of the object's file, whether it was there already, what it says. Blocks; raises OSError."""
+        said = manifest if isinstance(manifest, Description) else describe(manifest)
         if before is not None and self.blobs.stat(partial.digest) == (before.size, before.stamp):
             self.blobs.discard(partial)
-            return before.stamp, True, needs
-        return self.blobs.commit(partial, sync=sync), False, needs
+            return before.stamp, True, said
+        return self.blobs.commit(partial, sync=sync), False, said
 
     async def put(
         self, digest: str, data: bytes | bytearray, media_type: str, *, within: str, description: Description | None = None

@@ -12,6 +12,7 @@ from typing import Any
 
 from cacheyd.store.blobs import SHORTAGE, hash_file
 from cacheyd.store.index import Row
+from cacheyd.store.lists import Listed, read_listed
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.rows import (
     Stored,
@@ -77,6 +78,7 @@ class Upkeep:
         """Reads all rows into the catalogue."""
         pages = _read_pages(self._index.pages(ROWS), self._shelf.blobs.read)
         tags: list[tuple[str, tuple[TagVariant, ...]]] = []
+        lists: list[tuple[str, Listed]] = []
         count = 0
         while (page := await self._shelf.in_thread(next, pages, None)) is not None:
             for thing in page:
@@ -85,6 +87,8 @@ class Upkeep:
                 elif isinstance(thing, _Renewed):
                     self._shelf.load_object(thing.stored, thing.stored.needs)
                     self._catalog.changed_objects.add(thing.stored.digest)
+                elif isinstance(thing[1], Listed):
+                    lists.append((thing[0], thing[1]))
                 elif isinstance(thing[1], dict):
                     self._shelf.sights.load(thing[0], thing[1])
                 else:
@@ -97,6 +101,7 @@ class Upkeep:
             for tag in some:
                 self._shelf.load_tag(*tag)
             await asyncio.sleep(0)
+        self._shelf.lists.load(lists)
         if self._index.usable:
             self._shelf.index_read = True
             self._shelf.gone.clear()
@@ -108,10 +113,10 @@ class Upkeep:
         """What an index lists may have been found in other repositories."""
         for page in batched(self._catalog.indexes(), LISTS):
             lists = await self._shelf.in_thread(
-                lambda page=page: [children(self._shelf.blobs.read(digest)) for digest in page]
+                lambda page=page: [describe(self._shelf.blobs.read(digest)) for digest in page]
             )
-            for digest, listed in zip(page, lists, strict=True):
-                self._catalog.link(digest, listed)
+            for digest, said in zip(page, lists, strict=True):
+                self._catalog.link(digest, said.needs, frozenset(said.blobs))
             await asyncio.sleep(0)
 
     async def _read(self) -> None:
@@ -251,15 +256,18 @@ class Upkeep:
         while True:
             objects = _take(catalog.changed_objects, PAGE, self._shelf.unsynced)
             tags = _take(catalog.changed_tags, PAGE)
+            lists = _take(self._shelf.lists.changed, LISTS)
             sights = self._shelf.sights.take_changed(PAGE)
-            if not objects and not tags and not sights:
+            if not objects and not tags and not lists and not sights:
                 return
             rows = [(f"o:{digest}", self._object_row(digest)) for digest in objects]
             rows += [(f"t:{name}", self._tag_row(name)) for name in tags]
+            rows += [(f"l:{name}", self._shelf.lists.row(name)) for name in lists]
             rows += [(key, self._shelf.sights.row(key)) for key in sights]
             if not await self._shelf.in_thread(self._write_rows, rows):
                 catalog.changed_objects.update(objects)
                 catalog.changed_tags.update(tags)
+                self._shelf.lists.changed.update(lists)
                 self._shelf.sights.put_back(sights)
                 return
 
@@ -291,6 +299,7 @@ class Upkeep:
         self._catalog.changed_objects.update(self._catalog.objects)
         self._catalog.changed_tags.update(self._catalog.tags)
         self._shelf.sights.all_changed()
+        self._shelf.lists.touch_all()
         return True
 
     async def _look(self) -> None:
@@ -439,7 +448,7 @@ class _Renewed:
     stored: Stored
 
 
-type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]] | tuple[str, Row]
+type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]] | tuple[str, Listed] | tuple[str, Row]
 
 
 def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], bytes | None]) -> Iterator[list[_Thing]]:
@@ -452,6 +461,8 @@ def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], by
                     found.append(stored if has_own_type(row) else _Renewed(_looked_into(stored, read)))
             elif key.startswith("t:"):
                 found.append((key[2:], tuple(read_variants(row))))
+            elif key.startswith("l:") and (listed := read_listed(row)) is not None:
+                found.append((key[2:], listed))
             elif key.startswith((SEEN, HELD)):
                 found.append((key, row))
         yield found

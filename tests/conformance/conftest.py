@@ -79,7 +79,8 @@ def origin() -> Iterator[Origin]:
 
 @pytest.fixture(scope="session")
 def origin_cache(real_dir: Path, origin: Origin) -> Iterator[Cacheyd]:
-    with Cacheyd(real_dir / "conformance-origin", config(origin.url, 'deny = ["denied.test"]')) as running:
+    more = 'deny = ["denied.test"]\n[defaults]\nretry_after_max = "0s"'
+    with Cacheyd(real_dir / "conformance-origin", config(origin.url, more)) as running:
         yield running
         assert running.stop() == 0
         assert "Traceback" not in running.log()

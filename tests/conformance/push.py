@@ -3,6 +3,7 @@
 import http.client
 from urllib.parse import urlsplit
 
+from tests.support.artifacts import Artifact
 from tests.support.images import Image, Index, digest_of
 
 
@@ -29,7 +30,14 @@ class Pusher:
             self._manifest(repository, image.digest, image)
         self._manifest(repository, tag, content)
 
-    def _manifest(self, repository: str, reference: str, content: Image | Index) -> None:
+    def artifact(self, repository: str, tag: str, content: Artifact) -> Artifact:
+        """All that it refers to itself, then its tag; the same again."""
+        for blob in content.blobs:
+            self.blob(repository, blob.data)
+        self._manifest(repository, tag or content.digest, content)
+        return content
+
+    def _manifest(self, repository: str, reference: str, content: Image | Index | Artifact) -> None:
         self._ask("PUT", f"/v2/{repository}/manifests/{reference}", 201, content.manifest, content.media_type)
 
     def _ask(self, method: str, target: str, status: int, body: bytes = b"", media_type: str = "") -> str:

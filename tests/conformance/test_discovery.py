@@ -65,11 +65,12 @@ def test_next_page_is_here_too(full_site: Site, tagged: str) -> None:
     assert pages == [["1.0", "1.1"], ["2.0", "edge"], ["latest"]]
 
 
-def test_tags_of_now(full_site: Site, upstream: Origin, tagged: str) -> None:
-    """A list is not kept: it is not known when it changes."""
+def test_tags_are_kept_like_a_tag(full_site: Site, upstream: Origin, tagged: str) -> None:
+    """For `tag_ttl`: what a tag means is not known better either."""
     assert json.loads(full_site.get(f"{tagged}/tags/list").body)["tags"] == TAGS
     upstream.delete_tag(tagged, "edge")
-    assert json.loads(full_site.get(f"{tagged}/tags/list").body)["tags"] == [tag for tag in TAGS if tag != "edge"]
+    assert json.loads(full_site.get(f"{tagged}/tags/list").body)["tags"] == TAGS
+    assert upstream.count("GET", "/tags/list") == 1
 
 
 def test_tags_of_nothing(full_site: Site, repository: str) -> None:
@@ -134,13 +135,15 @@ def test_referrers_of_nothing(full_site: Site, upstream: Origin, repository: str
     assert upstream.count("GET", "/referrers/") == 1
 
 
-def test_referrers_of_now(full_site: Site, upstream: Origin, repository: str, referred: dict[str, str]) -> None:
-    """A signature that is added later is seen at once."""
+def test_referrers_are_kept_like_a_tag(full_site: Site, upstream: Origin, repository: str, referred: dict[str, str]) -> None:
+    """For `tag_ttl`, by what was asked for: each pod's admission asks for them."""
     rest = f"{repository}/referrers/{referred['subject']}"
     assert len(json.loads(full_site.get(rest).body)["manifests"]) == 2
     data = referrer(referred["subject"], SIGNATURE)
     upstream.add_manifest(repository, digest_of(data), data, OCI_MANIFEST)
-    assert len(json.loads(full_site.get(rest).body)["manifests"]) == 3
+    assert len(json.loads(full_site.get(rest).body)["manifests"]) == 2
+    assert len(json.loads(full_site.get(f"{rest}?artifactType=any%2Fother").body)["manifests"]) == 0
+    assert upstream.count("GET", "/referrers/") == 2
 
 
 def test_query_goes_upstream_as_it_came(full_site: Site, upstream: Origin, tagged: str) -> None:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from random import Random
 
-from cacheyd.cache import BYPASS, Cache, Request
+from cacheyd.answer import BYPASS
+from cacheyd.cache import Cache, Request
 from cacheyd.config import Settings
 from cacheyd.fetch import Fetcher
 from cacheyd.flight import BodyBroken

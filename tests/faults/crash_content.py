@@ -74,6 +74,8 @@ class Content:
 class Body:
     """A response that may stop for a while, break off, end early or have a wrong byte in it."""
 
+    elsewhere = False
+
     def __init__(self, status: int, headers: HeaderList, data: bytes, random: Random | None, *, lies: bool) -> None:
         self.status, self.headers = status, headers
         self._data, self._random = memoryview(data), random

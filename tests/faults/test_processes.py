@@ -279,6 +279,16 @@ def test_who_waits_for_the_directory_can_be_stopped(
     assert '"error"' not in two.log()
 
 
+def test_who_waits_for_the_directory_says_so(
+    make_daemon: MakeDaemon, origin: Origin, second: Callable[[Daemon], Impatient]
+) -> None:
+    two = second(start(make_daemon, origin))
+    wait_until(lambda: "waiting for it to end" in two.log(), "the second waits")
+    for path in ("/v2/", "/readyz"):
+        reply = two.get(path)
+        assert (reply.status, b"another process uses the cache directory" in reply.body) == (503, True)
+
+
 def test_after_a_wipe_the_directory_belongs_to_one_process_still(
     make_daemon: MakeDaemon, origin: Origin, blob: Blob, second: Callable[[Daemon], Impatient]
 ) -> None:

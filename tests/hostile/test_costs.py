@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mitmproxy import http
 
-from cacheyd import answer, auth, cache, fetch, logs, manifest, origins, ranges, reference, urls
+from cacheyd import answer, auth, cache, codings, fetch, logs, manifest, origins, ranges, reference, urls
 from cacheyd.errors import RequestError
 from cacheyd.fetch import UpstreamBroken
 from cacheyd.proxy import head, intake, transport, trust
@@ -67,6 +67,15 @@ def _next_head(value: str) -> None:
     buffer.next_head()
 
 
+def _lengths(value: str) -> object:
+    head = value.encode("latin-1") + b"\r\n\r\n"
+    return intake.problem_of(head) or intake.with_one_length(head)
+
+
+def _decode(coding: str, value: str) -> object:
+    return codings.decode(value.encode("latin-1"), [coding], 4 << 20)
+
+
 def _access_line(value: str) -> str:
     return logs.AccessLine(0, "GET", "reg.test", value[:255], value[:135], 200, 1, "HIT", 1.0, "x", value).text()
 
@@ -90,7 +99,8 @@ CASES = (
     Case("Content-Range's numbers", ranges.parse_content_range, (), "bytes 0-"),
     Case("Content-Length", lambda value: fetch.content_length((("content-length", value),)),
          ("cacheyd.fetch.content_length",)),
-    Case("Retry-After", lambda value: fetch.retry_after((("retry-after", value),)), ("cacheyd.fetch.retry_after",)),
+    Case("Retry-After", lambda value: fetch.retry_after((("retry-after", value),)),
+         ("cacheyd.limits._SECONDS", "cacheyd.limits._IMF", "cacheyd.limits._RFC850", "cacheyd.limits._ASCTIME")),
     Case("Connection", lambda value: fetch.end_to_end((("connection", value),))),
     Case("ratelimit-remaining", origins._REMAINING.fullmatch, ("cacheyd.origins._REMAINING",)),
     Case("Link", lambda value: answer._next_page(value, TAGS), ("cacheyd.answer._next_page",)),
@@ -123,6 +133,12 @@ CASES = (
          "cacheyd.proxy.intake._VALUE")),
     Case("Content-Type", partial(_take, "Content-Type"), ("cacheyd.proxy.intake._CONTENT_TYPE",)),
     Case("raw response head", lambda value: intake.problem_of(value.encode("latin-1"))),
+    Case("raw status line", lambda value: intake.problem_of(value.encode("latin-1")),
+         ("cacheyd.proxy.intake._STATUS_LINE",), "HTTP/1.1 200 "),
+    Case("raw Content-Length", _lengths, ("cacheyd.proxy.intake._LENGTHS",), "HTTP/1.1 200 OK\r\nContent-Length: "),
+    Case("Content-Encoding", lambda value: codings.codings_of((("content-encoding", value),))),
+    *(Case(f"{coding} body", partial(_decode, coding)) for coding in ("gzip", "deflate", "zstd")),
+    Case("zstd frames", partial(_decode, "zstd"), (), "\x28\xb5\x2f\xfd"),
     Case("end of a response head", lambda value: intake._HEAD_END.search(value.encode("latin-1")),
          ("cacheyd.proxy.intake._HEAD_END", "cacheyd.proxy.intake._INTERIM")),
     Case("access log", _access_line),

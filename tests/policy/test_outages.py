@@ -49,7 +49,7 @@ def lab(shared: Starter) -> Iterator[Lab]:
                 table("slow-get", origins["slow-get"].url),
                 table("slow-head", origins["slow-head"].url),
                 table("down", origins["down"].url),
-                table("limited", origins["limited"].url),
+                table("limited", origins["limited"].url, 'retry_after_max = "0s"'),
                 table("breaker", origins["breaker"].url),
                 table("redirecting", origins["redirecting"].url),
                 table("pulls", origins["pulls"].url),

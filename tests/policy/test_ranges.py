@@ -2,6 +2,7 @@
 
 import email.parser
 import email.policy
+import re
 import threading
 from contextlib import ExitStack
 
@@ -190,6 +191,115 @@ def test_a_small_range_far_ahead_starts_the_fill(lab: Lab) -> None:
     assert_ok(lab.get(target), blob.data, "HIT")
     whole = [request for request in lab.asked("o", repo, "GET") if request.header("Range") is None]
     assert len(whole) == 1
+
+
+@pytest.mark.parametrize("spec", ["-51", "-1048576", "{size-51}-", "{size-1000000}-", "{size-100}-{size-52}", "1-2,-51"])
+def test_the_end_of_a_cold_blob_comes_at_once(lab: Lab, spec: str) -> None:
+    """goharbor/harbor#23875: lazily pulling clients read the footer first. The fill goes on meanwhile."""
+    size = 24 << 20
+    repo, blob, target = cold(lab, size)
+    spec = re.sub(r"\{size-(\d+)\}", lambda match: str(size - int(match[1])), spec)
+    release = threading.Event()
+    lab.origins["o"].fault(f"^GET .*{repo}", times=1, hold=release, hold_at=1 << 20)
+    watch = Stopwatch()
+    reply = lab.get(target, ranges(spec))
+    assert watch.seconds < 1.5
+    if "," in spec:
+        # As the origin, like docker-registry, answers several ranges: with everything.
+        assert (reply.status, reply.end) == (200, "complete")
+    else:
+        first, last = bounds_of(spec, size)
+        assert (reply.status, reply.body, reply.cache) == (206, blob.data[first : last + 1], "BYPASS")
+        assert reply.header("Content-Range") == f"bytes {first}-{last}/{size}"
+    release.set()
+    wait_until(lambda: lab.cache.has(blob.digest), "all of it is here", seconds=5)
+    lab.settle()
+    assert_ok(lab.get(target), blob.data, "HIT")
+
+
+def bounds_of(spec: str, size: int) -> tuple[int, int]:
+    """The first and the last byte."""
+    first, _, last = spec.partition("-")
+    return (int(first), int(last) if last else size - 1) if first else (size - int(last), size - 1)
+
+
+@pytest.mark.parametrize("spec", ["0-", "{size-2000000}-", "5-"])
+def test_what_is_open_to_a_far_end_joins_the_flight(lab: Lab, spec: str) -> None:
+    """As containerd asks for chunks, and for the rest of what broke off: one upstream body for all."""
+    size = 24 << 20
+    repo, blob, target = cold(lab, size)
+    first = int(spec.partition("-")[0]) if spec[0].isdigit() else size - 2_000_000
+    release = threading.Event()
+    lab.origins["o"].fault(f"^GET .*{repo}", times=1, hold=release, hold_at=1 << 20)
+    with lab.cache.connect() as client:
+        client.ask(target, ranges(f"{first}-"))
+        wait_until(lambda: lab.cache.partial(blob.digest) >= 1 << 20, "a part is here", seconds=5)
+        release.set()
+        reply = client.read_reply()
+    assert (reply.status, reply.body) == (206, blob.data[first:])
+    assert [request.header("Range") for request in lab.asked("o", repo)] == [None]
+
+
+@pytest.mark.parametrize("spec", ["-51", "100-199"])
+def test_a_piece_does_not_wait_for_the_head_of_the_flight(lab: Lab, spec: str) -> None:
+    size = 12 << 20
+    repo, blob, target = cold(lab, size)
+    release = threading.Event()
+    lab.origins["o"].fault(f"^GET .*{repo}", times=1, hold=release, hold_at=-1)
+    watch = Stopwatch()
+    reply = lab.get(target, ranges(spec))
+    assert watch.seconds < 0.8
+    first, last = bounds_of(spec, size)
+    assert (reply.status, reply.body, reply.cache) == (206, blob.data[first : last + 1], "BYPASS")
+    release.set()
+    wait_until(lambda: lab.cache.has(blob.digest), "all of it is here", seconds=5)
+
+
+@pytest.mark.parametrize("spec", ["-51", "100-199"])
+@pytest.mark.parametrize(
+    "answer",
+    ["bytes 0-50/12582912", "bytes 12582861-12582911/*", "bytes 5-7/12582912", "nonsense", "bytes 12582861-12582911/99"],
+)
+def test_another_piece_than_was_asked_for_is_none(lab: Lab, spec: str, answer: str) -> None:
+    size = 12 << 20
+    repo, blob, target = cold(lab, size)
+    first, last = bounds_of(spec, size)
+    release = threading.Event()
+    lab.origins["o"].fault(f"^GET .*{repo}", times=1, hold=release, hold_at=-1)
+    data = blob.data[first : last + 1]
+    headers = (("Content-Range", answer), ("Content-Length", str(len(data))))
+    lab.origins["o"].fault(f"^GET .*{repo}", times=1, status=206, headers=headers, body=data)
+    # The newest fault comes first; the flight meets it too, unless it was first.
+    lab.origins["o"].fault(f"^GET .*{repo}", times=1, hold=release, hold_at=-1)
+    reply = lab.get(target, ranges(spec))
+    release.set()
+    fits = answer == "bytes 12582861-12582911/*" and spec == "-51"
+    assert reply.status == (206 if fits else 502), (reply.status, reply.headers)
+
+
+def test_small_blobs_come_verified_from_the_flight(lab: Lab) -> None:
+    """What is there in a moment is asked for once."""
+    repo, blob, target = cold(lab, 50_000)
+    assert lab.get(target, ranges("-51")).body == blob.data[-51:]
+    assert [request.header("Range") for request in lab.asked("o", repo)] == [None]
+
+
+def test_as_a_lazily_pulling_client(lab: Lab) -> None:
+    """stargz-snapshotter: the size, the first byte, the footer, the table before it, then small ranges anywhere."""
+    size = 20 << 20
+    repo, blob, target = cold(lab, size)
+    release = threading.Event()
+    lab.origins["o"].fault(f"^GET .*{repo}.*", times=1, hold=release, hold_at=5 << 20)
+    watch = Stopwatch()
+    with lab.cache.connect() as client:
+        assert client.exchange(target, method="HEAD").length == size
+        for first, last in [(0, 0), (size - 51, size - 1), (size - 40_000, size - 52), (7 << 20, (7 << 20) + 65_535), (3, 99)]:
+            reply = client.exchange(target, ranges(f"{first}-{last}"))
+            assert (reply.status, reply.body) == (206, blob.data[first : last + 1])
+            assert reply.header("Content-Range") == f"bytes {first}-{last}/{size}"
+    assert watch.seconds < 4
+    release.set()
+    lab.settle()
 
 
 # Many at once

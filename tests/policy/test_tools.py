@@ -140,7 +140,9 @@ def test_what_people_read(either: Scene) -> None:
     assert "reg.test" in either.tools.text("du")
     assert "stored" in either.tools.text("stats")
     assert "blob" in either.tools.text("ls", "--blobs")
-    assert either.tools.text("ls", "reg.test/none") == "nothing found\n"
+    none = either.tools.run("ls", "reg.test/none")
+    assert (none.returncode, none.stdout, none.stderr) == (1, "nothing found\n", "")
+    assert either.tools.json("ls", "reg.test/none", code=1) == either.tools.json("ls", "--blobs", "none", code=1) == []
     for command in (["ls"], ["du"], ["stats"], ["gc"], ["rm", "alpine", "--dry-run"]):
         assert "\x1b" not in either.tools.text(*command)
 
@@ -163,6 +165,24 @@ def test_removing(either: Scene) -> None:
         # What was removed is fetched anew.
         either.pull()
         assert either.daemon.metric("cacheyd_evictions_total", 'reason="removed"') == 8
+
+
+def test_what_stays_after_a_removal_is_told(either: Scene) -> None:
+    """Another repository has the same image."""
+    tools = either.tools
+    either.daemon.start() if not either.daemon.running else None
+    either.lab.origins["o"].push("copy", "2.0", either.app)
+    either.lab.pull(manifest_target("copy", "2.0", REG))
+    manifest = f"{REG}/app@{either.app.digest}"
+
+    said = tools.text("rm", f"{REG}/app:1.0").splitlines()
+    assert said[:2] == [f"stays: {manifest}, as {REG}/copy:2.0 needs it", f"removed: {REG}/app:1.0, the tag only"]
+    assert said[2].startswith("0 objects and 1 tag removed")
+    assert tools.names(f"{REG}/app") == [manifest]
+    again = tools.run("rm", f"{REG}/app")
+    assert (again.returncode, again.stdout.splitlines()) == (1, [f"stays: {manifest}, as {REG}/copy:2.0 needs it"])
+    assert tools.json("rm", f"{REG}/copy", f"{REG}/app")["stays"] == []
+    assert tools.names() == ["docker.io/library/alpine:3.22"]
 
 
 def test_removing_by_digest(either: Scene) -> None:

@@ -21,12 +21,14 @@ def command(*args: str | Path) -> list[str]:
     return [sys.executable, "-m", "cacheyd", *map(str, args)]
 
 
-def run_command(cache: Running, *args: str | Path, data: bytes = b"", status: int = 0) -> subprocess.CompletedProcess[bytes]:
-    """Runs a command against the cache in this directory; it has to end with this exit code."""
+def run_command(
+    cache: Running, *args: str | Path, data: bytes = b"", status: int = 0, seconds: float = 60
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command against the cache in this directory; it has to end with this exit code, within so many seconds."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith("CACHEYD_")}
     environment = {**settings, "CACHE_DIR": str(cache.cache_dir), "PYTHONPATH": str(REPOSITORY)}
     argv = command(*args)
-    done = subprocess.run(argv, input=data, capture_output=True, timeout=60, check=False, env=environment)
+    done = subprocess.run(argv, input=data, capture_output=True, timeout=seconds, check=False, env=environment)
     assert done.returncode == status, (argv, done.returncode, done.stdout.decode(), done.stderr.decode())
     return done
 

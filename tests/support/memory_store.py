@@ -15,6 +15,7 @@ from cacheyd.config import Settings
 from cacheyd.reference import Kind
 from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.lists import Lists
 from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
 from cacheyd.store.sights import Sights
@@ -37,6 +38,7 @@ class MemoryStore:
         self.on_evicted = on_evicted
         self.catalog = Catalog()
         self.sights = Sights()
+        self.lists = Lists()
         self.write_errors = 0
         self.open_partials: set[Partial] = set()
         self._files: dict[str, int] = {}

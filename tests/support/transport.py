@@ -12,6 +12,8 @@ from cacheyd.fetch import UpstreamBroken
 class PlainResponse:
     """A response whose body is read as it comes."""
 
+    elsewhere = False
+
     def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
         self._connection = connection
         self._response = response

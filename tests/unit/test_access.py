@@ -29,6 +29,8 @@ SECRET, OWN = "secret/img", "bob/img"
 class Response:
     """A whole response; `held` is waited for before its body."""
 
+    elsewhere = False
+
     def __init__(self, status: int, data: bytes, held: asyncio.Event | None = None) -> None:
         self.status = status
         self.headers: HeaderList = (("Content-Length", str(len(data))),)

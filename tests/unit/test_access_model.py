@@ -72,6 +72,8 @@ class Registry:
 class Played:
     """A response, piece by piece, others going on in between."""
 
+    elsewhere = False
+
     def __init__(self, status: int, headers: HeaderList, data: bytes, told: Callable[[], None] = lambda: None) -> None:
         self.status, self.headers = status, (*headers, ("Content-Length", str(len(data))))
         self._pieces = [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
@@ -157,11 +159,12 @@ class World:
         # Several ranges get everything, as from docker-registry.
         if wanted and "," not in wanted and thing.kind is Kind.BLOB and request.method == "GET":
             first, _, last = wanted.removeprefix("bytes=").partition("-")
-            end = int(last) + 1 if last else len(data)
-            if int(first) >= len(data):
+            start = int(first) if first else max(0, len(data) - int(last))
+            end = min(len(data), int(last) + 1) if first and last else len(data)
+            if start >= len(data):
                 return Played(416, (), b"")
-            headers += (("Content-Range", f"bytes {first}-{min(end, len(data)) - 1}/{len(data)}"),)
-            data, status = data[int(first) : end], 206
+            headers += (("Content-Range", f"bytes {start}-{end - 1}/{len(data)}"),)
+            data, status = data[start:end], 206
         registry.described.add(thing.digest)
         if request.method == "HEAD":
             return Played(status, headers, data)

@@ -21,7 +21,7 @@ DEFAULTS = load(environ={})
 def numbers(text: str) -> set[float]:
     """Each number in a cell, in bytes or seconds; words that stand for one, too."""
     text = text.replace(",", "").replace("a tenth", "10")
-    found = re.findall(r"(\d+)(?: (KiB/s|KiB|MiB|min|s)\b)?", text)
+    found = re.findall(r"(\d+(?:\.\d+)?)(?: (KiB/s|KiB|MiB|min|s)\b)?", text)
     return {float(number) * UNITS[unit] for number, unit in found}
 
 

@@ -39,6 +39,8 @@ ALICE, BOB = "Basic alice", "Basic bob"
 class Body:
     """A response of the played registry."""
 
+    elsewhere = False
+
     def __init__(self, status: int, headers: HeaderList, pieces: list[bytes | asyncio.Event | UpstreamBroken]) -> None:
         self.status = status
         self.headers = headers
@@ -651,7 +653,28 @@ async def test_a_blob_that_turns_out_to_be_a_manifest_gets_its_type(scene: Scene
     got = await scene.get(BY_DIGEST)
     assert (got.status, got.body, got.headers["content-type"]) == (200, INDEX, OCI_INDEX)
     assert (await scene.get(BY_DIGEST)).result == "HIT"
-    assert (await scene.get(f"blobs/{digest_of(INDEX)}")).result == "HIT"
+    # As a blob it is its registry's to give from now on.
+    got = await scene.get(f"blobs/{digest_of(INDEX)}")
+    assert (got.status, got.body, got.result) == (200, INDEX, "MISS")
+
+
+async def test_a_manifest_is_no_blob_where_the_registry_says_so(scene: Scene) -> None:
+    """containerd/containerd#13007: its digest under /blobs/ was answered as octet-stream."""
+    await scene.get(BY_DIGEST)
+    for method in ("GET", "HEAD"):
+        got = await scene.get(f"blobs/{digest_of(INDEX)}", method=method)
+        assert (got.status, got.result) == (404, "MISS"), method
+    assert (await scene.get(BY_DIGEST)).result == "HIT"
+
+
+async def test_a_blob_is_no_manifest_where_the_registry_says_so(scene: Scene) -> None:
+    data = b'{"schemaVersion": 2, "note": "no manifest"}'
+    scene.registry.blobs[digest_of(data)] = data
+    await scene.get(f"blobs/{digest_of(data)}")
+    await scene.landed()
+    for method in ("GET", "HEAD"):
+        assert (await scene.get(f"manifests/{digest_of(data)}", method=method)).status == 404, method
+    assert (await scene.get(f"blobs/{digest_of(data)}")).result == "HIT"
 
 
 # Conditions
@@ -912,13 +935,14 @@ async def test_a_client_that_leaves_a_bypass_ends_it(tight: Scene) -> None:
     assert tight.registry.bodies[-1].closed
 
 
-@pytest.mark.parametrize("tail", ["tags/list", f"referrers/{digest_of(INDEX)}"])
-async def test_tag_lists_and_referrers_are_never_kept(tight: Scene, tail: str) -> None:
-    for n in range(1, 3):
-        got = await tight.get(tail)
-        assert got.brief == (200, "BYPASS", b'{"name": "lab/img", "tags": ["1.0"]}')
-        assert got.headers["x-proxied-for"] == "reg.example"
-        assert len(tight.registry.requests) == n
+async def test_a_tag_list_is_kept_and_what_is_no_referrers_is_not(tight: Scene) -> None:
+    for tail, results in (("tags/list", ("MISS", "HIT")), (f"referrers/{digest_of(INDEX)}", ("BYPASS", "BYPASS"))):
+        tight.registry.requests.clear()
+        for result in results:
+            got = await tight.get(tail)
+            assert got.brief == (200, result, b'{"name": "lab/img", "tags": ["1.0"]}')
+            assert got.headers["x-proxied-for"] == "reg.example"
+        assert len(tight.registry.requests) == (1 if "HIT" in results else 2)
     head = await tight.head(tail)
     assert (head.status, head.body, head.result) == (200, b"", "BYPASS")
 

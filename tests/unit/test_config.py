@@ -42,7 +42,7 @@ SAMPLES: dict[str, Sample] = {
     "min_free": (("1GB", Size(10**9)), ("0", Size(0)), "200%"),
     "low_watermark": (("80%", Size(share=0.8)), ("100%", Size(share=1.0)), "0%"),
     "max_age": (("30d", 30 * 86400.0), ("0s", 0.0), "a month"),
-    "pin": ((["docker.io/a:*"], ("docker.io/a:*",)), (["a", "b"], ("a", "b")), 7),
+    "pin": ((["docker.io/a:*"], ("docker.io/library/a:*",)), (["*", "b.test/*:1"], ("*", "b.test/*:1")), 7),
     "durability": (("fsync", "fsync"), ("fast", "fast"), "slow"),
     "scrub_every": (("1d", 86400.0), ("0s", 0.0), "weekly"),
     "scrub_rate": (("1MiB", 1 << 20), (5000, 5000), "5%"),
@@ -85,6 +85,7 @@ SAMPLES: dict[str, Sample] = {
     "access_ttl": (("1m", 60.0), ("10m", 600.0), ""),
     "auth": (("anonymous", "anonymous"), ("passthrough", "passthrough"), "none"),
     "ratelimit_floor": ((10, 10), (0, 0), -1),
+    "retry_after_max": (("2s", 2.0), ("0s", 0.0), "5 seconds"),
     "max_fetches": ((1, 1), (8, 8), "many"),
     "proxy": (
         ("http://proxy.corp:3128", "http://proxy.corp:3128"),

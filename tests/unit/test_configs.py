@@ -353,13 +353,18 @@ def test_image_checks_its_health() -> None:
 
 
 @cache
+@cache
+def terraform_files() -> tuple[dict[str, Any], ...]:
+    """What is in each file; a parse takes a good part of a second."""
+    return tuple(hcl2.loads(file.read_text("utf-8")) for file in sorted(EKS.glob("*.tf")))
+
+
 def terraform(block: str) -> dict[str, Any]:
     """All blocks of one kind, by their last label."""
     found: dict[str, Any] = {}
-    for file in sorted(EKS.glob("*.tf")):
-        with file.open(encoding="utf-8") as stream:
-            for entry in hcl2.load(stream).get(block, []):
-                found |= {name.strip('"'): value for name, value in entry.items()}
+    for file in terraform_files():
+        for entry in file.get(block, []):
+            found |= {name.strip('"'): value for name, value in entry.items()}
     return found
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cacheyd.errors import Blame, Code, Failure, RequestError, cache_error, client_error, reason, upstream_error
+from cacheyd.errors import Blame, Code, Failure, RequestError, cache_error, client_error, explain, reason, upstream_error
 
 
 def test_the_body_is_oci_error_json() -> None:
@@ -71,3 +71,14 @@ def test_reason_phrases_are_the_usual_ones(status: int, phrase: str) -> None:
 @pytest.mark.parametrize("status", [299, 499, 599, 999])
 def test_a_reason_phrase_is_never_empty(status: int) -> None:
     assert reason(status)
+
+
+def test_an_exception_is_explained_in_one_short_line() -> None:
+    try:
+        raise KeyError("x" * 1000)
+    except KeyError as error:
+        line = explain(error)
+    assert line.startswith("KeyError: 'xxx")
+    assert line.endswith(", test_an_exception_is_explained_in_one_short_line)")
+    assert len(line) < 500
+    assert explain(ValueError()) == "ValueError: "

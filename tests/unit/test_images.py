@@ -17,9 +17,9 @@ from cacheyd.images import (
     file_logins,
     image_names,
     one_login,
-    read_list,
     warm,
 )
+from cacheyd.workloads import read_list
 
 HUB, GHCR = image_names(["alpine", "ghcr.io/acme/app:1.0"])
 EVENTS: list[dict[str, Any]] = [
@@ -56,8 +56,8 @@ def auth(login: str) -> dict[str, str]:
 
 
 def test_a_list_has_comments_and_empty_lines() -> None:
-    lines = io.StringIO("# nodes\nalpine:3.22   # base\n\n  ghcr.io/acme/app:1.0\n#\n")
-    assert read_list(lines) == ["alpine:3.22", "ghcr.io/acme/app:1.0"]
+    lines = "# nodes\nalpine:3.22   # base\n\n  ghcr.io/acme/app:1.0\n#\n"
+    assert read_list(lines.splitlines()) == ["alpine:3.22", "ghcr.io/acme/app:1.0"]
 
 
 def test_an_image_that_is_named_twice_is_one() -> None:
@@ -141,6 +141,23 @@ def test_the_exit_code_tells_whether_all_are_there(failed: int, status: int) -> 
     assert warm(call, [HUB], ["linux/arm64"], {}, Lines(io.StringIO())) == status
     args = {"images": ["docker.io/library/alpine:latest"], "platforms": ["linux/arm64"], "logins": {}, "layers": 4}
     assert asked == [("warm", args)]
+
+
+def test_many_images_take_several_commands() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def call(command: str, args: dict[str, Any]) -> list[dict[str, Any]]:
+        asked.append(args)
+        return [{"event": "end", "images": len(args["images"]), "failed": 1}]
+
+    images = image_names(f"reg.test/app{n}:1" for n in range(250))
+    logins = {str(images[0]): "ann:secret", str(images[120]): "ann:other"}
+    out = io.StringIO()
+    assert warm(call, images, None, logins, Lines(out), referrers=True) == 1
+    assert [len(args["images"]) for args in asked] == [100, 100, 50]
+    assert [args["logins"] for args in asked] == [{str(images[0]): "ann:secret"}, {str(images[120]): "ann:other"}, {}]
+    assert all(args["referrers"] for args in asked)
+    assert out.getvalue() == "247 of 250 images are in the cache\n"
 
 
 def test_a_warming_that_breaks_off_is_a_failure() -> None:

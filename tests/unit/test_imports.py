@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "cacheyd",
     "cacheyd.errors",
+    "cacheyd.codings",
     "cacheyd.once",
     "cacheyd.descriptors",
     "cacheyd.budget",
@@ -30,6 +31,7 @@ ORDER = (
     "cacheyd.layout",
     "cacheyd.parse",
     "cacheyd.helpers",
+    "cacheyd.workloads",
     "cacheyd.images",
     "cacheyd.status",
     "cacheyd.ranges",
@@ -37,6 +39,7 @@ ORDER = (
     "cacheyd.config",
     "cacheyd.store.blobs",
     "cacheyd.store.index",
+    "cacheyd.store.lists",
     "cacheyd.store.rows",
     "cacheyd.store.sights",
     "cacheyd.policy",
@@ -52,6 +55,7 @@ ORDER = (
     "cacheyd.control",
     "cacheyd.commands",
     "cacheyd.flight",
+    "cacheyd.limits",
     "cacheyd.fetch",
     "cacheyd.created",
     "cacheyd.logins",
@@ -60,11 +64,14 @@ ORDER = (
     "cacheyd.verified",
     "cacheyd.answer",
     "cacheyd.access",
+    "cacheyd.listing",
     "cacheyd.cache",
+    "cacheyd.tree",
     "cacheyd.warm",
     "cacheyd.transfer",
     "cacheyd.proxy",
     "cacheyd.proxy.head",
+    "cacheyd.proxy.layers",
     "cacheyd.proxy.link",
     "cacheyd.proxy.exchange",
     "cacheyd.proxy.wire",
@@ -91,10 +98,13 @@ DOORS = {
     "OpenSSL": ("cacheyd.proxy",),
     "aiohappyeyeballs": ("cacheyd.proxy",),
     "certifi": ("cacheyd.proxy",),
+    "zstandard": ("cacheyd.codings",),
     "diskcache": ("cacheyd.store.index",),
     "sqlite3": ("cacheyd.store.index",),
     "prometheus_client": ("cacheyd.metrics",),
+    "idna": ("cacheyd.reference",),
     "rich": ("cacheyd.tools", "cacheyd.images"),
+    "yaml": ("cacheyd.workloads",),
 }
 
 
@@ -169,7 +179,7 @@ def test_the_script_hides_no_package() -> None:
     assert not names & ({"cacheyd"} | set(sys.stdlib_module_names) | set(DOORS))
 
 
-@pytest.mark.parametrize("library", ["mitmproxy", "prometheus_client", "diskcache", "rich", "hypothesis", "pytest"])
+@pytest.mark.parametrize("library", ["mitmproxy", "prometheus_client", "diskcache", "rich", "yaml", "hypothesis", "pytest"])
 def test_the_command_line_starts_without(library: str) -> None:
     """mitmproxy takes most of a second to import: not for --help, --version and wrong input."""
     program = f"import sys, cacheyd.cli; sys.exit({library!r} in sys.modules)"

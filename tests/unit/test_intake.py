@@ -7,7 +7,7 @@ from mitmproxy import http
 
 from cacheyd.errors import HeaderList
 from cacheyd.fetch import UpstreamBroken
-from cacheyd.proxy.intake import MAX_LINES, MAX_VALUE, problem_of, take_head
+from cacheyd.proxy.intake import MAX_LINES, MAX_VALUE, problem_of, take_head, with_one_length
 
 
 def taken(*fields: tuple[bytes, bytes], status: int = 200) -> HeaderList:
@@ -110,8 +110,46 @@ def test_any_head_is_refused_or_well_formed(fields: list[tuple[bytes, bytes]], s
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: a" + b" " * 200 + b"b\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"transfer-encoding: a     b\r\n" * 20 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5,\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 19 + b"\r\n\r\n",
+        b"\r\nHTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 +200 OK\r\n\r\n",
+        b"HTTP/1.1 2_0 OK\r\n\r\n",
+        b"HTTP/1.1  200 OK\r\n\r\n",
+        b"HTTP/1.1 2000\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"http/1.1 200 OK\r\n\r\n",
+        b"Go away\r\n\r\n",
     ],
 )
 def test_heads_that_are_refused_before_they_are_parsed(head: bytes) -> None:
     assert problem_of(head)
     assert problem_of(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX: y\r\n\r\n") is None
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (b"Content-Length: 5\r\nContent-Length: 5\r\n", b"Content-Length: 5\r\n"),
+        (b"Content-Length: 5, 5 ,5\r\nX: y\r\n", b"Content-Length: 5\r\nX: y\r\n"),
+        (b"X: y\ncontent-length:005\n", b"Content-Length: 5\r\nX: y\n"),
+        (b"Content-Length: 0, 00\r\n", b"Content-Length: 0\r\n"),
+    ],
+)
+def test_the_same_length_several_times_is_one(lines: bytes, expected: bytes) -> None:
+    assert with_one_length(OK + lines + b"\r\n") == OK + expected + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "lines", [b"", b"Content-Length: 5\r\n", b"Content-Length: 5, 6\r\n", b"Content-Length: 5\r\nContent-Length: 6\r\n"]
+)
+def test_other_heads_stay_what_they_are(lines: bytes) -> None:
+    """mitmproxy refuses different lengths."""
+    assert with_one_length(head := OK + lines + b"\r\n") is head

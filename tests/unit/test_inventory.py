@@ -339,3 +339,72 @@ def test_brackets_in_a_pattern_are_an_address() -> None:
     pattern = parse_target("[::1]:5000/*").pattern
     assert pattern is not None
     assert pattern.fullmatch("[::1]:5000/a:b")
+
+
+# What is no image
+
+
+def list_of(content: Content, name: str, *entries: dict[str, object]) -> None:
+    content.data[digest(name)] = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+
+
+def test_blobs_in_an_index_are_no_platforms(content: Content) -> None:
+    layer = "application/vnd.oci.image.layer.v1.tar"
+    content.add("layer")
+    content.add("cache", "layer", "more", media_type=OCI_INDEX)
+    list_of(content, "cache", *({"mediaType": layer, "digest": digest(name), "size": 10} for name in ("layer", "more")))
+    content.tag(f"{APP}:cache", "cache")
+
+    (image,) = content.look().images()
+    assert (image["platforms"], image["complete"], image["missing"], image["size"]) == ([], False, [digest("more")], 20)
+    content.add("more")
+    (image,) = content.look().images()
+    assert (image["platforms"], image["complete"], image["missing"], image["size"]) == ([], True, [], 30)
+    assert set(content.removal(f"{APP}:cache").objects) == {digest(name) for name in ("cache", "layer", "more")}
+    assert content.look().unreferenced(before=9.0) == []
+
+
+def test_an_index_of_nothing_is_complete(content: Content) -> None:
+    content.add("none", media_type=OCI_INDEX)
+    content.data[digest("none")] = b'{"schemaVersion": 2, "manifests": null}'
+    (image,) = content.look().images()
+    assert (image["platforms"], image["complete"]) == ([], True)
+
+
+def test_layers_from_elsewhere_do_not_miss(content: Content) -> None:
+    content.add("conf")
+    content.add("m", "conf", "far", "layer")
+    parts: list[dict[str, object]] = [{"digest": digest(name), "size": 10} for name in ("conf", "far", "layer")]
+    parts[1]["urls"] = ["https://elsewhere.test/far"]
+    content.data[digest("m")] = json.dumps({"config": parts[0], "layers": parts[1:]}).encode()
+    (image,) = content.look().images()
+    assert (image["complete"], image["missing"]) == (False, [digest("layer")])
+    content.add("layer")
+    (image,) = content.look().images()
+    assert (image["complete"], image["missing"]) == (True, [])
+
+
+def test_what_another_repository_keeps_is_told_with_who_keeps_it(content: Content) -> None:
+    content.add("conf", within=(APP, WEB))
+    content.add("m", "conf", within=(APP, WEB))
+    content.tag(f"{APP}:1.0", "m")
+    content.tag(f"{WEB}:2.0", "m")
+    stays = {"manifest": f"{APP}@{digest('m')}", "needed_by": [f"{WEB}:2.0"]}
+
+    removal = content.removal(f"{APP}:1.0")
+    assert (removal.images, removal.tags, removal.objects, removal.kept) == ([f"{APP}:1.0"], [f"{APP}:1.0"], [], 2)
+    assert removal.stays == [{"name": f"{APP}:1.0", **stays}]
+    del content.tags[f"{APP}:1.0"]
+    removal = content.removal("reg.test/app")
+    assert (removal.images, removal.tags, removal.objects) == ([], [], [])
+    assert removal.stays == [{"name": f"{APP}@{digest('m')}", **stays}]
+    removal = content.removal("reg.test/*")
+    assert (set(removal.objects), removal.stays) == ({digest("m"), digest("conf")}, [])
+
+
+def test_an_index_of_another_repository_keeps_a_platform(content: Content) -> None:
+    content.add("m", "conf", within=(APP, WEB))
+    content.index("i", "m", within=(WEB,))
+    content.tag(f"{WEB}:2.0", "i")
+    (stays,) = content.removal(f"{APP}").stays
+    assert stays["needed_by"] == [f"{WEB}:2.0"]

@@ -31,6 +31,7 @@ from cacheyd.manifest import Descriptor, parse_platform
 from cacheyd.reference import parse_image
 from cacheyd.store.blobs import BlobDir
 from tests.support import images
+from tests.support.artifacts import Artifact, artifact, buildkit_cache, encoded
 from tests.support.images import OCI_INDEX, OCI_MANIFEST, digest_of, make_image, make_index
 
 NAME = "ghcr.io/acme/app:1.0"
@@ -399,7 +400,9 @@ def test_what_is_no_layout_is_refused(importing: Import, left_out: str) -> None:
     assert "not an OCI image layout" in importing.refused(packed(files.items()))
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"no tar" * 1000, gzip.compress(b"no tar"), b"\x1f\x8b\x08" + bytes(600)])
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"no tar" * 1000, gzip.compress(b"no tar", mtime=0), b"\x1f\x8b\x08" + bytes(600)]
+)
 def test_what_is_no_tar_is_refused(importing: Import, data: bytes) -> None:
     assert importing.refused(data)
 
@@ -535,3 +538,70 @@ def test_sha512_is_a_digest_too(importing: Import) -> None:
     importing.run(written(shelf, Image(parse_image(NAME), root)))
 
     assert importing.data == shelf.objects
+
+
+# What is no image
+
+
+class Odd(Shelf):
+    """Objects that are no image's, and what is left out of them."""
+
+    def __init__(self, content: Artifact, *without: str) -> None:
+        super().__init__()
+        self.objects = {digest: data for digest, data in content.objects.items() if digest not in without}
+
+
+def odd(content: Artifact) -> Image:
+    return Image(parse_image(NAME), Descriptor(content.digest, len(content.manifest), content.media_type))
+
+
+ODD = [
+    buildkit_cache(1),
+    buildkit_cache(2, layer_type="application/vnd.acme.x"),
+    buildkit_cache(3, layer_type=None),
+    artifact(4),
+    artifact(5, layers=None),
+    artifact(6, config=None),
+    artifact(7, schemaVersion=None, mediaType="application/vnd.oci.artifact.manifest.v1+json", config=None, blobs=[]),
+    Artifact(encoded({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": None}), OCI_INDEX),
+]
+
+
+@pytest.mark.parametrize("wanted", [None, AMD64])
+@pytest.mark.parametrize("content", ODD)
+def test_what_is_no_image_is_carried_too(importing: Import, content: Artifact, wanted: Any) -> None:
+    tar = written(Odd(content), odd(content), wanted=wanted)
+
+    (image,) = importing.run(tar)
+
+    assert importing.data == content.objects
+    assert importing.order[-1] == content.digest
+    assert (importing.kept[content.digest].media_type, image.root.digest) == (content.media_type, content.digest)
+    assert all(importing.kept[blob.digest].media_type == "" for blob in content.blobs)
+
+
+@pytest.mark.parametrize("content", ODD[:5])
+def test_what_misses_of_it_is_said(importing: Import, content: Artifact) -> None:
+    missing = content.blobs[0].digest
+    with pytest.raises(IncompleteError, match=missing):
+        written(Odd(content, missing), odd(content))
+    if content in ODD[1:3]:
+        return  # What is listed without a type may be another platform.
+    files = entries(written(Odd(content), odd(content)))
+    del files[blob_path(missing)]
+    assert missing in importing.refused(packed(files.items()))
+
+
+def test_layers_from_elsewhere_are_carried_where_they_are(importing: Import) -> None:
+    image = make_image(layers=2)
+    content = json.loads(image.manifest)
+    for layer in content["layers"]:
+        layer["urls"] = ["https://elsewhere.test/layer"]
+    manifest = encoded(content)
+    there, away = image.layers
+    kept = Artifact(manifest, OCI_MANIFEST, (image.config, there))
+
+    importing.run(written(Odd(kept), odd(kept)))
+
+    assert there.digest in importing.data
+    assert away.digest not in importing.data

@@ -402,6 +402,8 @@ def test_what_cannot_be_found_is_said(scene: Scene) -> None:
 
 
 class Reply:
+    elsewhere = False
+
     def __init__(self, status: int, headers: HeaderList = (), body: bytes = b"") -> None:
         self.status = status
         self.headers = headers

@@ -8,6 +8,8 @@ import pytest
 
 from cacheyd.manifest import (
     Descriptor,
+    is_manifest,
+    kind_of,
     media_type_of,
     own_platform,
     parse_manifest,
@@ -17,7 +19,8 @@ from cacheyd.manifest import (
     signed_payload,
     unmet,
 )
-from cacheyd.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind
+from tests.support.artifacts import EMPTY, artifact, buildkit_cache, encoded
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -137,6 +140,9 @@ def test_a_platform_that_cannot_be_read_is_none(platform: Any) -> None:
         ({"mediaType": OCI_INDEX, "config": {}, "layers": []}, OCI_INDEX),
         ({"config": {}, "layers": []}, OCI_MANIFEST),
         ({"manifests": []}, OCI_INDEX),
+        ({"manifests": None}, OCI_INDEX),
+        ({"layers": []}, OCI_MANIFEST),
+        ({"layers": None}, ""),
         ({"manifests": [{"mediaType": OCI_MANIFEST}, {"mediaType": DOCKER_MANIFEST}, 1]}, OCI_INDEX),
         ({"manifests": [{"mediaType": DOCKER_MANIFEST}]}, DOCKER_LIST),
         ({"config": {"mediaType": "application/vnd.docker.container.image.v1+json"}}, DOCKER_MANIFEST),
@@ -175,3 +181,80 @@ def test_what_would_take_the_parser_long_is_not_looked_into(data: bytes) -> None
 @pytest.mark.parametrize("signatures", ["x", [], [{}], [{"protected": 1}], [{"protected": "é"}], [{"protected": "e30"}]])
 def test_signatures_that_make_no_sense_are_none(signatures: object) -> None:
     assert signed_payload(json.dumps({"schemaVersion": 1, "signatures": signatures}).encode()) is None
+
+
+# What is no image
+
+
+@pytest.mark.parametrize(
+    ("media_type", "kind"),
+    [
+        (OCI_MANIFEST, Kind.MANIFEST),
+        (f"{OCI_INDEX.upper()}; charset=utf-8", Kind.MANIFEST),
+        (DOCKER_LIST, Kind.MANIFEST),
+        ("application/vnd.oci.artifact.manifest.v1+json", Kind.MANIFEST),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", Kind.BLOB),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar", Kind.BLOB),
+        ("application/vnd.docker.image.rootfs.diff.tar.gzip", Kind.BLOB),
+        ("application/vnd.buildkit.cacheconfig.v0", Kind.BLOB),
+        ("application/vnd.oci.empty.v1+json", Kind.BLOB),
+        ("application/octet-stream", None),
+        ("application/json", None),
+        ("", None),
+    ],
+)
+def test_a_type_tells_manifests_from_blobs_or_does_not(media_type: str, kind: Kind | None) -> None:
+    assert kind_of(media_type) is kind
+
+
+@pytest.mark.parametrize(
+    ("content", "is_index", "count"),
+    [
+        ({"mediaType": OCI_INDEX, "manifests": None}, True, 0),
+        ({"manifests": None}, True, 0),
+        ({"mediaType": OCI_INDEX}, True, 0),
+        ({"manifests": []}, True, 0),
+        ({"mediaType": OCI_MANIFEST, "layers": None}, False, 0),
+        ({"layers": []}, False, 0),
+        ({"config": {"digest": DIGEST, "size": 1}, "layers": None}, False, 1),
+        ({"config": {"digest": DIGEST, "size": 1}}, False, 1),
+        ({"layers": [{"digest": DIGEST, "size": 1}]}, False, 1),
+        ({"config": None, "blobs": [{"digest": DIGEST, "size": 1}]}, False, 1),
+    ],
+)
+def test_lists_may_be_null_or_not_there(content: Any, is_index: bool, count: int) -> None:
+    manifest = parse_manifest(encoded(content))
+    assert (manifest.is_index, len(manifest.entries)) == (is_index, count)
+
+
+def test_an_index_may_list_blobs() -> None:
+    cache = buildkit_cache(1)
+    entries = parse_manifest(cache.manifest).entries
+    assert [entry.digest for entry in entries] == [blob.digest for blob in cache.blobs]
+    assert {entry.kind for entry in entries} == {Kind.BLOB}
+    assert select(entries, [own_platform()]) == list(entries)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"), [(artifact(1).manifest, True), (EMPTY.data, False), (b"[1]", False), (b"x", False)]
+)
+def test_bytes_tell_whether_they_are_a_manifest(data: bytes, expected: bool) -> None:
+    assert is_manifest(data) is expected
+    assert not is_manifest(buildkit_cache(1).blobs[-1].data)
+
+
+def test_unknown_platforms_are_for_all_where_no_other_is_named() -> None:
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    notes = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": DIGEST}
+    plain, attestation = ({"digest": DIGEST[:-1] + n, "size": 1, "platform": unknown} for n in "12")
+    image = {"digest": DIGEST, "size": 1, "platform": {"os": "linux", "architecture": "amd64"}}
+    attestation["annotations"] = notes
+    wanted = [parse_platform("linux/amd64")]
+
+    alone = parse_manifest(encoded({"manifests": [plain, attestation]})).entries
+    beside = parse_manifest(encoded({"manifests": [image, plain, attestation]})).entries
+
+    assert [entry.digest[-1] for entry in select(alone, wanted)] == ["1"]
+    assert [entry.digest[-1] for entry in select(beside, wanted)] == ["a"]
+    assert [entry.digest[-1] for entry in select(beside, wanted, attested=True)] == ["a", "2"]
+    assert [entry.digest[-1] for entry in select(beside, [parse_platform("linux/arm64")], attested=True)] == []

@@ -1,16 +1,20 @@
-"""Each seam of mitmproxy 12.2 that cacheyd/proxy relies on and that its documentation does not promise.
+"""Each seam of mitmproxy that cacheyd/proxy relies on and that its documentation does not promise.
 
-One of these that fails after an update says which part of proxy/ to look at.
+One of these that fails after an update says which part of proxy/ to look at. `make lowest` runs them with the lowest
+mitmproxy of the range in pyproject.toml, `make check` with the locked one.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import inspect
+import tomllib
 from collections.abc import AsyncIterator, Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from h11._readers import Http10Reader
 from mitmproxy import connection, http, version
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.connection import ConnectionState
@@ -41,10 +45,11 @@ from mitmproxy.proxy.layers.http import (
     ResponseProtocolError,
 )
 from mitmproxy.proxy.layers.http._http1 import make_body_reader
-from mitmproxy.proxy.layers.tls import ClientTLSLayer, TlsStartServerHook
+from mitmproxy.proxy.layers.tls import ClientTLSLayer, TLSLayer, TlsStartServerHook
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.test import taddons
 from OpenSSL import SSL
+from packaging.requirements import Requirement
 
 from cacheyd.proxy.intake import StrictHttp1Client
 
@@ -173,7 +178,9 @@ class Requests(Recorder):
 
 
 def test_the_version_is_the_one_that_was_tested() -> None:
-    assert version.VERSION.startswith("12.2.")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    (requirement,) = (text for text in project["dependencies"] if text.startswith("mitmproxy"))
+    assert version.VERSION in Requirement(requirement).specifier
 
 
 # HttpLayer
@@ -849,3 +856,18 @@ def test_connections_to_upstreams_are_made_by_a_name_that_can_be_replaced() -> N
     """`intake` puts its own class there, which sees a head before it is parsed."""
     assert "self.child_layer = Http1Client(self.context)" in inspect.getsource(layers.http.HttpClient)
     assert layers.http.Http1Client is StrictHttp1Client
+
+
+def test_what_speaks_http_is_found_from_the_connection() -> None:
+    """`connection` goes down the layers of an upstream connection, and asks TLS how it ended."""
+    source = inspect.getsource(layers.http.HttpLayer)
+    assert "self.connections[context.server] = stack[0]" in source
+    assert "self.connections.pop" not in source
+    assert "child_layer: layer.Layer" in inspect.getsource(layers.http.HttpClient)
+    assert issubclass(layers.ServerTLSLayer, TLSLayer)
+    assert "self.tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN" in inspect.getsource(TLSLayer.receive_close)
+
+
+def test_a_body_that_ends_with_the_connection_has_a_reader_of_its_own() -> None:
+    assert isinstance(make_body_reader(-1), Http10Reader)
+    assert not isinstance(make_body_reader(None), Http10Reader)

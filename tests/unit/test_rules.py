@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cacheyd.reference import NAME, TAG, Kind, Reference, parse_target
-from cacheyd.rules import Ages, Rules, parse_ages, parse_rule, parse_rules
+from cacheyd.rules import Ages, Rules, parse_ages, parse_pins, parse_rule, parse_rules
 
 DIGEST = "sha256:" + "a1" * 32
 UNTAGGED = (f"manifests/{DIGEST}", f"blobs/{DIGEST}", "tags/list", f"referrers/{DIGEST}")
@@ -177,8 +177,21 @@ def test_what_can_match_is_taken(pattern: str) -> None:
     assert parse_rules([pattern]) == (pattern,)
 
 
+WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=12)
+# What `NAME` describes, made piece by piece: st.from_regex takes twenty times as long for it.
+NAMES = st.lists(
+    st.builds(
+        lambda first, more: first + "".join(map("".join, more)),
+        WORDS,
+        st.lists(st.tuples(st.sampled_from([".", "_", "__", "-", "--", "---"]), WORDS), max_size=3),
+    ),
+    min_size=1,
+    max_size=4,
+).map("/".join)
+
+
 @given(
-    name=st.from_regex(NAME, fullmatch=True),
+    name=NAMES,
     tag=st.from_regex(TAG, fullmatch=True),
     cuts=st.lists(
         st.tuples(st.integers(0, 40), st.integers(0, 8), st.sampled_from(["*", "?", "[a-z]", "[!a]", ""])), max_size=4
@@ -186,6 +199,7 @@ def test_what_can_match_is_taken(pattern: str) -> None:
 )
 def test_no_pattern_that_matches_is_refused(name: str, tag: str, cuts: list[tuple[int, int, str]]) -> None:
     """Patterns made of a name, by putting wildcards for what is in it."""
+    assert NAME.fullmatch(name)
     assume(len(name) <= 255)
     for what, prefix in ((name, "ghcr.io/"), (tag, "ghcr.io/app:")):
         pattern = what
@@ -253,3 +267,56 @@ def test_of_ages_that_are_alike_the_longer_counts() -> None:
 def test_ages_that_cannot_be_meant(value: object) -> None:
     with pytest.raises(ValueError, match=r"can never match|a table such as"):
         parse_ages(value)
+
+
+# Pins
+
+
+@pytest.mark.parametrize(
+    ("pin", "kept"),
+    [
+        ("docker.io/library/*:*", "docker.io/library/*:*"),
+        ("docker.io/nginx:*", "docker.io/library/nginx:*"),
+        ("index.docker.io/library/nginx:1", "docker.io/library/nginx:1"),
+        ("GHCR.io/acme/app:V1", "ghcr.io/acme/app:V1"),
+        ("*", "*"),
+        ("*:latest", "*:latest"),
+        ("*@sha256:*", "*@sha256:*"),
+        (f"ghcr.io/acme/app@{DIGEST}", f"ghcr.io/acme/app@{DIGEST}"),
+        ("ghcr.io/acme/*V1", "ghcr.io/acme/*V1"),
+        ("docker.io*:[0-9].?", "docker.io*:[0-9].?"),
+        ("reg.test:5000/a:1", "reg.test:5000/a:1"),
+    ],
+)
+def test_pins_that_can_match(pin: str, kept: str) -> None:
+    assert parse_pins([pin]) == parse_pins(pin) == (kept,)
+
+
+@pytest.mark.parametrize(
+    ("pin", "hint"),
+    [
+        ("docker.io", '"docker.io/*"'),
+        ("alpine", '"docker.io/library/alpine:*"'),
+        ("alpine:3.22", '"docker.io/library/alpine:3.22"'),
+        ("ghcr.io/acme/app", '"ghcr.io/acme/app:*"'),
+        ("*/app", '"*/app:*"'),
+        ("ghcr.io/Acme/app:1", "lower case"),
+        ("ghcr.io/acme/[A-Z]*:1", "lower case"),
+        ("ghcr.io/acme/app:", "no tag"),
+        ("ghcr.io/acme/app:1:2", "no tag"),
+        ("ghcr.io/acme/app@1", "no repository"),
+        ("https://ghcr.io/acme/app:1", "never match"),
+        ("a b/c:1", "no registry"),
+    ],
+)
+def test_pins_that_can_never_match_are_refused_with_what_is_meant(pin: str, hint: str) -> None:
+    with pytest.raises(ValueError, match="can never match") as caught:
+        parse_pins([pin])
+    assert hint in str(caught.value)
+
+
+@given(st.from_regex(r"[ab]{1,3}/[ab]{1,3}(:[abA][abA.]{0,2}|@sha256:[ab]{64})", fullmatch=True), st.data())
+def test_no_pin_that_matches_an_image_is_refused(name: str, data: st.DataObject) -> None:
+    pattern = "".join(data.draw(st.sampled_from((char, "?", "*", f"{char}*"))) for char in name)
+    assert fnmatchcase(name, pattern)
+    assert parse_pins([pattern])

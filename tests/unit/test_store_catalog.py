@@ -1,5 +1,6 @@
 """What goes and in which order, who needs what, and what is pinned: the catalogue alone, without files."""
 
+import functools
 import json
 import time
 import tracemalloc
@@ -16,6 +17,7 @@ REPOSITORY = "docker.io/library/nginx"
 EVERYTHING = 2**62
 
 
+@functools.cache
 def digest(name: str) -> str:
     return "sha256:" + sha256(name.encode()).hexdigest()
 
@@ -744,3 +746,22 @@ def test_no_more_bytes_go_than_may(lists: Lists) -> None:
     assert lists.catalog.take_oldest(100, 10, most=0) == []
     assert [lists.names[s.digest] for s in lists.catalog.take_oldest(21, 10, most=21)] == ["base", "layer", "image"]
     assert [lists.names[s.digest] for s in lists.catalog.take_oldest(21, 10, most=1000)] == ["huge"]
+
+
+def test_an_index_needs_its_blobs_as_a_manifest_its_layers() -> None:
+    """BuildKit's caches; whatever comes first."""
+    for late in (False, True):
+        lists = Lists()
+        names = ("layer", "other")
+        if not late:
+            lists.blob("layer")
+        digests = tuple(map(lists.digest, names))
+        stored = Stored(lists.digest("cache"), 1, OCI_INDEX, 1.0, (REPOSITORY,), 1.0)
+        lists.catalog.add(stored, digests, frozenset(digests))
+        if late:
+            lists.blob("layer")
+        lists.catalog.link(stored.digest, digests, frozenset(digests))
+        assert stored.needs == digests
+        assert [root.digest for root in lists.catalog.roots()] == [stored.digest]
+        assert [one.digest for one in lists.catalog.take(stored)] == [digests[0], stored.digest]
+        assert lists.catalog.parents(digests[1]) == ()

@@ -20,7 +20,7 @@ from cacheyd.store.blobs import digest_of
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.transfer import ASKED, export_handler, import_handlers
-from cacheyd.warm import ACCEPT
+from cacheyd.tree import ACCEPT
 from tests.support.images import Image, Index, make_image, make_index
 
 NAME = "ghcr.io/acme/app:1.0"

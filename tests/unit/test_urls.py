@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.urls import Url, from_field, parse_url, resolve
+from cacheyd.urls import Url, from_field, is_upgrade, parse_url, resolve
 
 BASE = "https://reg.test/v2/app/blobs/x?y"
 
@@ -25,6 +25,7 @@ BASE = "https://reg.test/v2/app/blobs/x?y"
         ("http://\uff11\uff12\uff17.0.0.1/", Url("http", "127.0.0.1", 80, "/")),
         ("http://127\u30020\u30020\u30021/", Url("http", "127.0.0.1", 80, "/")),
         ("https://b\u00fccher.test/\u00fc", Url("https", "xn--bcher-kva.test", 443, "/%C3%BC")),
+        ("https://stra\u00dfe.test./", Url("https", "xn--strae-oqa.test", 443, "/")),
         ("https://reg.test/a b", Url("https", "reg.test", 443, "/a%20b")),
         ('https://reg.test/|^"{}<>`\\', Url("https", "reg.test", 443, "/%7C%5E%22%7B%7D%3C%3E%60%5C")),
         ("https://reg.test/%2f%2F%zz%?a=[b]&c=d+e'(f)*~;$,!@:%20", Url(
@@ -102,3 +103,19 @@ def test_any_text_is_refused_or_safe(text: str, start: str) -> None:
     assert all("!" <= c <= "~" for c in url.path + url.host)
     host = f"[{url.host}]" if ":" in url.host else url.host
     assert parse_url(f"{url.scheme}://{host}:{url.port}{url.path}") == url
+
+
+@pytest.mark.parametrize(
+    ("known", "url", "same"),
+    [
+        ("http://reg.test", "https://reg.test", True), ("http://reg.test:80/v2/", "https://REG.test.:443/x", True),
+        ("http://reg.test:5000", "https://reg.test:5000", True), ("http://[::1]:5000", "https://[0::1]:5000", True),
+        ("http://reg.test", "https://reg.test:5000", False), ("http://reg.test:5000", "https://reg.test", False),
+        ("http://reg.test:443", "https://reg.test:80", False), ("http://reg.test", "https://reg.test:80", True),
+        ("http://reg.test", "https://www.reg.test", False), ("http://reg.test", "https://reg.test.evil.test", False),
+        ("https://reg.test", "http://reg.test", False), ("https://reg.test", "https://reg.test", False),
+        ("http://reg.test", "http://reg.test", False), ("https://reg.test:5000", "http://reg.test:5000", False),
+    ],
+)  # fmt: skip
+def test_the_same_host_by_tls(known: str, url: str, same: bool) -> None:
+    assert is_upgrade(parse_url(known), parse_url(url)) is same

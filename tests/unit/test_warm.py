@@ -19,6 +19,16 @@ from cacheyd.origins import Origins
 from cacheyd.reference import Kind, parse_image
 from cacheyd.store.store import Store
 from cacheyd.warm import Order, parse_order, warm
+from tests.support.artifacts import (
+    ARTIFACT_MANIFEST,
+    Artifact,
+    artifact,
+    buildkit_cache,
+    descriptor,
+    encoded,
+    listing,
+    tag_of,
+)
 from tests.support.images import OCI_INDEX, OCI_MANIFEST, Blob, Image, Index, digest_of, make_image, make_index
 from tests.support.origin import Origin
 from tests.support.transport import PlainTransport
@@ -42,11 +52,16 @@ class Scene:
         self.cache = Cache(store, Fetcher(store, origins, settings), settings)
 
     async def warm(
-        self, *names: str, platforms: tuple[str, ...] | None = ("linux/amd64",), login: str = "", layers: int = 4
+        self,
+        *names: str,
+        platforms: tuple[str, ...] | None = ("linux/amd64",),
+        login: str = "",
+        layers: int = 4,
+        referrers: bool = False,
     ) -> list[Any]:
         images = tuple(parse_image(f"{self.registry}/{name}") for name in names or (f"{REPO}:1.0",))
         wanted = None if platforms is None else tuple(map(parse_platform, platforms))
-        order = Order(images, wanted, {str(image): login for image in images if login}, layers)
+        order = Order(images, wanted, {str(image): login for image in images if login}, layers, referrers)
         return [event async for event in warm(self.cache, self.transport, order)]
 
     def asked(self, method: str = "GET") -> list[str]:
@@ -272,6 +287,17 @@ async def test_a_token_that_expires_meanwhile_is_replaced(scene: Scene) -> None:
     assert scene.origin.count("GET", "/token") == 2
 
 
+@pytest.mark.parametrize("login", ["", "ann:secret"])
+async def test_short_rate_limits_are_waited_for(scene: Scene, login: str) -> None:
+    """Of the registry, and of its token service, which a login is brought to from here."""
+    scene.origin.require_token()
+    scene.origin.push(REPO, "1.0", make_image())
+    scene.origin.fault("GET /token", times=1, status=429, headers=[("Retry-After", "0")])
+    scene.origin.fault("GET .*/blobs/", times=1, status=429, headers=[("Retry-After", "0")])
+
+    assert (await scene.warm(login=login))[-1]["failed"] == 0
+
+
 async def test_the_login_is_not_sent_to_a_token_service_without_https(scene: Scene) -> None:
     with Origin() as elsewhere:
         scene.origin.require_token(elsewhere)
@@ -340,9 +366,301 @@ async def test_leaving_ends_the_warming_and_not_the_flight(scene: Scene) -> None
         {"images": ["UPPER/case"]},
         {"images": ["alpine"], "platforms": ["linux"]},
         {"images": ["alpine"], "layers": 0},
+        {"images": ["alpine"], "referrers": "yes"},
         {"images": ["alpine"], "logins": {"alpine": 1}},
     ],
 )
 def test_an_order_that_makes_no_sense_is_refused(args: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse_order(args)
+
+
+# What is no image
+
+
+@pytest.mark.parametrize("layer_type", ["application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.acme.x", None])
+@pytest.mark.parametrize("platforms", [("linux/amd64",), None])
+async def test_a_cache_of_buildkit_is_an_index_of_blobs(
+    scene: Scene, layer_type: str | None, platforms: tuple[str, ...] | None
+) -> None:
+    cache = buildkit_cache(1, layer_type=layer_type).push(scene.origin, REPO, "1.0")
+
+    events = await scene.warm(platforms=platforms)
+
+    assert events[-1]["failed"] == 0, events
+    assert all(scene.has(*cache.digests))
+    assert {event["digest"] for event in by_event(events, "layer-done")} == {blob.digest for blob in cache.blobs}
+    asked = [r.path for r in scene.origin.requests if "/manifests/sha256" in r.path]
+    # What says that it is a layer is not asked for as a manifest.
+    assert bool(asked) == ("layer" not in (layer_type or ""))
+
+
+async def test_an_entry_that_is_nowhere_is_named(scene: Scene) -> None:
+    cache = buildkit_cache(2, layer_type=None)
+    scene.origin.add_manifest(REPO, "1.0", cache.manifest, cache.media_type)
+    for blob in cache.blobs[1:]:
+        scene.origin.add_blob(REPO, blob.data)
+
+    (failed,) = by_event(await scene.warm(), "failed")
+
+    assert failed["reason"].startswith(f"{cache.blobs[0].digest}: 404 ")
+
+
+async def test_a_registry_that_fails_over_blobs_as_manifests_is_asked_for_blobs(scene: Scene) -> None:
+    """docker-registry answers 500 there."""
+    cache = buildkit_cache(3, layer_type=None).push(scene.origin, REPO, "1.0")
+    for blob in cache.blobs:
+        scene.origin.fault(f"GET .*/manifests/{blob.digest}", status=500)
+
+    events = await scene.warm()
+
+    assert events[-1]["failed"] == 0, events
+    assert all(scene.has(*cache.digests))
+
+
+async def test_a_manifest_that_is_only_there_as_a_blob_is_not_all_there(scene: Scene) -> None:
+    image = make_image(seed=8)
+    content = json.loads(make_index(image).manifest)
+    del content["manifests"][0]["mediaType"]
+    scene.origin.push(REPO, "other", image)
+    scene.origin.add_blob(REPO, image.manifest)
+    scene.origin.add_manifest(REPO, "1.0", json.dumps(content).encode(), OCI_INDEX)
+    scene.origin.fault(f"GET .*/manifests/{image.digest}", status=500)
+
+    for _ in range(2):
+        (failed,) = by_event(await scene.warm(), "failed")
+        assert failed["reason"].startswith(f"{image.digest}: 500 ")
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
+async def test_an_entry_that_cannot_be_had_now_is_no_blob(scene: Scene, status: int) -> None:
+    cache = buildkit_cache(3, layer_type=None).push(scene.origin, REPO, "1.0")
+    scene.origin.fault(f"GET .*/manifests/{cache.blobs[0].digest}", status=status)
+
+    (failed,) = by_event(await scene.warm(), "failed")
+
+    assert f"{cache.blobs[0].digest}: {status} " in failed["reason"]
+    assert not any(f"/blobs/{cache.blobs[0].digest}" in r.path for r in scene.origin.requests)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layers": None},
+        {"config": None},
+        {"artifactType": None, "config": {"mediaType": "application/vnd.cncf.helm.config.v1+json"}},
+        {"mediaType": ARTIFACT_MANIFEST, "schemaVersion": None, "config": None, "layers": None, "blobs": "layers"},
+    ],
+)
+async def test_artifacts_need_no_platform(scene: Scene, changes: dict[str, Any]) -> None:
+    plain = artifact(4)
+    content = json.loads(plain.manifest)
+    changes = {**changes, **({"blobs": content["layers"]} if "blobs" in changes else {})}
+    if isinstance(changes.get("config"), dict):
+        changes["config"] = {**content["config"], **changes["config"]}
+    chart = artifact(4, **changes).push(scene.origin, REPO, "1.0")
+
+    events = await scene.warm()
+
+    assert events[-1]["failed"] == 0, events
+    assert all(scene.has(*chart.digests))
+    assert len(by_event(events, "layer-done")) == len(chart.blobs) > 0
+
+
+@pytest.mark.parametrize("lists", [{"layers": None}, {"layers": [], "blobs": None}])
+async def test_empty_lists_may_be_null(scene: Scene, lists: dict[str, Any]) -> None:
+    config = descriptor("application/vnd.oci.empty.v1+json", b"{}")
+    scene.origin.add_blob(REPO, b"{}")
+    manifest = encoded({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, **lists})
+    scene.origin.add_manifest(REPO, "1.0", manifest, OCI_MANIFEST)
+    index = encoded({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": None})
+    scene.origin.add_manifest(REPO, "none", index, OCI_INDEX)
+
+    assert (await scene.warm())[-1]["failed"] == 0
+    assert (await scene.warm(f"{REPO}:none", platforms=None))[-1]["failed"] == 0
+    assert by_event(await scene.warm(f"{REPO}:none"), "failed")[0]["reason"] == "it is not there for linux/amd64"
+    assert all(scene.has(digest_of(manifest), digest_of(index), digest_of(b"{}")))
+
+
+async def test_an_index_that_knows_no_platforms_is_for_every_one(scene: Scene) -> None:
+    image = make_image(seed=8).digest
+    scene.origin.push(REPO, "other", make_image(seed=8))
+    content = json.loads(make_index(make_image(seed=8)).manifest)
+    content["manifests"][0]["platform"] = {"os": "unknown", "architecture": "unknown"}
+    scene.origin.add_manifest(REPO, "1.0", json.dumps(content).encode(), OCI_INDEX)
+
+    assert (await scene.warm())[-1]["failed"] == 0
+    assert scene.has(image) == [True]
+
+
+# What refers to it
+
+
+def signed(scene: Scene, *, fallback: bool = False) -> tuple[Index, dict[str, Artifact]]:
+    """An index with a signature and an SBOM of its own and of its amd64 image, and a signature of the SBOM."""
+    amd64, _, index = two_platforms(layers=1)
+    scene.origin.push(REPO, "1.0", index)
+    found = {"sbom": artifact(10, amd64.manifest), "signature": artifact(11, index.manifest)}
+    found["of the sbom"] = artifact(12, found["sbom"].manifest)
+    if fallback:
+        scene.origin.fault("GET .*/referrers/", status=404)
+        for subject, name in ((amd64, "sbom"), (index, "signature"), (found["sbom"], "of the sbom")):
+            listing(found[name]).push(scene.origin, REPO, tag_of(subject.digest))
+    for one in found.values():
+        one.push(scene.origin, REPO)
+    for n, suffix in enumerate((".sig", ".att", ".sbom")):
+        found[suffix] = artifact(20 + n).push(scene.origin, REPO, tag_of(index.digest, suffix))
+    return index, found
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+async def test_signatures_and_sboms_are_brought_along(scene: Scene, fallback: bool) -> None:
+    index, found = signed(scene, fallback=fallback)
+
+    without = await scene.warm()
+    assert "referrers" not in by_event(without, "done")[0]
+    assert not any(scene.has(*(one.digest for one in found.values())))
+    events = await scene.warm(referrers=True)
+
+    assert events[-1]["failed"] == 0, events
+    assert by_event(events, "done")[0]["referrers"] == len(found)
+    assert all(scene.has(*(digest for one in found.values() for digest in one.digests)))
+    assert scene.store.tag_variants("registry.test", REPO, tag_of(index.digest, ".sig"))
+    assert bool(scene.store.tag_variants("registry.test", REPO, tag_of(index.digest))) == fallback
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 406])
+async def test_a_registry_that_has_none_is_right(scene: Scene, status: int) -> None:
+    scene.origin.push(REPO, "1.0", two_platforms()[2])
+    scene.origin.fault("GET .*/referrers/", status=status)
+
+    events = await scene.warm(referrers=True)
+
+    assert events[-1]["failed"] == 0, events
+    assert by_event(events, "done")[0]["referrers"] == 0
+
+
+async def test_a_page_for_people_is_no_list(scene: Scene) -> None:
+    index, found = signed(scene, fallback=True)
+    scene.origin.fault("GET .*/referrers/", status=200, body=b"<html>")
+
+    events = await scene.warm(referrers=True)
+
+    assert by_event(events, "done")[0]["referrers"] == len(found)
+    assert index.digest == by_event(events, "done")[0]["digest"]
+
+
+@pytest.mark.parametrize("what", ["referrers/", r"manifests/sha256-.*\.att"])
+async def test_referrers_that_cannot_be_had_are_a_failure(scene: Scene, what: str) -> None:
+    _, found = signed(scene)
+    scene.origin.fault(f"GET .*/{what}", status=500)
+
+    events = await scene.warm(referrers=True)
+
+    assert "500 " in by_event(events, "failed")[0]["reason"]
+    # And stop nothing else.
+    assert all(scene.has(*found[".sig"].digests))
+
+
+async def test_what_misses_of_a_referrer_is_named(scene: Scene) -> None:
+    _, found = signed(scene)
+    layer = found["sbom"].blobs[-1].digest
+    scene.origin.fault(f"GET .*/blobs/{layer}", status=404)
+
+    events = await scene.warm(referrers=True)
+
+    assert layer in by_event(events, "failed")[0]["reason"]
+
+
+class Pages:
+    """A list of referrers that goes on from page to page; each page has one artifact."""
+
+    def __init__(self, scene: Scene, artifacts: list[Artifact], more: bool) -> None:
+        for n, one in enumerate(artifacts):
+            one.push(scene.origin, REPO)
+            link = f'</v2/{REPO}/referrers/x?n={(n + 1) % len(artifacts)}&ns=elsewhere.test>; rel="next"'
+            last = n == len(artifacts) - 1 and not more
+            headers = [("Content-Type", OCI_INDEX), *([] if last else [("Link", link)])]
+            page = listing(one)
+            scene.origin.fault(rf"GET .*/referrers/[^?]*\?n={n}$", status=200, body=page.manifest, headers=headers)
+            if n == 0:
+                scene.origin.fault("GET .*/referrers/[^?]*$", status=200, body=page.manifest, headers=headers)
+
+
+@pytest.mark.parametrize("endless", [False, True])
+async def test_the_list_has_pages(scene: Scene, endless: bool) -> None:
+    artifacts = [artifact(30 + n) for n in range(4)]
+    scene.origin.push(REPO, "1.0", make_image(seed=9))
+    Pages(scene, artifacts, endless)
+
+    events = await scene.warm(referrers=True)
+
+    assert events[-1]["failed"] == 0, events
+    assert all(scene.has(*(one.digest for one in artifacts)))
+    assert scene.origin.count("GET", "/referrers/") < 30
+
+
+async def test_there_are_bounds(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cacheyd.tree.MAX_REFERRERS", 3)
+    image = make_image(seed=9)
+    scene.origin.push(REPO, "1.0", image)
+    # A chain, and more than may be.
+    subject = image.manifest
+    for n in range(5):
+        subject = artifact(40 + n, subject).push(scene.origin, REPO).manifest
+    events = await scene.warm(referrers=True)
+    assert by_event(events, "done")[0]["referrers"] == 2
+
+    for n in range(5):
+        artifact(50 + n, image.manifest).push(scene.origin, REPO)
+    events = await scene.warm(referrers=True)
+    assert "more than 3 signatures" in by_event(events, "failed")[0]["reason"]
+    assert all(scene.has(*(blob.digest for blob in image.blobs)))
+
+
+async def test_attestations_in_an_index_come_with_what_they_are_about(scene: Scene) -> None:
+    amd64, arm64, index = two_platforms()
+    scene.origin.push(REPO, "1.0", index)
+    content = json.loads(index.manifest)
+    about = {one.digest: artifact(60 + n) for n, one in enumerate((amd64, arm64))}
+    for digest, attestation in about.items():
+        attestation.push(scene.origin, REPO)
+        notes = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": digest}
+        platform = {"os": "unknown", "architecture": "unknown"}
+        content["manifests"].append(descriptor(OCI_MANIFEST, attestation.manifest, platform=platform, annotations=notes))
+    scene.origin.add_manifest(REPO, "1.0", json.dumps(content).encode(), OCI_INDEX)
+
+    await scene.warm()
+    assert scene.has(about[amd64.digest].digest, about[arm64.digest].digest) == [False, False]
+    await scene.warm(referrers=True)
+    assert scene.has(about[amd64.digest].digest, about[arm64.digest].digest) == [True, False]
+
+
+async def test_private_referrers_need_the_login(scene: Scene) -> None:
+    scene.origin.require_basic("ann", "secret")
+    scene.origin.require_token()
+    _, found = signed(scene)
+
+    events = await scene.warm(login="ann:secret", referrers=True)
+
+    assert events[-1]["failed"] == 0, events
+    assert by_event(events, "done")[0]["referrers"] == len(found)
+
+
+async def test_a_manifest_without_an_end_is_broken_off(scene: Scene) -> None:
+    scene.origin.push(REPO, "1.0", make_image(seed=9))
+    scene.origin.fault("GET .*/referrers/", status=200, body=b"{" + b" " * (9 << 20) + b"}")
+
+    events = await scene.warm(referrers=True)
+
+    assert "a manifest of more than" in by_event(events, "failed")[0]["reason"]
+
+
+async def test_blobs_in_an_index_are_not_counted_as_manifests(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cacheyd.tree.MAX_MANIFESTS", 2)
+    buildkit_cache(70, layers=5).push(scene.origin, REPO, "1.0")
+    buildkit_cache(71, layers=5, layer_type=None).push(scene.origin, REPO, "2.0")
+
+    assert (await scene.warm())[-1]["failed"] == 0
+    assert "more than 2 manifests" in by_event(await scene.warm(f"{REPO}:2.0"), "failed")[0]["reason"]

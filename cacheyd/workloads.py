@@ -1,0 +1,257 @@
+"""The images in what somebody hands over: a list, or Kubernetes objects as JSON or YAML (kubectl, helm template).
+
+Sources: Kubernetes' PodSpec (containers, initContainers, ephemeralContainers, volumes of type image) and YAML 1.1 with merge
+keys, as kubectl reads it. Objects are known by their shape, so that custom resources with a pod in them are read, too.
+Nothing of a document is built but texts, lists and mappings, and each of these is looked at once: aliases cost nothing.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cacheyd.reference import parse_image
+
+# The most that is read (bytes), and how many values and levels YAML may have: its parser is slow, and builds trees.
+MAX_TEXT, MAX_VALUES, MAX_DEPTH = 128 << 20, 5_000_000, 200
+_CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
+# What no list of images has: `key:`, `- key:`, and the lines between documents.
+_YAML_LINE = re.compile(
+    r"""^(?:---|%YAML|[ ]*(?:-[ ]+)*(?:"[^"\n]*"|'[^'\n]*'|[^\s#"'][^\s#]*)[ ]*:(?:[ \t\r]|$))""", re.MULTILINE
+)
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+_MERGE = "<<"
+_SHOWN = 200
+
+
+@dataclass(slots=True)
+class Found:
+    """Images in the order in which they are named, each once, and what was there instead of one."""
+
+    images: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_images(data: bytes) -> Found:
+    """The images of a list or of Kubernetes objects. Raises ValueError, with the document's number, for what is neither."""
+    if len(data) > MAX_TEXT:
+        raise ValueError(f"more than {MAX_TEXT >> 20} MiB")
+    text = _decoded(data)
+    if text.lstrip()[:1] in ("{", "["):
+        return _in_objects(_json_documents(text), text)
+    if _YAML_LINE.search(text):
+        return _in_objects(_yaml_documents(text), text)
+    return Found(list(dict.fromkeys(read_list(text.splitlines()))))
+
+
+def read_list(lines: list[str]) -> list[str]:
+    """The images of a list: one a line, `#` begins a comment."""
+    return [name for line in lines if (name := line.partition("#")[0].strip())]
+
+
+def _decoded(data: bytes) -> str:
+    # PowerShell's `>` writes UTF-16.
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not a text: byte {error.start} is not {encoding.removesuffix('-sig').upper()}") from None
+
+
+def _in_objects(documents: Iterator[object], text: str) -> Found:
+    found = Found()
+    number = 0
+    try:
+        for number, document in enumerate(documents, 1):
+            _look(document, number, found)
+    except _Unreadable as error:
+        hint = "; a template has to be rendered first (helm template)" if "{{" in text else ""
+        raise ValueError(f"document {number + 1}: {error}{hint}") from None
+    found.images = list(dict.fromkeys(found.images))
+    return found
+
+
+class _Unreadable(Exception):
+    """Why a document cannot be read."""
+
+
+# Documents
+
+
+def _json_documents(text: str) -> Iterator[object]:
+    # Numbers are of no interest, and long ones take quadratic time.
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str)
+    at, end = 0, len(text)
+    while at < end:
+        if text[at].isspace():
+            at += 1
+            continue
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise _Unreadable(f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+        except RecursionError:
+            raise _Unreadable("nested too deeply") from None
+        yield value
+
+
+@dataclass(slots=True)
+class _Mapping:
+    """A mapping that is not complete yet."""
+
+    items: dict[str, object] = field(default_factory=dict)
+    merged: list[object] = field(default_factory=list)
+    key: str | None = None
+
+
+class _Builder:
+    """Makes documents of the events of YAML's parser, without recursion and without a copy of what an alias stands for."""
+
+    def __init__(self) -> None:
+        self._open: list[list[object] | _Mapping] = []
+        self._anchors: dict[str | None, object] = {}
+        self._values = 0
+        self.document: object = None
+
+    def begin(self) -> None:
+        """A new document."""
+        self._open, self._anchors, self.document = [], {}, None
+
+    def scalar(self, value: str | None, anchor: str | None) -> None:
+        self._add(value, anchor)
+
+    def alias(self, anchor: str | None) -> None:
+        if anchor not in self._anchors:
+            raise _Unreadable(f"*{str(anchor)[:_SHOWN]} stands for nothing")
+        self._add(self._anchors[anchor], None)
+
+    def start(self, container: list[object] | _Mapping, anchor: str | None) -> None:
+        if len(self._open) >= MAX_DEPTH:
+            raise _Unreadable(f"nested more than {MAX_DEPTH} deep")
+        self._add(container.items if isinstance(container, _Mapping) else container, anchor)
+        self._open.append(container)
+
+    def end(self) -> None:
+        container = self._open.pop()
+        if isinstance(container, _Mapping):
+            for merged in container.merged:
+                self._merge(container.items, merged)
+
+    def _add(self, value: object, anchor: str | None) -> None:
+        self._count(1)
+        if anchor is not None:
+            self._anchors[anchor] = value
+        if not self._open:
+            self.document = value
+            return
+        container = self._open[-1]
+        if isinstance(container, list):
+            container.append(value)
+        elif container.key is None:
+            # A key may be of any kind; those that are no text are of no interest.
+            container.key = value if isinstance(value, str) else ""
+        else:
+            key, container.key = container.key, None
+            if key == _MERGE:
+                container.merged.append(value)
+            else:
+                container.items[key] = value
+
+    def _merge(self, items: dict[str, object], value: object) -> None:
+        """The keys of other mappings, where they are not there (https://yaml.org/type/merge.html)."""
+        others = value if isinstance(value, list) else [value]
+        for other in {id(one): one for one in others if isinstance(one, dict)}.values():
+            self._count(len(other))
+            for key in list(other):
+                items.setdefault(key, other[key])
+
+    def _count(self, number: int) -> None:
+        self._values += number
+        if self._values > MAX_VALUES:
+            raise _Unreadable(f"more than {MAX_VALUES} values")
+
+
+def _yaml_documents(text: str) -> Iterator[object]:
+    # Only here: the other commands need no YAML.
+    import yaml  # noqa: PLC0415
+
+    builder = _Builder()
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            match event:
+                case yaml.DocumentStartEvent():
+                    builder.begin()
+                case yaml.ScalarEvent():
+                    is_null = event.implicit[0] and event.value in _NULLS
+                    builder.scalar(None if is_null else event.value, event.anchor)
+                case yaml.AliasEvent():
+                    builder.alias(event.anchor)
+                case yaml.SequenceStartEvent():
+                    builder.start([], event.anchor)
+                case yaml.MappingStartEvent():
+                    builder.start(_Mapping(), event.anchor)
+                case yaml.CollectionEndEvent():
+                    builder.end()
+                case yaml.DocumentEndEvent():
+                    yield builder.document
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise _Unreadable(f"not YAML: {error.problem or error.context}{where}") from None
+    except yaml.YAMLError as error:
+        raise _Unreadable(f"not YAML: {str(error).partition(chr(10))[0]}") from None
+
+
+# What is in them
+
+
+def _look(document: object, number: int, found: Found) -> None:
+    """Takes the images of a document, each part of it once, in their order."""
+    seen = set[int]()
+    waiting: list[tuple[object, str]] = [(document, "")]
+    while waiting:
+        value, owner = waiting.pop()
+        if not isinstance(value, dict | list) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            owner = _named(value) or owner
+            for image in _images_of(value):
+                _take(image, f"document {number}{owner}", found)
+        children = value if isinstance(value, list) else list(value.values())
+        waiting += [(child, owner) for child in reversed(children)]
+
+
+def _named(value: dict[str, Any]) -> str:
+    """A Kubernetes object's kind and name; empty if it is none."""
+    kind, metadata = value.get("kind"), value.get("metadata")
+    if not isinstance(kind, str) or not isinstance(metadata, dict):
+        return ""
+    names = [name for key in ("namespace", "name") if isinstance(name := metadata.get(key), str) and name]
+    return f", {kind} {'/'.join(names)}"[:_SHOWN] if names else ""
+
+
+def _images_of(value: dict[str, Any]) -> Iterator[str]:
+    for key in _CONTAINERS:
+        items = value.get(key)
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, dict) and isinstance(image := item.get("image"), str):
+                yield image
+    volumes = value.get("volumes")
+    for volume in volumes if isinstance(volumes, list) else ():
+        source = volume.get("image") if isinstance(volume, dict) else None
+        if isinstance(source, dict) and isinstance(reference := source.get("reference"), str):
+            yield reference
+
+
+def _take(image: str, where: str, found: Found) -> None:
+    name = image.strip()
+    if not name:
+        return  # A controller fills it in.
+    try:
+        parse_image(name)
+    except ValueError as error:
+        found.problems.append(f"{where}: {error}")
+    else:
+        found.images.append(name)

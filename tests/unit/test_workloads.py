@@ -1,0 +1,264 @@
+"""The images in lists and in Kubernetes objects, whatever form they have, and what is refused."""
+
+import json
+import time
+import tracemalloc
+from typing import Any
+
+import pytest
+
+from cacheyd import workloads
+from cacheyd.workloads import read_images
+
+POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "web-0", "namespace": "shop", "annotations": {"note": "image: not-this"}},
+    "spec": {
+        "initContainers": [{"name": "init", "image": "busybox:1.36"}],
+        "containers": [{"name": "web", "image": "ghcr.io/acme/web:1.0"}, {"name": "none"}],
+        "ephemeralContainers": [{"name": "debug", "image": "alpine"}],
+        "volumes": [{"name": "v", "image": {"reference": "quay.io/acme/model:2"}}, {"name": "c", "configMap": {"name": "x"}}],
+    },
+    "status": {
+        "containerStatuses": [{"image": "docker.io/acme/other:1", "imageID": "docker.io/acme/other@sha256:" + "a" * 64}]
+    },
+}
+IN_POD = ["busybox:1.36", "ghcr.io/acme/web:1.0", "alpine", "quay.io/acme/model:2"]
+# As `helm template` writes it.
+HELM = """\
+---
+# Source: shop/templates/serviceaccount.yaml
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: shop
+---
+# Source: shop/templates/empty.yaml
+---
+# Source: shop/templates/deployment.yaml
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: shop
+spec:
+  template:
+    spec:
+      initContainers:
+      - image: "registry.k8s.io/init:v1@sha256:{digest}"
+        name: init
+      containers:
+        - name: shop
+          image: ghcr.io/acme/shop:1.2.3   # the shop
+          args: ["--image", "not-this"]
+        - name: side
+          image: >-
+            ghcr.io/acme/side:4
+---
+# Source: shop/templates/cronjob.yaml
+apiVersion: batch/v1
+kind: CronJob
+metadata: {{name: tidy}}
+spec: {{jobTemplate: {{spec: {{template: {{spec: {{containers: [{{name: tidy, image: alpine:3.22}}]}}}}}}}}}}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: shops.acme.test
+spec:
+  versions:
+  - schema:
+      openAPIV3Schema:
+        properties:
+          containers: {{type: array, items: {{properties: {{image: {{type: string}}}}}}}}
+          volumes: {{type: array}}
+---
+apiVersion: acme.test/v1
+kind: Shop
+metadata:
+  name: mine
+spec:
+  workers:
+  - pods:
+    - template:
+        spec:
+          containers:
+          - name: main
+            image: ghcr.io/acme/worker:9
+...
+"""
+IN_HELM = [
+    "registry.k8s.io/init:v1@sha256:" + "b" * 64,
+    "ghcr.io/acme/shop:1.2.3",
+    "ghcr.io/acme/side:4",
+    "alpine:3.22",
+    "ghcr.io/acme/worker:9",
+]
+
+
+def found(text: str | bytes) -> list[str]:
+    read = read_images(text.encode() if isinstance(text, str) else text)
+    assert read.problems == []
+    return read.images
+
+
+def refusal(text: str | bytes) -> str:
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        read_images(text.encode() if isinstance(text, str) else text)
+    return str(caught.value)
+
+
+def owner(kind: str, spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "x/v1", "kind": kind, "metadata": {"name": "n"}, "spec": spec}
+
+
+# What is read
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n\n", "\ufeff"])
+def test_nothing_is_nothing(text: str) -> None:
+    assert found(text) == []
+
+
+@pytest.mark.parametrize("name", ["alpine", "reg.test:5000/app:1", "alpine:3.22 # base: small", "a/b:c", "  x  # y: z"])
+def test_a_list_is_no_yaml(name: str) -> None:
+    assert found(f"# images: all\n{name}\n\nother\n") == [name.partition("#")[0].strip(), "other"]
+
+
+def test_a_pod() -> None:
+    assert found(json.dumps(POD)) == IN_POD
+
+
+def test_the_pods_of_a_cluster_name_their_images_once() -> None:
+    pods = {"apiVersion": "v1", "kind": "List", "items": [POD, {**POD, "metadata": {"name": "web-1"}}]}
+    assert found(json.dumps(pods, indent=4)) == IN_POD
+
+
+def test_several_objects_of_json_one_after_another() -> None:
+    assert found(json.dumps(POD) + "\n" + json.dumps(owner("Job", {"containers": [{"image": "a"}]}))) == [*IN_POD, "a"]
+    assert found(json.dumps([POD])) == IN_POD
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "DaemonSet", "StatefulSet", "Job", "ReplicaSet", "Rollout"])
+def test_whatever_has_a_pod_in_it(kind: str) -> None:
+    assert found(json.dumps(owner(kind, {"template": {"spec": POD["spec"]}}))) == IN_POD
+    cron = owner("CronJob", {"jobTemplate": {"spec": {"template": {"spec": POD["spec"]}}}})
+    assert found(json.dumps(cron)) == IN_POD
+
+
+def test_what_helm_renders() -> None:
+    assert found(HELM.format(digest="b" * 64)) == IN_HELM
+
+
+def test_line_ends_and_encodings_of_windows() -> None:
+    text = HELM.format(digest="b" * 64).replace("\n", "\r\n")
+    assert found(text.encode("utf-16")) == found(("\ufeff" + text).encode()) == IN_HELM
+    assert found("alpine\r\nbusybox\r\n".encode("utf-16")) == ["alpine", "busybox"]
+
+
+def test_anchors_aliases_and_merge_keys() -> None:
+    text = """
+        base: &base {name: one, image: "a:1"}
+        other: &other {image: "b:1", name: two}
+        spec:
+          containers: [{<<: *base}, {<<: [*base, *other], image: "c:1"}, {<<: [*other, *base]}, *base]
+        again: &again {containers: [{image: "d:1"}], self: *again}
+        """
+    assert found(text) == ["a:1", "c:1", "b:1", "d:1"]
+
+
+@pytest.mark.parametrize("image", ["", "~", "null", '""', "[a]", "{a: b}"])
+def test_what_has_no_image_yet_is_left_out(image: str) -> None:
+    assert found(f"containers:\n- name: a\n  image: {image}\n- image: b:1\n") == ["b:1"]
+
+
+@pytest.mark.parametrize("text", ["containers: {a: b}", "containers: [a, 1, [b]]", "volumes: [{image: x}]", "--- x", "a:"])
+def test_what_only_looks_like_it_is_no_image(text: str) -> None:
+    assert found(text) == []
+
+
+def test_values_are_texts() -> None:
+    assert found("containers:\n- image: 2026-11-25\n- image: 1.10\n- image: yes\n") == ["2026-11-25", "1.10", "yes"]
+
+
+# What is refused
+
+
+def test_a_name_that_is_none_is_told_with_its_place_and_stops_no_other() -> None:
+    pod = {**POD, "spec": {"containers": [{"image": "${REGISTRY}/app"}, {"image": "alpine"}]}}
+    read = read_images((json.dumps(POD) + json.dumps(pod)).encode())
+    assert read.images == IN_POD
+    (problem,) = read.problems
+    assert problem.startswith("document 2, Pod shop/web-0: '${REGISTRY}/app' is not the name of an image")
+
+
+def test_the_document_that_cannot_be_read_is_named() -> None:
+    said = refusal("a: 1\n---\nb: 2\n---\nc: [1\nd: }\n")
+    assert said.startswith("document 3: not YAML: ")
+    assert "line 6" in said
+    assert refusal('{"a": 1}\n{"b": nothing}').startswith("document 2: not JSON: ")
+    assert refusal('{"a": 1').startswith("document 1: not JSON: ")
+
+
+def test_a_template_is_told_from_what_it_renders() -> None:
+    assert "helm template" in refusal('kind: Pod\nmetadata:\n  {{- include "x" . }}\n  name: {{ .Values.name }}\n')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a: \xff\xfe\n",
+        b"kind: *nothing\n",
+        b"kind: \x00\n",
+        b"a: [",
+        b": :",
+        b"[" * 100_000,
+        b"a: " + b"[" * 100_000,
+        b"---\n" + b"? " * 5000 + b": a",
+    ],
+    ids=["bytes", "alias", "nul", "open", "colons", "json", "flow", "keys"],
+)
+def test_what_cannot_be_read_is_refused(text: bytes) -> None:
+    assert refusal(text)
+
+
+def test_more_than_can_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workloads, "MAX_TEXT", 1 << 20)
+    assert refusal(b"a" * ((1 << 20) + 1)) == "more than 1 MiB"
+    monkeypatch.setattr(workloads, "MAX_VALUES", 1000)
+    assert "more than 1000 values" in refusal("a: [" + "1," * 2000 + "]")
+
+
+def bomb(merge: bool) -> str:
+    """A billion laughs: what every alias doubles."""
+    lines = ["a0: &a0 {k: v, containers: [{image: 'a:1'}]}"]
+    for n in range(1, 40):
+        before = f"*a{n - 1}"
+        lines.append(
+            f"a{n}: &a{n} {{<<: [{before}, {before}], k{n}: [{before}]}}" if merge else f"a{n}: &a{n} [{before}, {before}]"
+        )
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_aliases_cost_nothing(merge: bool) -> None:
+    tracemalloc.start()
+    began = time.monotonic()
+    assert found(bomb(merge)) == ["a:1"]
+    assert time.monotonic() - began < 2
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+
+
+def test_merged_keys_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workloads, "MAX_VALUES", 20_000)
+    large = ", ".join(f"k{n}: v" for n in range(1000))
+    text = f"a: &a {{{large}}}\n" + "".join(f"b{n}: {{<<: *a}}\n" for n in range(100))
+    assert "more than 20000 values" in refusal(text)
+
+
+def test_a_large_cluster_is_read_in_a_moment() -> None:
+    pods = [{**POD, "metadata": {"name": f"web-{n}"}} for n in range(3000)]
+    began = time.monotonic()
+    assert found(json.dumps({"kind": "List", "items": pods})) == IN_POD
+    assert time.monotonic() - began < 5
