@@ -393,9 +393,9 @@ async def _request_token(
     if response.status in (401, 403):
         raise _LoginRefused(f"its token service answered {response.status}")
     if response.status != 200:
-        error = UpstreamBroken(f"its token service answered {response.status}", refused=True)
-        error.wait = wanted_wait(response.headers, time.time()) if response.status == 429 else None
-        raise error
+        refused = UpstreamBroken(f"its token service answered {response.status}", refused=True)
+        refused.wait = wanted_wait(response.headers, time.time()) if response.status == 429 else None
+        raise refused
     return _parse_token(body)
 
 
