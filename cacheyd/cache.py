@@ -520,17 +520,18 @@ class Cache:
         if until is None:
             return None
         asked = policy.asked_types(accepted_types(request.accept))
-        found = None
-        if answer is not None and answer.source is not None and not cooldown.allows(ref):
-            answer.source.close()
-        while found is None and (previous := cooldown.previous(ref, asked)) is not None:
-            found = await self._by_digest(request, previous)
-            if found is None:
-                cooldown.lost(ref, previous.digest, asked)
-        if found is None and cooldown.allows(ref):
+        found, as_it_is = None, False
+        try:
+            while found is None and (previous := cooldown.previous(ref, asked)) is not None:
+                found = await self._by_digest(request, previous)
+                if found is None:
+                    cooldown.lost(ref, previous.digest, asked)
+            as_it_is = found is None and cooldown.allows(ref)
+        finally:
+            if answer is not None and answer.source is not None and not as_it_is:
+                answer.source.close()
+        if as_it_is:
             return None
-        if answer is not None and answer.source is not None:
-            answer.source.close()
         if found is None:
             raise cooldown.refusal(ref, digest, until)
         return _held(found, digest, until)

@@ -544,6 +544,17 @@ def test_a_date_that_is_not_to_be_had_shows_no_age(lab: Lab, fault: Mapping[str,
     tag.both(first, "HELD")
 
 
+@pytest.mark.parametrize("part", ["manifest", "config"])
+def test_what_is_looked_into_may_be_compressed(lab: Lab, part: str) -> None:
+    tag = Tag(lab, "fickle.test", origin="fickle")
+    tag.old()
+    index = tag.index(OLD)
+    amd64 = dict(index.images)["linux/amd64"]
+    digest = amd64.digest if part == "manifest" else amd64.config.digest
+    lab.origins["fickle"].fault(digest, content_encoding="gzip")
+    tag.both(index)
+
+
 def test_clients_do_not_wait_for_a_date_forever(own: Starter) -> None:
     origin = own.origin(Origin())
     settings = {"progress_timeout": "10s"}
