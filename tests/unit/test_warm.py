@@ -612,9 +612,12 @@ async def test_there_are_bounds(scene: Scene, monkeypatch: pytest.MonkeyPatch) -
     events = await scene.warm(referrers=True)
     assert by_event(events, "done")[0]["referrers"] == 2
 
+    # The list of another image, as one is kept for `tag_ttl`.
+    image = make_image(seed=10)
+    scene.origin.push(REPO, "2.0", image)
     for n in range(5):
         artifact(50 + n, image.manifest).push(scene.origin, REPO)
-    events = await scene.warm(referrers=True)
+    events = await scene.warm(f"{REPO}:2.0", referrers=True)
     assert "more than 3 signatures" in by_event(events, "failed")[0]["reason"]
     assert all(scene.has(*(blob.digest for blob in image.blobs)))
 
