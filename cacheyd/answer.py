@@ -17,7 +17,7 @@ API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 PROXIED_BY = ("X-Proxied-By", "cacheyd")
 # RFC 9111 dropped Warning, but people grep for it.
 STALE_WARNING = ("Warning", '110 cacheyd "upstream failed: last known tag"')
-MISS, HIT, STALE, REVALIDATED, BYPASS = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS"
+MISS, HIT, STALE, REVALIDATED, BYPASS, HELD = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS", "HELD"
 
 
 @dataclass(slots=True)

@@ -5,13 +5,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cacheyd import policy
 from cacheyd.access import EMPTY, ONE_BYTE, Access, says_nothing_of_get
 from cacheyd.answer import (
     BYPASS,
+    HELD,
     HIT,
     MISS,
     REVALIDATED,
@@ -26,6 +27,8 @@ from cacheyd.answer import (
 )
 from cacheyd.codings import codings_of
 from cacheyd.config import Settings
+from cacheyd.cooldown import Cooldown, shown
+from cacheyd.created import Created
 from cacheyd.errors import HeaderList, RequestError, cache_error, upstream_error
 from cacheyd.fetch import Fetcher, UpstreamResponse, asker, content_length, end_to_end, header, without
 from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
@@ -90,7 +93,9 @@ class Cache:
         settings: Settings,
         *,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         on_ignored: Callable[[], None] = lambda: None,
+        on_held: Callable[[str, str], None] = lambda registry, action: None,
         below_floor: Callable[[str], bool] = lambda registry: False,
         check_allowed: Callable[[Reference], None] = lambda ref: None,
     ) -> None:
@@ -99,6 +104,9 @@ class Cache:
         self.listings = Listings(store, fetcher, clock=clock, below_floor=below_floor)
         self.fetcher = fetcher
         self.settings = settings
+        self.cooldown = Cooldown(store, settings, clock=clock, monotonic=monotonic, on_held=on_held)
+        self.cooldown.look = Created(fetcher, self.cooldown.learn).look
+        fetcher.admit = self.cooldown.admit
         self._clock = clock
         self._on_ignored = on_ignored
         self._below_floor = below_floor
@@ -113,6 +121,7 @@ class Cache:
         self._generation += 1
         self.access.forget()
         self.listings.forget()
+        self.cooldown.configure(self.settings)
 
     # Hits
 
@@ -150,10 +159,22 @@ class Cache:
             if stored is None or not stored.media_type or not accepts(types, stored.media_type):
                 return None
             return self._from_store(request, stored, stored.media_type, HIT, stored.created)
+        if self.cooldown.active:
+            self.cooldown.ripen(ref)
         variant = self._variant(ref, types)
         if variant is None or not policy.is_fresh(variant, policy.tag_ttl(self.settings, ref), now):
             return None
-        return None if self.access.is_gone(ref, request.headers) else self._from_variant(request, variant, HIT)
+        return None if self.access.is_gone(ref, request.headers) else self._fresh(request, variant)
+
+    def _fresh(self, request: Request, variant: TagVariant) -> Answer | None:
+        ref = request.ref
+        hold = self.cooldown.hold(ref, variant.asked) if self.cooldown.active else None
+        if hold is None:
+            return self._from_variant(request, variant, HIT)
+        until = self.cooldown.held_until(ref, hold.candidate.digest)
+        if until is None:
+            return None  # What comes next may be served, and is not here.
+        return _held(self._from_variant(request, variant, HELD), hold.candidate.digest, until)
 
     def _variant(self, ref: Reference, types: frozenset[str]) -> TagVariant | None:
         variants = self.store.tag_variants(ref.registry, ref.repository, ref.reference)
@@ -449,20 +470,86 @@ class Cache:
         types = accepted_types(request.accept)
         if policy.tag_ttl(self.settings, ref) == 0:
             self._on_ignored()
+        if self.cooldown.active:
+            self.cooldown.ripen(ref)
+            self._refuse_held(request, types)
         known = self._variant(ref, types)
         if self._below_floor(ref.registry) and (answer := self._saved(request, known)):
             return answer
         try:
             answer = None
-            if request.head or (known and self._is_here(ref, known.digest)):
+            if request.head or (known and (self.cooldown.covers(ref) or self._is_here(ref, known.digest))):
                 relay = await self._resolve(request)
-                answer = self._confirmed(request, relay, known)
-            answer = answer or await self._content(request)
+                answer = await self._instead(request, relay.headers) if _complete_head(relay) else None
+                answer = answer or self._confirmed(request, relay, known)
+            if answer is None:
+                answer = await self._content(request)
+                if instead := await self._instead(request, answer.headers, answer):
+                    answer = instead
         except (Relayed, RequestError) as error:
             if answer := self._stale(request, known, error):
                 return answer
             raise
         self.access.found(ref, request.headers)
+        return answer
+
+    # Tags that are held (min_age)
+
+    def _refuse_held(self, request: Request, types: frozenset[str]) -> None:
+        """Raises RequestError where upstream said lately that the tag is too young, and nothing else may be served."""
+        ref, asked = request.ref, policy.asked_types(types)
+        hold = self.cooldown.hold(ref, asked)
+        if hold is None or self.cooldown.allows(ref) or self.access.is_gone(ref, request.headers):
+            return
+        until = self.cooldown.held_until(ref, hold.candidate.digest)
+        fresh = policy.is_fresh(hold.candidate, policy.tag_ttl(self.settings, ref), self._clock())
+        if until is not None and fresh and self.cooldown.previous(ref, asked) is None:
+            raise self.cooldown.refusal(ref, hold.candidate.digest, until)
+
+    async def _instead(self, request: Request, headers: HeaderList, answer: Answer | None = None) -> Answer | None:
+        """What is served in place of what upstream says that a tag is, if that is too young; None if it may be served.
+
+        `headers` are those of what upstream said, or of the answer that was made of it. Raises RequestError 403 where nothing
+        else can be served.
+        """
+        ref, cooldown = request.ref, self.cooldown
+        if not cooldown.active:
+            return None
+        digest = _stated_digest(headers)
+        until = cooldown.held_until(ref, digest)
+        if until is None:
+            return None
+        asked = policy.asked_types(accepted_types(request.accept))
+        found, as_it_is = None, False
+        try:
+            while found is None and (previous := cooldown.previous(ref, asked)) is not None:
+                found = await self._by_digest(request, previous)
+                if found is None:
+                    cooldown.lost(ref, previous.digest, asked)
+            as_it_is = found is None and cooldown.allows(ref)
+        finally:
+            if answer is not None and answer.source is not None and not as_it_is:
+                answer.source.close()
+        if as_it_is:
+            return None
+        if found is None:
+            raise cooldown.refusal(ref, digest, until)
+        return _held(found, digest, until)
+
+    async def _by_digest(self, request: Request, variant: TagVariant) -> Answer | None:
+        """What a tag was before, from disk or else from upstream; None if it is not there any more."""
+        ref = request.ref
+        if self._is_here(ref, variant.digest) and (answer := self._from_variant(request, variant, HELD)):
+            return answer
+        by_digest = replace(request, ref=replace(ref, reference=variant.digest, digest=variant.digest))
+        try:
+            answer = await self._manifest_by_digest(by_digest)
+        except Relayed as error:
+            if error.relay.status != 404:
+                raise
+            return None
+        answer.ref, answer.result = ref, HELD
+        answer.headers = (*without(answer.headers, "x-cache"), ("X-Cache", HELD))
         return answer
 
     def _is_here(self, ref: Reference, digest: str) -> bool:
@@ -524,10 +611,8 @@ class Cache:
         response = await self.fetcher.open(ref, "HEAD", headers)
         response.close()
         relay = Relay(response.status, end_to_end(response.headers), b"", from_head=True)
-        if ref.digest is None and _complete_head(relay) and policy.is_memorable(asked):
-            # Here and not where it is waited for: who comes in between must find it.
-            variant = _variant_of(relay, asked, self._clock())
-            self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+        if ref.digest is None and _complete_head(relay):
+            await self.fetcher.tag_found(ref, headers, _variant_of(relay, asked, self._clock()))
         return relay
 
     # Blobs
@@ -621,6 +706,15 @@ class Cache:
         if request.head:
             return Answer(status, headers, length=part.length, result=result, ref=ref)
         return Answer(status, headers, b"", FlightReader(flight, part.start, part.end), part.length, result, ref)
+
+
+def _held(answer: Answer | None, digest: str, until: float) -> Answer | None:
+    """An answer that stands in for something too young, marked as such."""
+    if answer is not None:
+        text = f"held until {shown(until)}: {digest} is too young"
+        answer.headers = (*answer.headers, ("Warning", f'299 cacheyd "{text}"'))
+        answer.note = text
+    return answer
 
 
 def _slicer(body: bytes) -> Callable[[int, int], bytes]:

@@ -54,6 +54,9 @@ def _add_tools(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     gc_.add_argument("--unreferenced", action="store_true", help="also remove blobs without a manifest, unused for an hour")
     add("verify", "read everything that is stored, and drop what does not have its digest")
     add("stats", "show the totals of the store, and the counters of the running cacheyd")
+    add("held", "list the tags whose image is too young (min_age), and what is served meanwhile")
+    release = add("release", "let an image through although it is too young (min_age)")
+    release.add_argument("images", nargs="+", metavar="IMAGE", help="image with its tag, or name@digest")
     for tool in images.add_commands(commands):
         _add_place(tool)
 

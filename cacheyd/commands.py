@@ -5,13 +5,14 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict
 from itertools import batched
 from typing import Any
 
-from cacheyd import parse
+from cacheyd import cooldown, parse
 from cacheyd.control import CommandError, Reply, closable
 from cacheyd.inventory import Ambiguous, Inventory, Removal, Target, parse_target
-from cacheyd.reference import Kind
+from cacheyd.reference import Kind, parse_image
 from cacheyd.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Commands:
             "gc": self._gc,
             "verify": self._verify,
             "stats": self._stats,
+            "held": self._held,
+            "release": self._release,
             **(extra or {}),
         }
 
@@ -117,6 +120,27 @@ class Commands:
             "partial_bytes": store.partial_bytes,
         }
         yield {"result": {"store": result, "server": dict(self._running()) if self._running is not None else None}}
+
+    # What waits for its min_age
+
+    async def _held(self, args: dict[str, Any]) -> AsyncIterator[Reply]:
+        store = self._store
+        found = [asdict(row) for row in cooldown.listed(store, store.settings, store.clock())]
+        for batch in batched(found, ROWS):
+            yield {"rows": batch}
+        yield {"result": {"count": len(found)}}
+
+    async def _release(self, args: dict[str, Any]) -> AsyncIterator[Reply]:
+        released, not_found = [], []
+        for name in _names(args, "images"):
+            try:
+                image = parse_image(name)
+            except ValueError as error:
+                raise CommandError(str(error)) from None
+            digests = cooldown.release(self._store, image, self._store.clock())
+            released += [{"image": str(image), "digest": digest} for digest in digests]
+            not_found += [] if digests else [str(image)]
+        yield {"result": {"released": released, "not_found": not_found}}
 
     # Cleaning up
 
@@ -204,11 +228,15 @@ async def _in_thread[T](look: Callable[[], T]) -> T:
         raise CommandError(str(error)) from None
 
 
-def _targets(args: dict[str, Any], key: str) -> list[Target]:
+def _names(args: dict[str, Any], key: str) -> list[str]:
     given = args.get(key, [])
     if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
         raise CommandError(f"{key} is not a list of names")
+    return given
+
+
+def _targets(args: dict[str, Any], key: str) -> list[Target]:
     try:
-        return [parse_target(text) for text in given]
+        return [parse_target(text) for text in _names(args, key)]
     except ValueError as error:
         raise CommandError(str(error)) from None

@@ -19,7 +19,7 @@ from cacheyd import parse
 from cacheyd.errors import RequestError
 from cacheyd.parse import Size
 from cacheyd.reference import DOCKER_HUB, canonical_registry
-from cacheyd.rules import parse_pins, parse_rules
+from cacheyd.rules import parse_ages, parse_pins, parse_rules
 
 
 class ConfigError(Exception):
@@ -80,6 +80,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("default_registry", parse.registry_name, "", "registry for clients that send no ns and no host in the path"),
     Setting("allow", parse_rules, "", "what may be asked for, as patterns of registries or of registry/repository:tag; empty means anything"),
     Setting("deny", parse_rules, "", "what may not, in the same way; the most specific pattern of both decides, deny if they are alike"),
+    Setting("min_ages", parse_ages, "", "min_age by pattern, as in allow; the most specific pattern counts, and before any min_age"),
     Setting("connect_timeout", parse.duration, "10s", "deadline for connecting to an upstream"),
     Setting("head_timeout", parse.duration, "20s", "deadline for the head of an upstream's response"),
     Setting("progress_timeout", parse.duration, "30s", "a body that stands still for so long is broken, either way"),
@@ -97,6 +98,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("tag_ttl", parse.duration, "5m", "how long a tag is served before upstream is asked again", _D),
     Setting("tag_ttls", parse.ttls, "latest=0s", "the same by pattern of tag; the first that matches counts, latest=0s comes last", _D),
     Setting("stale_if_error", parse.duration, "7d", "how long the last known tag is served while upstream is failing", _D),
+    Setting("min_age", parse.duration, "0s", "how old an image has to be until a tag leads to it; until then it leads to the one before; 0s means at once", _D),
+    Setting("min_age_action", parse.choice("refuse", "allow", "audit"), "refuse", "what is done where none before is known: refuse (403) or allow; audit: nothing is held, only said", _D),
+    Setting("min_age_evidence", parse.choice("any", "seen"), "any", "what shows an age: any (how long cacheyd has seen it, or the image's own created) or seen alone", _D),
     Setting("access", parse.choice("open", "verify"), "open", "verify: ask upstream whether this client may read it, on hits too", _D),
     Setting("access_ttl", parse.duration, "5m", "how long upstream's answer to that holds", _D),
     Setting(
@@ -140,6 +144,9 @@ class RegistrySettings:
     tag_ttl: float = 300.0
     tag_ttls: tuple[tuple[str, float], ...] = (("latest", 0.0),)
     stale_if_error: float = 7 * 86400.0
+    min_age: float = 0.0
+    min_age_action: str = "refuse"
+    min_age_evidence: str = "any"
     access: str = "open"
     access_ttl: float = 300.0
     auth: str = "passthrough"
@@ -182,6 +189,7 @@ class Settings:
     default_registry: str = ""
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    min_ages: tuple[tuple[str, float], ...] = ()
     connect_timeout: float = 10.0
     head_timeout: float = 20.0
     progress_timeout: float = 30.0
@@ -204,6 +212,12 @@ class Settings:
     def registry(self, name: str) -> RegistrySettings:
         """How `name` (canonical) is treated: as configured, else by the defaults."""
         return self.registries.get(name) or self.defaults
+
+    @property
+    def has_min_age(self) -> bool:
+        """Whether any tag has to wait for the age of its image."""
+        rows = (self.defaults, *self.registries.values())
+        return any(age for _, age in self.min_ages) or any(row.min_age for row in rows)
 
     def upstreams(self, name: str) -> tuple[str, ...]:
         """The base URLs of a registry, in the order in which they are tried."""
@@ -439,7 +453,7 @@ def _shown(setting: Setting, value: object) -> str:
             return '"…"'
         case Size():
             return f'"{value.share * 100:g}%"' if value.share else str(value.bytes or '""')
-        case tuple() if setting.parse is parse.ttls:
+        case tuple() if setting.parse in (parse.ttls, parse_ages):
             return "{ " + ", ".join(f"{_quoted(name)} = {ttl:g}" for name, ttl in value) + " }"
         case tuple():
             return "[" + ", ".join(map(_quoted, value)) + "]"

@@ -6,7 +6,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -157,6 +157,13 @@ class ManifestContent:
     stored: bool
 
 
+type Admit = Callable[[Reference, HeaderList, TagVariant, bytes], Awaitable[bool]]
+
+
+async def _no_opinion(ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> bool:
+    return False
+
+
 def header(headers: HeaderList, name: str) -> str | None:
     """The first value of a header, None if it is not there."""
     return next((value for key, value in headers if key.lower() == name), None)
@@ -240,6 +247,8 @@ class Fetcher:
         self.settings = settings
         self.flights = FlightTable()
         self.budget = budget or Budget(settings.flight_memory)
+        # Who decides whether a tag may lead to what upstream says; whether that was done.
+        self.admit: Admit = _no_opinion
         self._upstream = upstream
         self._clock = clock
         self._monotonic = monotonic
@@ -759,11 +768,18 @@ class Fetcher:
         finally:
             response.close()
             self._manifest_bytes -= len(data)
-        if ref.digest is None and is_memorable(asked):
-            # Here and not where it is waited for: who comes in between must find it.
+        if ref.digest is None:
             variant = TagVariant(asked, content.digest, content.media_type, len(data), self._clock())
-            self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+            await self.tag_found(ref, headers, variant, content.data)
         return content
+
+    async def tag_found(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes = b"") -> None:
+        """Remembers what upstream says of a tag, unless `admit` does; `data` are the manifest's bytes where they are known.
+
+        To be called where upstream is asked, and not where that is waited for: who comes in between must find it.
+        """
+        if not await self.admit(ref, headers, variant, data) and is_memorable(variant.asked):
+            self.store.set_tag(ref.registry, ref.repository, ref.reference, variant)
 
     async def _read_manifest(self, ref: Reference, response: UpstreamResponse, data: bytearray) -> None:
         """Appends the body to `data`. Raises RequestError, and NotKept for what is too large to be held."""

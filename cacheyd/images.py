@@ -167,7 +167,8 @@ def line_of(event: dict[str, Any]) -> str:
             return f"  {digest} {shown_size(event['size'])} failed: {event['reason']}"
         case "done":
             more = f", with {event['referrers']} that refer to it" if "referrers" in event else ""
-            return f"{image}: {shown_size(event['bytes'])} in the cache{more}"
+            held = f" ({event['held']})" if event.get("held") else ""
+            return f"{image}: {shown_size(event['bytes'])} in the cache{more}{held}"
         case "failed":
             return f"{image} failed: {event['reason']}"
         case "end":

@@ -23,7 +23,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_LABELS = 50
 # Statuses with a label of their own, and what is counted of an upstream that gave none.
 _CODES = frozenset({*(str(int(status)) for status in HTTPStatus), "error", "timeout", "dead"})
-_HITS = frozenset({"HIT", "STALE", "REVALIDATED"})
+_HITS = frozenset({"HIT", "STALE", "REVALIDATED", "HELD"})
 
 
 class _Plain(Collector):
@@ -81,6 +81,12 @@ class Metrics:
             "cacheyd_ratelimit_remaining", "Pulls left, as the registry's last answer said", ["registry"], registry=r
         )
         self._stale = Counter("cacheyd_stale_served", "Tags served although upstream failed", ["registry"], registry=r)
+        self._held = Counter(
+            "cacheyd_held",
+            "Tags that led to something too young, by what was done",
+            ["registry", "action"],
+            registry=r,
+        )
         self._evictions = Counter("cacheyd_evictions", "Objects removed to make room", ["reason"], registry=r)
         self._verify = Counter("cacheyd_verify_failures", "Objects whose bytes did not have their digest", registry=r)
         info = Gauge("cacheyd_build_info", "The version that runs", ["version"], registry=r)
@@ -121,6 +127,10 @@ class Metrics:
             self._stale.labels(key[0]).inc()
         if sent:
             self._sources["disk" if result in _HITS else "upstream"].inc(sent)
+
+    def held(self, registry: str, action: str) -> None:
+        """A tag led to something too young: `held`, `refused`, `allowed` or `audited`."""
+        self._held.labels(self._label(registry), action).inc()
 
     def ignored(self) -> None:
         """A tag that is always asked of upstream was asked for."""

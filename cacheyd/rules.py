@@ -119,6 +119,39 @@ def parse_rules(value: object) -> tuple[str, ...]:
     return texts
 
 
+def parse_ages(value: object) -> tuple[tuple[str, float], ...]:
+    """Durations by pattern; in a text as `ghcr.io=1d,docker.io/*:latest=7d`. Raises ValueError with what was expected."""
+    try:
+        found = parse.ttls(value)
+    except ValueError:
+        raise ValueError('a table such as { "docker.io/library/*" = "3d", "*/*:latest" = "7d" }') from None
+    parse_rules([text for text, _ in found])
+    return found
+
+
+class Ages:
+    """The durations of `min_ages`. The most specific pattern that covers a tag counts; the longest one, if they are alike."""
+
+    def __init__(self, ages: tuple[tuple[str, float], ...] = ()) -> None:
+        rules = [(parse_rule(text), age) for text, age in ages]
+        # Between registries, too, the one with more characters that stand for themselves.
+        self._rules = sorted(rules, key=lambda r: (r[0].repository is None, -(r[0].weight or _literals(r[0].text)), -r[1]))
+        self._found = lru_cache(maxsize=MAX_DECIDED)(self._find)
+
+    def find(self, ref: Reference) -> float | None:
+        """The seconds for a tag; None if no pattern covers it."""
+        return self._found(ref.registry, ref.repository, ref.reference) if self._rules else None
+
+    def _find(self, registry: str, repository: str, tag: str) -> float | None:
+        repository = _named(registry, repository)
+        return next((age for rule, age in self._rules if rule.covers(registry, repository, tag, untagged=False)), None)
+
+
+def _named(registry: str, repository: str) -> str:
+    """A repository as images are named, and so patterns."""
+    return f"library/{repository}" if registry == DOCKER_HUB and "/" not in repository else repository
+
+
 def parse_pins(value: object) -> tuple[str, ...]:
     """Patterns of images by their whole names, `registry/repository:tag` or `registry/repository@digest`, for `pin`.
 
@@ -217,8 +250,7 @@ class Rules:
         return self._decided(ref.registry, ref.repository, tag)
 
     def _decide(self, registry: str, repository: str, tag: str | None) -> tuple[str, str]:
-        if registry == DOCKER_HUB and "/" not in repository:
-            repository = f"library/{repository}"
+        repository = _named(registry, repository)
         denied = next((r for r in self._deny if r.covers(registry, repository, tag, untagged=False)), None)
         allowed = next((r for r in self._allow if r.covers(registry, repository, tag, untagged=True)), None)
         if denied is not None and (allowed is None or denied.weight >= allowed.weight):

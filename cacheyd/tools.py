@@ -19,6 +19,7 @@ from cacheyd.config import Settings
 from cacheyd.control import CommandError, NoServer, NotAnswering, Reply
 from cacheyd.inventory import parse_target
 from cacheyd.parse import shown_size
+from cacheyd.reference import parse_image
 
 # A process that has just taken the directory gets so long to make its socket (seconds).
 SOCKET_WAIT = 3.0
@@ -39,12 +40,15 @@ class ToolError(Exception):
 
 def run(args: Namespace, settings: Settings) -> int:
     """Runs a tool; the exit code: 0, 1 (failed, or nothing found) or 2 (wrong names)."""
-    names = {"ls": "patterns", "rm": "targets"}
-    options = {key: value for key in ("patterns", "targets", "blobs", "dry_run", "all", "unreferenced")
+    names: dict[str, tuple[str, Callable[[str], object]]] = {
+        "ls": ("patterns", parse_target), "rm": ("targets", parse_target), "release": ("images", parse_image),
+    }  # fmt: skip
+    options = {key: value for key in ("patterns", "targets", "images", "blobs", "dry_run", "all", "unreferenced")
                if (value := getattr(args, key, None))}  # fmt: skip
+    key, check = names.get(args.command, ("", parse_target))
     try:
-        for text in options.get(names.get(args.command, ""), ()):
-            parse_target(text)
+        for text in options.get(key, ()):
+            check(text)
     except ValueError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
         return 2
@@ -199,27 +203,19 @@ class _View:
             "ls": self._asked and not self._rows,
             "rm": bool(self._result.get("not_found")) or not _anything(self._result),
             "verify": bool(self._result.get("dropped")),
+            "release": bool(self._result.get("not_found")),
         }
         return int(failed.get(self._command, False))
 
     def text(self) -> str:
         """All of it."""
         if self._json:
-            data = self._rows if self._command == "ls" else self._result
+            data = self._rows if self._command in ("ls", "held") else self._result
             return json.dumps(data, indent=2) + "\n"
-        match self._command:
-            case "ls":
-                return _list(self._rows)
-            case "du":
-                return _usage(self._result)
-            case "rm":
-                return _removal(self._result)
-            case "gc":
-                return _collection(self._result)
-            case "verify":
-                return _verification(self._result)
-            case _:
-                return _stats(self._result)
+        if self._command in ("ls", "held"):
+            return _list(self._rows) if self._command == "ls" else _holds(self._rows)
+        texts = {"du": _usage, "rm": _removal, "gc": _collection, "verify": _verification, "release": _released}
+        return texts.get(self._command, _stats)(self._result)
 
 
 def _anything(result: dict[str, Any]) -> bool:
@@ -328,6 +324,24 @@ def _verification(result: dict[str, Any]) -> str:
     bad = len(result["dropped"])
     what = f"{bad} did not have their digest" if bad else "all have their digest"
     lines.append(f"{_number(result['checked'], 'object')} checked, {shown_size(result['bytes'])}: {what}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _holds(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return "nothing is held\n"
+    now, short = time.time(), sys.stdout.isatty()
+    body: list[Row] = [
+        (row["image"], _digest(row["digest"], short), _digest(row["served"], short) if row["served"] else "nothing",
+         _ago(row["since"], now), f"in {_span(row['until'] - now)}", row["reason"])
+        for row in rows
+    ]  # fmt: skip
+    return _table(("IMAGE", "HELD", "SERVED", "SINCE", "ENDS", "REASON"), body, right=set())
+
+
+def _released(result: dict[str, Any]) -> str:
+    lines = [f"not held: {name}" for name in result["not_found"]]
+    lines += [f"released: {row['image']} ({row['digest']})" for row in result["released"]]
     return "".join(f"{line}\n" for line in lines)
 
 

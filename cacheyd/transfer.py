@@ -141,6 +141,7 @@ def import_handlers(store: Store, clock: Callable[[], float] = time.time) -> dic
             raise ValueError(f"{args['digest']} is no manifest that is here")
         variant = TagVariant(ASKED, stored.digest, stored.media_type, stored.size, clock())
         store.set_tag(image.registry, image.repository, image.tag, variant)
+        store.sights.let_go(f"{image.name}:{image.tag}")
         yield {"image": str(image)}
 
     return {"import-room": room, "import-object": take, "import-check": check, "import-tag": tag}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cacheyd import __version__
-from cacheyd.answer import BYPASS, Answer
+from cacheyd.answer import BYPASS, HELD, Answer
 from cacheyd.auth import answer_challenge
 from cacheyd.cache import Cache, Request
 from cacheyd.errors import HeaderList, RequestError
@@ -77,6 +77,8 @@ class Session:
         self._image = image
         self._login = login
         self._authorization: HeaderList = ()
+        # Why the image is not what its tag is upstream (min_age).
+        self.held = ""
         self._asking = asyncio.Lock()
 
     async def get(self, kind: Kind, reference: str, *, media_type: str = "", query: str = "") -> Answer:
@@ -96,6 +98,8 @@ class Session:
         if answer.status != 200:
             close(answer)
             raise Failed(_why(answer), answer.status)
+        if answer.result == HELD:
+            self.held = answer.note
         return answer
 
     def is_kept(self, digest: str) -> bool:

@@ -104,7 +104,8 @@ class Warmer:
         size = sum(blob.size for blob in tree.blobs.values() if not blob.foreign)
         log.info("warmed %s: %s, %d bytes", name, root, size)
         found = {"referrers": tree.referrers} if self._order.referrers else {}
-        self._tell({"event": "done", "image": name, "digest": root, "bytes": size, **found})
+        held = {"held": session.held} if session.held else {}
+        self._tell({"event": "done", "image": name, "digest": root, "bytes": size, **found, **held})
         return True
 
     def _evicted(self, session: Session, blobs: Mapping[str, Descriptor]) -> list[str]:

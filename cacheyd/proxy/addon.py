@@ -164,6 +164,7 @@ class RegistryCache:
             self.fetcher,
             settings,
             on_ignored=self.metrics.ignored,
+            on_held=self.metrics.held,
             below_floor=self.origins.below_floor,
             check_allowed=self.origins.check_allowed,
         )
@@ -252,6 +253,7 @@ class RegistryCache:
         metrics.watch(
             "cacheyd_upstreams_dead", "Origins that are left alone now", lambda: float(len(self.origins.breaker.dead()))
         )
+        metrics.watch("cacheyd_tags_held", "Tags that are held now", lambda: float(self.cache.cooldown.count()))
         metrics.watch("cacheyd_store_bytes", "Bytes stored", lambda: float(store.size))
         metrics.watch("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda: float(store.blobs.free() or 0))
         metrics.watch(

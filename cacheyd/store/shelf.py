@@ -20,10 +20,11 @@ from cacheyd.once import Once
 from cacheyd.reference import Kind
 from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
-from cacheyd.store.index import Index
+from cacheyd.store.index import Index, Row
 from cacheyd.store.lists import Lists
 from cacheyd.store.lock import DirectoryLock
 from cacheyd.store.rows import Description, Stored, TagVariant, describe, has_own_type, read_stored, read_variants
+from cacheyd.store.sights import Sights
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Shelf:
         self.lists = Lists()
         self.blobs = BlobDir(root)
         self.index = Index(root / "index", sync=settings.durability == "fsync")
+        self.sights = Sights(self._unread_row)
         self.lock = DirectoryLock(root)
         self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cacheyd-disk")
         # Whether the catalogue is as complete as it gets.
@@ -332,6 +334,9 @@ class Shelf:
         if name not in self.catalog.tags and name not in self.gone_tags:
             self.catalog.set_tag(name, variants)
             self.catalog.changed_tags.discard(name)
+
+    def _unread_row(self, key: str) -> Row | None:
+        return None if self.index_read else self.index.get(key)
 
     # Writing
 

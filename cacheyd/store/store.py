@@ -302,6 +302,7 @@ class Store(Shelf):
         if not self.index_read:
             self.gone_tags.add(name)
         self.catalog.delete_tag(name)
+        self.sights.let_go(name)
         return known
 
     # Looking after it

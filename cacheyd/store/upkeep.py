@@ -27,6 +27,7 @@ from cacheyd.store.rows import (
     write_variants,
 )
 from cacheyd.store.shelf import MANIFEST_MAX, Idle, Shelf
+from cacheyd.store.sights import HELD, SEEN
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ REOPEN_EVERY = 5.0
 PARTIAL_AGE = 24 * 3600.0
 # A tag whose image is not stored is forgotten when nobody asked for it for so long (seconds).
 TAG_AGE = 24 * 3600.0
+# With min_age it is what clients get until the next one is old enough, and it can be fetched again.
+TAG_AGE_HELD = 30 * 24 * 3600.0
 # So many rows or files at a time: between them the event loop does something else.
 PAGE = 500
 # So many indexes, with all that they list.
@@ -86,6 +89,8 @@ class Upkeep:
                     self._catalog.changed_objects.add(thing.stored.digest)
                 elif isinstance(thing[1], Listed):
                     lists.append((thing[0], thing[1]))
+                elif isinstance(thing[1], dict):
+                    self._shelf.sights.load(thing[0], thing[1])
                 else:
                     tags.append((thing[0], thing[1]))
             if (count := count + 1) % PAGES_TO_FREEZE == 0:
@@ -188,16 +193,17 @@ class Upkeep:
 
     async def _drop_old_tags(self) -> int:
         count = 0
+        limit = TAG_AGE_HELD if self._shelf.settings.has_min_age else TAG_AGE
         for names in batched(list(self._catalog.tags), PAGE):
             for name in names:
-                if self._is_old(self._catalog.tags.get(name, ())):
+                if self._is_old(self._catalog.tags.get(name, ()), limit):
                     count += self._catalog.delete_tag(name)
             await asyncio.sleep(0)
         return count
 
-    def _is_old(self, variants: Sequence[TagVariant]) -> bool:
+    def _is_old(self, variants: Sequence[TagVariant], limit: float) -> bool:
         now = self._shelf.clock()
-        return not any(v.digest in self._catalog.objects or abs(now - v.checked) < TAG_AGE for v in variants)
+        return not any(v.digest in self._catalog.objects or abs(now - v.checked) < limit for v in variants)
 
     # Writing the index
 
@@ -251,15 +257,18 @@ class Upkeep:
             objects = _take(catalog.changed_objects, PAGE, self._shelf.unsynced)
             tags = _take(catalog.changed_tags, PAGE)
             lists = _take(self._shelf.lists.changed, LISTS)
-            if not objects and not tags and not lists:
+            sights = self._shelf.sights.take_changed(PAGE)
+            if not objects and not tags and not lists and not sights:
                 return
             rows = [(f"o:{digest}", self._object_row(digest)) for digest in objects]
             rows += [(f"t:{name}", self._tag_row(name)) for name in tags]
             rows += [(f"l:{name}", self._shelf.lists.row(name)) for name in lists]
+            rows += [(key, self._shelf.sights.row(key)) for key in sights]
             if not await self._shelf.in_thread(self._write_rows, rows):
                 catalog.changed_objects.update(objects)
                 catalog.changed_tags.update(tags)
                 self._shelf.lists.changed.update(lists)
+                self._shelf.sights.put_back(sights)
                 return
 
     def _write_rows(self, rows: Sequence[tuple[str, Row | None]]) -> bool:
@@ -289,6 +298,7 @@ class Upkeep:
             await self.load()
         self._catalog.changed_objects.update(self._catalog.objects)
         self._catalog.changed_tags.update(self._catalog.tags)
+        self._shelf.sights.all_changed()
         self._shelf.lists.touch_all()
         return True
 
@@ -438,7 +448,7 @@ class _Renewed:
     stored: Stored
 
 
-type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]] | tuple[str, Listed]
+type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]] | tuple[str, Listed] | tuple[str, Row]
 
 
 def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], bytes | None]) -> Iterator[list[_Thing]]:
@@ -453,6 +463,8 @@ def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], by
                 found.append((key[2:], tuple(read_variants(row))))
             elif key.startswith("l:") and (listed := read_listed(row)) is not None:
                 found.append((key[2:], listed))
+            elif key.startswith((SEEN, HELD)):
+                found.append((key, row))
         yield found
 
 

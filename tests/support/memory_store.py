@@ -18,6 +18,7 @@ from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.lists import Lists
 from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+from cacheyd.store.sights import Sights
 
 
 class MemoryStore:
@@ -36,6 +37,7 @@ class MemoryStore:
         self.in_flight: Callable[[], Collection[str]] = tuple
         self.on_evicted = on_evicted
         self.catalog = Catalog()
+        self.sights = Sights()
         self.lists = Lists()
         self.write_errors = 0
         self.open_partials: set[Partial] = set()
@@ -256,3 +258,4 @@ class MemoryStore:
     def delete_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forgets a tag."""
         self.catalog.delete_tag(f"{registry}/{repository}:{tag}")
+        self.sights.let_go(f"{registry}/{repository}:{tag}")

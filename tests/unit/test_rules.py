@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cacheyd.reference import NAME, TAG, Reference, parse_target
-from cacheyd.rules import Rules, parse_pins, parse_rule, parse_rules
+from cacheyd.reference import NAME, TAG, Kind, Reference, parse_target
+from cacheyd.rules import Ages, Rules, parse_ages, parse_pins, parse_rule, parse_rules
 
 DIGEST = "sha256:" + "a1" * 32
 UNTAGGED = (f"manifests/{DIGEST}", f"blobs/{DIGEST}", "tags/list", f"referrers/{DIGEST}")
@@ -226,6 +226,47 @@ def test_a_request_costs_little_whatever_the_rules() -> None:
         assert rules.refusal(ref) == ("", "")
         best = min(best, time.thread_time() - started)
     assert best < 0.02
+
+
+# min_ages
+
+
+@pytest.mark.parametrize(
+    ("name", "age"),
+    [
+        ("docker.io/library/nginx:latest", 7.0),
+        ("docker.io/nginx:latest", 7.0),
+        ("docker.io/library/nginx:1.27", 3.0),
+        ("docker.io/acme/app:latest", 5.0),
+        ("docker.io/acme/app:1", 2.0),
+        ("ghcr.io/acme/app:1", 4.0),
+        ("quay.io/acme/app:1", 1.0),
+        ("quay.io/acme/app:latest", 5.0),
+    ],
+)
+def test_the_most_specific_age_counts(name: str, age: float) -> None:
+    ages = Ages(
+        (
+            ("*", 1.0), ("docker.io", 2.0), ("docker.io/library/*", 3.0), ("ghcr.io", 4.0), ("*/*:latest", 5.0),
+            ("docker.io/library/*:latest", 6.0), ("docker.io/nginx:latest", 7.0),
+        )
+    )  # fmt: skip
+    registry, _, rest = name.partition("/")
+    repository, _, tag = rest.rpartition(":")
+    assert ages.find(Reference(registry, repository, Kind.MANIFEST, tag, None, "")) == age
+
+
+def test_of_ages_that_are_alike_the_longer_counts() -> None:
+    ref = Reference("docker.io", "library/nginx", Kind.MANIFEST, "1", None, "")
+    assert Ages((("docker.io/nginx", 1.0), ("docker.io/library/nginx", 2.0))).find(ref) == 2.0
+    assert Ages((("ghcr.io", 1.0),)).find(ref) is None
+    assert Ages().find(ref) is None
+
+
+@pytest.mark.parametrize("value", [{"docker.io/Nginx": "1d"}, {"": "1d"}, ["docker.io"], {"docker.io": True}, "docker.io", 5])
+def test_ages_that_cannot_be_meant(value: object) -> None:
+    with pytest.raises(ValueError, match=r"can never match|a table such as"):
+        parse_ages(value)
 
 
 # Pins

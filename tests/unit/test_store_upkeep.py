@@ -20,7 +20,7 @@ from cacheyd.store.blobs import Partial, digest_of
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.shelf import BROKEN_PAUSE
 from cacheyd.store.store import Store
-from cacheyd.store.upkeep import PARTIAL_AGE, PROBE_EVERY, REOPEN_EVERY, TAG_AGE
+from cacheyd.store.upkeep import PARTIAL_AGE, PROBE_EVERY, REOPEN_EVERY, TAG_AGE, TAG_AGE_HELD
 from tests.support.stores import (
     LARGE,
     MANIFEST,
@@ -372,6 +372,16 @@ async def test_tags_without_objects_are_forgotten_after_a_while(store: Store, cl
     assert set(store.catalog.tags) == {"docker.io/a:kept", "docker.io/a:new"}
     clock.now -= 10 * DAY
     assert (await store.upkeep.reconcile())["tags"] == 1, "of the future"
+
+
+async def test_with_min_age_they_are_known_for_longer(store: Store, clock: Clock) -> None:
+    """What a tag was before is what clients get while the next one is too young."""
+    store.settings = load(environ={}, flags={"min_ages": "docker.io/a=1d"})
+    store.set_tag("docker.io", "a", "old", variant(1))
+    clock.now += TAG_AGE_HELD - 1
+    assert (await store.upkeep.reconcile())["tags"] == 0
+    clock.now += 1
+    assert (await store.upkeep.reconcile())["tags"] == 1
 
 
 async def test_partial_files_are_swept_after_a_day_but_never_one_under_way(store: Store) -> None:

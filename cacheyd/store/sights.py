@@ -1,0 +1,213 @@
+"""What `min_age` has to remember: since when digests are known, and which tags are held. In memory, with its rows.
+
+Both are bounded in number and bytes. Where it is too much the oldest go, of those that have the most: each configured
+registry has a share of its own, and all others have one between them, so that strangers push out nobody else's.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+from cacheyd.store.index import Row
+from cacheyd.store.rows import MAX_VARIANTS, TagVariant, read_variants, write_variants
+
+MAX_SEEN, MAX_SEEN_BYTES = 50_000, 16 << 20
+MAX_HELD, MAX_HELD_BYTES = 5_000, 8 << 20
+# What an entry takes beside its texts (bytes).
+_SEEN_COST, _HELD_COST, _VARIANT_COST, _TYPE_COST = 350, 300, 800, 60
+# The keys of the rows.
+SEEN, HELD = "s:", "h:"
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is known of the age of a digest in a repository, in seconds since the epoch.
+
+    `first` is when this cache saw it first under a tag; `created` is the image's own word: None before it was looked for,
+    0 if it says nothing. `released`: somebody let it through.
+    """
+
+    first: float
+    created: float | None = None
+    released: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A tag that leads to something too young. `candidate` is what upstream said last, `served` what clients get meanwhile
+    (None: nothing), `until` when that ends, in seconds since the epoch.
+    """
+
+    candidate: TagVariant
+    served: TagVariant | None
+    until: float
+
+
+class Table[V]:
+    """Values by key, which begins with a registry."""
+
+    def __init__(self, limit: int, size: int, cost: Callable[[str, V], int]) -> None:
+        self._limit, self._size, self._cost = limit, size, cost
+        self._configured: Collection[str] = frozenset()
+        self._groups: dict[str, dict[str, V]] = {}
+        self._bytes: dict[str, int] = {}
+        self.changed: set[str] = set()
+
+    def _group(self, key: str) -> str:
+        registry = key.partition("/")[0]
+        return registry if registry in self._configured else ""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups.values()))
+
+    @property
+    def size(self) -> int:
+        """What all take in memory at the most (bytes)."""
+        return sum(self._bytes.values())
+
+    def __iter__(self) -> Iterator[str]:
+        for group in self._groups.values():
+            yield from group
+
+    def get(self, key: str) -> V | None:
+        """The value."""
+        group = self._groups.get(self._group(key))
+        return None if group is None else group.get(key)
+
+    def set(self, key: str, value: V, *, load: bool = False) -> None:
+        """Sets a value; one that is new is the last to be forgotten. `load`: it came from its row."""
+        self.discard(key, keep=load)
+        name = self._group(key)
+        self._groups.setdefault(name, {})[key] = value
+        self._bytes[name] = self._bytes.get(name, 0) + self._cost(key, value)
+        if not load:
+            self.changed.add(key)
+        while len(self) > self._limit or self.size > self._size:
+            largest = max(self._bytes, key=self._bytes.__getitem__)
+            self.discard(next(iter(self._groups[largest])))
+
+    def discard(self, key: str, *, keep: bool = False) -> None:
+        """Forgets a value, and its row unless that is to be kept."""
+        name = self._group(key)
+        group = self._groups.get(name, {})
+        if key in group:
+            self._bytes[name] -= self._cost(key, group.pop(key))
+            if not group:
+                del self._groups[name], self._bytes[name]
+            if not keep:
+                self.changed.add(key)
+
+    def configure(self, registries: Collection[str]) -> None:
+        """These registries have a share of their own."""
+        self._configured = frozenset(registries)
+        values = [pair for group in self._groups.values() for pair in group.items()]
+        self._groups, self._bytes = {}, {}
+        for key, value in values:
+            self.set(key, value, load=True)
+
+
+class Sights:
+    """Both tables, by `registry/repository@digest` and by `registry/repository:tag`.
+
+    `find_row` looks a row up as long as not all of them were read.
+    """
+
+    def __init__(self, find_row: Callable[[str], Row | None] = lambda key: None) -> None:
+        self._find_row = find_row
+        self.seen: Table[Sight] = Table(MAX_SEEN, MAX_SEEN_BYTES, lambda key, _: _SEEN_COST + len(key))
+        self.held: Table[tuple[Hold, ...]] = Table(MAX_HELD, MAX_HELD_BYTES, _held_cost)
+
+    def configure(self, registries: Collection[str]) -> None:
+        """These registries have a share of their own."""
+        self.seen.configure(registries)
+        self.held.configure(registries)
+
+    def sight(self, key: str) -> Sight | None:
+        """What is known of a digest in a repository."""
+        found = self.seen.get(key)
+        if found is None and key not in self.seen.changed and (row := self._find_row(SEEN + key)) is not None:
+            self.load(SEEN + key, row)
+            found = self.seen.get(key)
+        return found
+
+    def holds(self, tag: str) -> tuple[Hold, ...]:
+        """The holds of a tag, one for each set of types that was asked with."""
+        found = self.held.get(tag)
+        if found is None and tag not in self.held.changed and (row := self._find_row(HELD + tag)) is not None:
+            self.load(HELD + tag, row)
+            found = self.held.get(tag)
+        return found or ()
+
+    def hold(self, tag: str, hold: Hold) -> None:
+        """Sets the hold for its set of types."""
+        others = [one for one in self.holds(tag) if one.candidate.asked != hold.candidate.asked]
+        self.held.set(tag, (hold, *others)[:MAX_VARIANTS])
+
+    def let_go(self, tag: str, asked: frozenset[str] | None = None) -> None:
+        """Ends the hold of a tag for these types, or all of them."""
+        left = tuple(one for one in self.holds(tag) if asked is not None and one.candidate.asked != asked)
+        if left:
+            self.held.set(tag, left)
+        elif self.held.get(tag) is not None:
+            self.held.discard(tag)
+
+    # Rows
+
+    def take_changed(self, limit: int) -> list[str]:
+        """Takes up to `limit` of these keys."""
+        taken: list[str] = []
+        for prefix, table in ((SEEN, self.seen.changed), (HELD, self.held.changed)):
+            while table and len(taken) < limit:
+                taken.append(prefix + table.pop())
+        return taken
+
+    def put_back(self, keys: Collection[str]) -> None:
+        """These rows were not written."""
+        for key in keys:
+            (self.seen if key.startswith(SEEN) else self.held).changed.add(key[2:])
+
+    def all_changed(self) -> None:
+        """All rows are to be written."""
+        self.seen.changed.update(self.seen)
+        self.held.changed.update(self.held)
+
+    def row(self, key: str) -> Row | None:
+        """What is to be written under a key, None if its row is to go."""
+        if key.startswith(SEEN):
+            sight = self.seen.get(key[2:])
+            if sight is None:
+                return None
+            return {"at": sight.first, "created": sight.created} | ({"ok": True} if sight.released else {})
+        holds = self.held.get(key[2:])
+        if holds is None:
+            return None
+        return {
+            "candidates": write_variants([hold.candidate for hold in holds])["variants"],
+            "served": [write_variants([hold.served] if hold.served else [])["variants"] for hold in holds],
+            "until": [hold.until for hold in holds],
+        }
+
+    def load(self, key: str, row: Row) -> None:
+        """Takes up a row; one that is none is passed over, and so is what has changed since it was written."""
+        table, name = (self.seen if key.startswith(SEEN) else self.held), key[2:]
+        if name in table.changed or table.get(name) is not None:
+            return
+        try:
+            if key.startswith(SEEN):
+                created = row.get("created")
+                sight = Sight(float(row["at"]), None if created is None else float(created), row.get("ok") is True)
+                self.seen.set(name, sight, load=True)
+            elif holds := tuple(_read_holds(row)):
+                self.held.set(name, holds, load=True)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            pass
+
+
+def _read_holds(row: Row) -> Iterator[Hold]:
+    candidates = read_variants({"variants": row["candidates"]})
+    for candidate, served, until in zip(candidates, row["served"], row["until"], strict=True):
+        yield Hold(candidate, next(iter(read_variants({"variants": served})), None), float(until))
+
+
+def _held_cost(key: str, holds: tuple[Hold, ...]) -> int:
+    types = sum(_TYPE_COST + len(name) for hold in holds for name in hold.candidate.asked)
+    return _HELD_COST + len(key) + _VARIANT_COST * len(holds) + types
