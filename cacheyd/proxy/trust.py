@@ -1,6 +1,7 @@
 """Which hosts are trusted with what: TLS contexts, addresses, proxies."""
 
 import errno
+import hashlib
 import ipaddress
 import socket
 from collections.abc import Iterable, Iterator
@@ -12,13 +13,17 @@ from urllib.parse import unquote, urlsplit
 
 import certifi
 from mitmproxy.proxy.mode_specs import UpstreamMode
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from cacheyd.auth import basic
 from cacheyd.config import ConfigError, Settings
 from cacheyd.proxy.listener import make_server_context
 from cacheyd.reference import canonical_host
 from cacheyd.urls import Url, default_port
+
+# Keys of authorities that are public, while their roots are still trusted and nothing here reads lists of revocations:
+# "EM OV TLS CA - G3C" (https://emudhra.we-have-a-problem.com/; tools come with it).
+COMPROMISED = frozenset({"63ecefee431d49523bc1136c4e72d0206a477086caf606cd5cf025686c109cf8"})
 
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -70,7 +75,10 @@ def make_ssl_context(trust: Trust) -> SSL.Context:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    context.set_verify(SSL.VERIFY_NONE if trust.insecure else SSL.VERIFY_PEER)
+    if trust.insecure:
+        context.set_verify(SSL.VERIFY_NONE)
+    else:
+        context.set_verify(SSL.VERIFY_PEER, _verify)
     context.set_default_verify_paths()
     context.load_verify_locations(certifi.where())
     if trust.ca_file is not None:
@@ -79,6 +87,16 @@ def make_ssl_context(trust: Trust) -> SSL.Context:
         context.use_certificate_chain_file(str(trust.client_cert))
         context.use_privatekey_file(str(trust.client_key or trust.client_cert))
     return context
+
+
+def _verify(conn: SSL.Connection, cert: crypto.X509, error: int, depth: int, valid: int) -> bool:
+    """Whether a certificate of a chain is taken: what OpenSSL says, but none with a key that everybody has."""
+    return bool(valid) and key_digest(cert) not in COMPROMISED
+
+
+def key_digest(cert: crypto.X509) -> str:
+    """The SHA-256 of a certificate's public key (RFC 7469 section 2.4: its SubjectPublicKeyInfo)."""
+    return hashlib.sha256(crypto.dump_publickey(crypto.FILETYPE_ASN1, cert.get_pubkey())).hexdigest()
 
 
 def check_files(settings: Settings) -> None:
