@@ -282,8 +282,7 @@ class Fetcher:
             raise
         except Exception as error:
             raise _unexpected(ref.registry, error) from error
-        right = {200, 206} if header(headers, "range") is not None else {200}
-        if response.status not in right and not 400 <= response.status < 600:
+        if not _is_an_answer(ref, response.status, part=header(headers, "range") is not None):
             # Nothing that was asked has such an answer, and clients stumble over a 304 or a redirect without a target.
             response.close()
             raise upstream_error(502, f"upstream answered {response.status}")
@@ -967,6 +966,13 @@ def decoded(response: UpstreamResponse) -> UpstreamResponse:
     """The response without its codings; `read` raises UpstreamBroken for those that are not known."""
     codings = codings_of(response.headers)
     return Decoded(response, codings) if codings else response
+
+
+def _is_an_answer(ref: Reference, status: int, *, part: bool) -> bool:
+    """Whether what was asked may have such an answer: of lists, what other statuses mean is the registry's affair."""
+    if ref.kind in (Kind.MANIFEST, Kind.BLOB):
+        return status == 200 or (status == 206 and part) or 400 <= status < 600
+    return (200 <= status < 300 or 400 <= status < 600) and status not in (204, 205, 206)
 
 
 def _without_codings(ref: Reference, method: str, response: UpstreamResponse) -> UpstreamResponse:

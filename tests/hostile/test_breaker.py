@@ -19,12 +19,12 @@ from tests.hostile.written import Script, Thing, Written, manifest, written
 from tests.policy.conftest import Starter
 
 # Three failures open the breaker.
-MANY = 5
+MANY = 4
 
 
 @pytest.fixture(scope="module")
 def world(shared: Starter) -> Iterator[Written]:
-    with written(shared, settings={"retries": "0", "head_timeout": "600ms"}) as world:
+    with written(shared, settings={"retries": "0", "head_timeout": "400ms"}) as world:
         yield world
 
 
@@ -69,7 +69,7 @@ TOKENS: dict[str, tuple[bytes, bool]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["digest", "tag", "blob", "HEAD digest", "HEAD blob", "tags"])
+@pytest.mark.parametrize("kind", ["tag", "blob", "HEAD digest", "tags"])
 def test_answers_that_are_wrong_count_against_the_object(world: Written, kind: str) -> None:
     for name, (data, closes) in WRONG.items():
         times = MANY if data and "nothing" not in name else 1  # Those that take their time open it at once.
@@ -104,7 +104,7 @@ def test_a_token_service_that_says_nothing_is_left_alone(own: Starter) -> None:
 
         with RawOrigin(serve) as origin:
             table = registry_table("raw.test", origin.url) + 'auth = "anonymous"\n'
-            daemon = own.daemon(table, {"retries": "0", "head_timeout": "600ms"})
+            daemon = own.daemon(table, {"retries": "0", "head_timeout": "400ms"})
             assert daemon.get(manifest_target("private/a", "1.0", "raw.test")).status == 504
             for number in range(MANY):
                 watch = Stopwatch()
@@ -133,7 +133,7 @@ def test_an_origin_that_says_nothing_is_left_alone(own: Starter) -> None:
         origins = {how.__name__: running.enter_context(RawOrigin(how)) for how in (silent, closing, resetting)}
         urls = {**{name: origin.url for name, origin in origins.items()}, "refusing": f"http://127.0.0.1:{closed_port()}"}
         tables = [registry_table(f"{name}.test", url) for name, url in urls.items()]
-        daemon = own.daemon("".join(tables), {"retries": "0", "head_timeout": "600ms"})
+        daemon = own.daemon("".join(tables), {"retries": "0", "head_timeout": "400ms"})
         for name in urls:
             replies = [ask(daemon, Thing("digest", number, f"{name}.test")) for number in range(MANY)]
             assert all(reply.status >= 500 for reply in replies)
@@ -170,7 +170,7 @@ def test_with_several_upstreams_each_is_asked_for_the_next_object(own: Starter, 
 
     with RawOrigin(serving(1)) as first, RawOrigin(serving(2)) as second:
         table = f'[registries."raw.test"]\nupstream = ["{first.url}", "{second.url}"]\n'
-        daemon = own.daemon(table, {"retries": "0", "head_timeout": "1s"})
+        daemon = own.daemon(table, {"retries": "0", "head_timeout": "600ms"})
         for number in range(2 if "nothing" in name else MANY):
             reply = daemon.get(manifest_target("a/b", f"bad{number}", "raw.test"))
             assert reply.status >= 500
@@ -191,7 +191,7 @@ def script(first: tuple[bytes, bool], then: Script) -> Script:
 TIMED_OUT = (body_of(408, "Connection: close"), True)
 
 
-@pytest.mark.parametrize("kind", ["digest", "HEAD tag", "blob", "tags", "token"])
+@pytest.mark.parametrize("kind", ["HEAD tag", "blob", "tags", "token"])
 @pytest.mark.parametrize("first", [TIMED_OUT, (body_of(408), False), (b"", True), (b"HTTP/1.1 2", True)], ids=repr)
 def test_a_kept_connection_that_just_closed_is_no_answer(world: Written, kind: str, first: tuple[bytes, bool]) -> None:
     """Once more, on a new one."""
