@@ -46,7 +46,7 @@ from cacheyd.verified import VerifiedSource
 # A piece of up to so many bytes is asked of upstream on its own where a flight has more than that to go (bytes), or does
 # not come to its end in so little time (seconds).
 FAR_AHEAD, PIECE_WAIT = 8 << 20, 0.5
-# What is open to the end counts as a piece up to so many bytes, and where nobody reads the flight: clients that fetch a
+# What is open to the end counts as a piece up to so many bytes, and where nobody else wants the flight: clients that fetch a
 # layer in parallel ask for its chunks so, drop each when it is full, and are to share the flight.
 OPEN_END = 1 << 20
 # A flight that has no head after so long does not keep a small piece waiting (seconds).
@@ -749,13 +749,13 @@ def _is_little(wanted: RangeRequest) -> bool:
 def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
     """Whether all that is wanted is little, and not all of it.
 
-    What is open to the end counts where nobody reads the flight, and it has not come to that yet; else a client goes on with
+    What is open to the end counts where nobody else wants it, and it has not come to that yet; else a client goes on with
     what it had before, or has others of its own that read what is before it.
     """
     if flight.size is None:
         return False
     opens = [first for first, last in wanted.specs if first is not None and last is None]
-    if opens and (flight.readers or min(opens) <= flight.received or flight.size - min(opens) > OPEN_END):
+    if opens and (flight.audience or not max(flight.received, flight.size // 2, flight.size - OPEN_END) < min(opens)):
         return False
     try:
         length = sum(part.length for part in wanted.parts(flight.size))

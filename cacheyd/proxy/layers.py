@@ -8,18 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cacheyd.answer import Answer
+from cacheyd.fetch import header
 from cacheyd.reference import Kind
 
 # A layer of which no piece was asked for during this time has come to its end (seconds).
 QUIET = 2.0
+# One piece in the middle may be the rest of what broke off, the first one is never alone.
+FIRST = 2
 # From so many layers on, those that are quiet are forgotten.
 MAX_LAYERS = 256
 
 
 @dataclass(slots=True)
 class _Layer:
-    readers: int
-    asked: float
+    readers: int = 0
+    asked: float = 0.0
+    pieces: int = 0
 
 
 class Layers:
@@ -38,8 +42,9 @@ class Layers:
         if layer is None:
             if len(self._layers) >= MAX_LAYERS:
                 self._layers = {digest: layer for digest, layer in self._layers.items() if self._is_read(layer)}
-            layer = self._layers[digest] = _Layer(0, 0.0)
+            layer = self._layers[digest] = _Layer()
         layer.readers += 1
+        layer.pieces += FIRST if _is_first(answer) else 1
         layer.asked = self._monotonic()
 
     def end(self, answer: Answer) -> None:
@@ -55,7 +60,9 @@ class Layers:
 
     def stop(self) -> int:
         """From now on only those that are being read count; how many there are."""
-        self._last = frozenset(digest for digest, layer in self._layers.items() if self._is_read(layer))
+        self._last = frozenset(
+            digest for digest, layer in self._layers.items() if layer.pieces >= FIRST and self._is_read(layer)
+        )
         return len(self._last)
 
     @property
@@ -70,6 +77,10 @@ class Layers:
     def keeps(self, answer: Answer) -> bool:
         """Whether an answer is such a piece after the stop: its client needs its connection."""
         return self._last is not None and _layer(answer) in self._last
+
+
+def _is_first(answer: Answer) -> bool:
+    return (header(answer.headers, "content-range") or "").startswith("bytes 0-")
 
 
 def _layer(answer: Answer) -> str | None:
