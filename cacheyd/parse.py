@@ -83,6 +83,11 @@ def shown_size(size: float) -> str:
     return f"{size:.1f} TiB"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things for people."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def integer(low: int, high: int) -> Callable[[object], int]:
     """Makes a parser of whole numbers in a range."""
 

@@ -68,7 +68,7 @@ def test_what_is_no_image_goes_all_the_way(lab: Lab, other: Lab, tmp_path: Path,
     content.push(lab.origins[REG], repo, "cache")
     name, tar = f"{REG}/{repo}:cache", tmp_path / "cache.tar"
 
-    assert names(run_command(lab.cache, "warm", name))[-1] == "1 of 1 images are in the cache"
+    assert names(run_command(lab.cache, "warm", name))[-1] == "1 of 1 image is in the cache"
     (row,) = rows(lab, name)
     assert (row["complete"], row["missing"], row["platforms"]) == (True, [], [])
     assert row["size"] == sum(map(len, content.objects.values())) or kind == "typeless"
@@ -182,7 +182,7 @@ def test_what_cannot_be_read_is_told_with_its_document(lab: Lab) -> None:
 
     done = run_command(lab.cache, "warm", "-f", "-", data=text.encode(), status=1)
     assert done.stderr.decode().startswith("cacheyd: -: document 1: 'Not An Image' is not the name of an image")
-    assert names(done)[-1] == "1 of 1 images are in the cache"
+    assert names(done)[-1] == "1 of 1 image is in the cache"
     done = run_command(lab.cache, "warm", "-f", "-", data=f"{text}---\na: [\n".encode(), status=2)
     assert "standard input: document 2: not YAML" in done.stderr.decode()
     assert (

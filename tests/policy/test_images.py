@@ -56,7 +56,7 @@ def test_one_of_two_platforms_is_warmed(lab: Lab) -> None:
 
     done = run_command(lab.cache, "warm", "--platform", "linux/arm64", f"reg.test/{repo}:1.0")
 
-    assert names(done)[-1] == "1 of 1 images are in the cache"
+    assert names(done)[-1] == "1 of 1 image is in the cache"
     assert all(lab.cache.has(digest) for digest in (index.digest, arm64.digest, *(blob.digest for blob in arm64.blobs)))
     assert not any(lab.cache.has(digest) for digest in (amd64.digest, *(blob.digest for blob in amd64.blobs)))
     before = len(lab.asked("reg.test", repo))
@@ -226,7 +226,7 @@ def test_warming_carrying_and_serving_without_a_running_cache(own: Starter, tmp_
     lab.cache.stop()
 
     config = ("--config", lab.cache.directory / "cacheyd.toml")
-    assert names(run_command(lab.cache, "warm", name, *config))[-1] == "1 of 1 images are in the cache"
+    assert names(run_command(lab.cache, "warm", name, *config))[-1] == "1 of 1 image is in the cache"
     run_command(lab.cache, "export", name, "-o", str(tar))
     shutil.rmtree(lab.cache.cache_dir)
     run_command(lab.cache, "import", str(tar))
