@@ -394,14 +394,14 @@ def _platforms(args: argparse.Namespace) -> list[Platform] | None:
 
 
 def _run_warm(args: argparse.Namespace, call: Call, root: Path) -> int:
-    found = Found()
-    for source in args.files:
-        read = _read_names(source, taken=args.password_stdin)
-        found.images += read.images
-        found.problems += [f"{source}: {problem}" for problem in read.problems]
-    for problem in found.problems:
+    files = [(_shown_source(source), _read_names(source, taken=args.password_stdin)) for source in args.files]
+    problems = [f"{source}: {problem}" for source, read in files for problem in read.problems]
+    for problem in problems:
         print(f"cacheyd: {problem}", file=sys.stderr)
-    images = image_names([*args.images, *found.images])
+    names = [*args.images, *(name for _, read in files for name in read.images)]
+    if files and not names:
+        raise UsageError("no image is named: " + "; ".join(f"{source}: {read.nothing}" for source, read in files))
+    images = image_names(names)
     platforms = _platforms(args)
     if not 1 <= args.layers <= MAX_LAYERS:
         raise UsageError(f"--layers must be from 1 to {MAX_LAYERS}")
@@ -409,18 +409,24 @@ def _run_warm(args: argparse.Namespace, call: Call, root: Path) -> int:
     display = display_for(sys.stdout, as_json=args.json)
     logins = _logins(args, images)
     failed = warm(call, images, shown, logins, display, layers=args.layers, referrers=args.referrers)
-    return failed or int(bool(found.problems))
+    return failed or int(bool(problems))
 
 
 def _read_names(source: str, *, taken: bool) -> Found:
     if source == "-" and taken:
         raise UsageError("standard input cannot be both the list and the password")
-    with _input(source) as file:
-        data = file.read(MAX_TEXT + 1)
     try:
+        with _input(source) as file:
+            data = file.read(MAX_TEXT + 1)
         return read_images(data)
+    except OSError as error:
+        raise UsageError(f"{_shown_source(source)}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UsageError(f"{'standard input' if source == '-' else source}: {error}") from error
+        raise UsageError(f"{_shown_source(source)}: {error}") from error
+
+
+def _shown_source(source: str) -> str:
+    return "standard input" if source == "-" else source
 
 
 def _logins(args: argparse.Namespace, images: Sequence[ImageName]) -> dict[str, str]:

@@ -139,6 +139,10 @@ def test_a_private_image_needs_a_login(lab: Lab, tmp_path: Path) -> None:
         ("--username", "ann", "alpine"),
         ("--authfile", "/nowhere.json", "alpine"),
         ("-f", "-", "--username", "ann", "--password-stdin"),
+        ("-f", "/nowhere.txt"),
+        ("-f", "/"),
+        ("-f", "-"),
+        ("sha256:" + "a" * 64,),
     ],
 )
 def test_wrong_usage_is_told_from_failure(lab: Lab, args: tuple[str, ...]) -> None:
