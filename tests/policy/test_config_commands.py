@@ -190,6 +190,23 @@ def test_check_warns_and_says_yes(capsys: pytest.CaptureFixture[str], monkeypatc
     assert "secret" not in err
 
 
+def test_check_warns_of_images_that_are_written_as_registries(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'allow = ["nginx", "ghcr.io", "mine", "localhost"]\ndeny = ["acme/app:1"]\n'
+        'min_ages = { "redis" = "1d" }\n[registries.mine]\n'
+    )
+    code, _, err = run(capsys, "config", "check", "--config", str(file), "--cache-dir", str(tmp_path))
+    assert code == 0
+    assert err.splitlines() == [
+        'cacheyd: warning: allow: "nginx" means a registry called nginx; the image of Docker Hub is "docker.io/library/nginx"',
+        'cacheyd: warning: deny: "acme/app:1" means images of a registry called acme;'
+        ' the image of Docker Hub is "docker.io/acme/app:1"',
+        'cacheyd: warning: min_ages: "redis" means a registry called redis;'
+        ' the image of Docker Hub is "docker.io/library/redis"',
+    ]
+
+
 def warnings(lines: list[str]) -> list[str]:
     """What the log has of this level."""
     return [entry["msg"] for entry in map(json.loads, lines) if entry["level"] == "warning"]
