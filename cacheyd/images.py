@@ -381,6 +381,8 @@ def run(args: argparse.Namespace, call: Call, root: Path) -> int:
         return 2
     except LayoutError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # Nobody reads what it prints.
     except OSError as error:
         print(f"cacheyd: {error.filename or 'the tar file'}: {error.strerror or error}", file=sys.stderr)
     return 1

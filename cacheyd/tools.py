@@ -75,6 +75,8 @@ def _carry_out(settings: Settings, command: str, args: dict[str, Any], consume: 
     try:
         _check_directory(directory)
         _ask_or_do(settings, command, args, consume)
+    except BrokenPipeError:
+        raise  # Nobody reads what it says.
     except OSError as error:
         raise ToolError(why_unusable(error, directory)) from None
 

@@ -149,6 +149,20 @@ def test_wrong_usage_is_told_from_failure(lab: Lab, args: tuple[str, ...]) -> No
     assert run_command(lab.cache, "warm", *args, status=2).stderr
 
 
+@pytest.mark.parametrize("args", [("warm",), ("warm", "--json"), ("export", "-o", "-")])
+def test_a_reader_may_leave(lab: Lab, args: tuple[str, ...]) -> None:
+    repo = lab.repo()
+    lab.origins["reg.test"].push(repo, "1.0", make_image(layer_size=300_000, seed=90_006))
+    run_command(lab.cache, "warm", f"reg.test/{repo}:1.0")
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = {**os.environ, "CACHE_DIR": str(lab.cache.cache_dir)}
+    argv = command(*args, f"reg.test/{repo}:1.0")
+    done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, env=env, timeout=20, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_images_are_carried_to_a_cache_without_network(lab: Lab, other: Lab, tmp_path: Path) -> None:
     repo = lab.repo()
     image = lab.image("reg.test", repo)

@@ -270,7 +270,7 @@ def test_ages_that_cannot_be_meant(value: object) -> None:
 
 
 def test_a_duration_that_is_none_is_shown_with_its_pattern() -> None:
-    with pytest.raises(ValueError, match="'docker.io/x' = 'foo' is not a duration such as"):
+    with pytest.raises(ValueError, match=r"'docker\.io/x' = 'foo' is not a duration such as"):
         parse_ages({"docker.io": "1d", "docker.io/x": "foo"})
 
 
