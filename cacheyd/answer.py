@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
 from cacheyd.fetch import UpstreamBroken, UpstreamResponse, content_length, end_to_end, header, without
-from cacheyd.flight import BodyBroken, Relay, Source
+from cacheyd.flight import BodyBroken, Relay, Relayed, Source
 from cacheyd.reference import DIGEST, Kind, Reference, is_ns, name_to_ask
 from cacheyd.store.rows import Stored
 
@@ -17,6 +17,8 @@ API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 PROXIED_BY = ("X-Proxied-By", "cacheyd")
 # RFC 9111 dropped Warning, but people grep for it.
 STALE_WARNING = ("Warning", '110 cacheyd "upstream failed: last known tag"')
+# For the log: why what is known is served although it is stale.
+FEW_LEFT = "fewer pulls are left than ratelimit_floor"
 MISS, HIT, STALE, REVALIDATED, BYPASS, HELD = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS", "HELD"
 
 
@@ -154,6 +156,11 @@ def error_answer(error: RequestError, ref: Reference | None = None) -> Answer:
     body = failure.body()
     headers = (("Content-Type", "application/json"), API_VERSION, *failure.headers, *scope_headers(ref))
     return Answer(failure.status, headers, body, None, len(body), "", ref, note=failure.message)
+
+
+def why_stale(error: Relayed | RequestError) -> str:
+    """For the log: what kept upstream from confirming what is served."""
+    return f"upstream answered {error.relay.status}" if isinstance(error, Relayed) else error.failure.message
 
 
 def text_answer(status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> Answer:

@@ -12,6 +12,7 @@ from cacheyd import policy
 from cacheyd.access import EMPTY, ONE_BYTE, Access, says_nothing_of_get
 from cacheyd.answer import (
     BYPASS,
+    FEW_LEFT,
     HELD,
     HIT,
     MISS,
@@ -24,6 +25,7 @@ from cacheyd.answer import (
     object_headers,
     relay_answer,
     stream_answer,
+    why_stale,
 )
 from cacheyd.codings import codings_of
 from cacheyd.config import Settings
@@ -288,7 +290,9 @@ class Cache:
         while await patience.outlast(limited, gone):
             try:
                 async with asyncio.timeout(patience.left):
-                    return await self._ask(request)
+                    answer = await self._ask(request)
+                patience.succeeded()
+                return answer
             except TimeoutError:
                 break
             except (Relayed, RequestError) as error:
@@ -475,6 +479,7 @@ class Cache:
             self._refuse_held(request, types)
         known = self._variant(ref, types)
         if self._below_floor(ref.registry) and (answer := self._saved(request, known)):
+            answer.note = FEW_LEFT
             return answer
         try:
             answer = None
@@ -577,7 +582,10 @@ class Cache:
         status = error.relay.status if isinstance(error, Relayed) else error.failure.status
         if not (status == 429 or status >= 500):
             return None
-        return self._saved(request, known)
+        answer = self._saved(request, known)
+        if answer is not None:
+            answer.note = why_stale(error)
+        return answer
 
     def _saved(self, request: Request, known: TagVariant | None) -> Answer | None:
         """The last known tag, marked as such, if it may still be served."""

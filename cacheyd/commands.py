@@ -128,7 +128,9 @@ class Commands:
         found = [asdict(row) for row in cooldown.listed(store, store.settings, store.clock())]
         for batch in batched(found, ROWS):
             yield {"rows": batch}
-        yield {"result": {"count": len(found)}}
+        # Where no settings say so, nothing is held; but others may have been meant.
+        other = 0 if store.settings.has_min_age else sum(1 for _ in store.sights.held)
+        yield {"result": {"count": len(found), "other": other}}
 
     async def _release(self, args: dict[str, Any]) -> AsyncIterator[Reply]:
         released, not_found = [], []

@@ -141,6 +141,8 @@ class Cooldown:
             ref = reference_of(name)
             for hold in self._store.sights.holds(name):
                 if self._ages.action(ref) == "audit" or not self._ages.of(ref):
+                    if self._ages.of(ref):
+                        self._tell(ref, "audited", hold.candidate, hold.served, hold.until)
                     self._promote(ref, hold)
                     continue
                 until = self._ages.ripe_at(ref, self._see(ref, hold.candidate.digest))
@@ -195,6 +197,10 @@ class Cooldown:
     def _decide(self, ref: Reference, variant: TagVariant) -> None:
         sights, name = self._store.sights, _name(ref)
         sight = self._see(ref, variant.digest)
+        before = self.hold(ref, variant.asked)
+        if before is not None and before.candidate.digest != variant.digest:
+            # The tag has moved on, for those who asked with other types, too: they find out when they ask again.
+            sights.drop(name, before.candidate.digest)
         if not self._is_held(ref, variant.digest, sight):
             sights.let_go(name, variant.asked)
             self._set_tag(ref, variant)
@@ -220,6 +226,8 @@ class Cooldown:
     def _set_tag(self, ref: Reference, variant: TagVariant) -> None:
         if policy.is_memorable(variant.asked):
             self._store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+            # Whoever waits for what the tag leads to now has no reason to.
+            self._store.sights.drop(_name(ref), variant.digest)
 
     def _tell(self, ref: Reference, action: str, variant: TagVariant, previous: TagVariant | None, until: float) -> None:
         self._on_held(ref.registry, action)

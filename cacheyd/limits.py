@@ -25,6 +25,8 @@ LOOK_EVERY = 0.25
 CLIENTS_WAIT = 28.0
 # Limits that are remembered.
 MAX_REMEMBERED = 4000
+# What was waited for in vain counts for those who ask again, too: clients repeat what is refused (seconds).
+FORGIVEN_AFTER = 30.0
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
@@ -93,6 +95,14 @@ class _Turns:
     at: dict[Hashable, float] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Waits:
+    """How long was waited for a limit in all, and up to when."""
+
+    seconds: float = 0.0
+    until: float = 0.0
+
+
 class Limits:
     """Limits that are in force, each for one repository and one login at its registry, and whose turn is when they end."""
 
@@ -100,6 +110,7 @@ class Limits:
         self.clock = clock
         self._known: dict[Key, _Limit] = {}
         self._turns: dict[Key, _Turns] = {}
+        self._waits: dict[Key, _Waits] = {}
 
     def check(self, key: Key) -> None:
         """Raises what was said of a limit that is still in force."""
@@ -121,6 +132,28 @@ class Limits:
         """No limit of before counts any more."""
         self._known.clear()
         self._turns.clear()
+        self._waits.clear()
+
+    def may_wait(self, key: Key, end: float, most: float) -> bool:
+        """Whether to wait until `end`, so that no more than `most` seconds are waited for this limit in all.
+
+        Who waits at the same time as others costs nothing more.
+        """
+        now = self.clock()
+        waits = self._waits.get(key)
+        if waits is None or now > waits.until + FORGIVEN_AFTER:
+            if len(self._waits) >= MAX_REMEMBERED:
+                self._waits.clear()
+            waits = self._waits[key] = _Waits()
+        seconds = waits.seconds + max(0.0, end - max(now, waits.until))
+        if seconds > most:
+            return False
+        waits.seconds, waits.until = seconds, max(end, waits.until)
+        return True
+
+    def over(self, key: Key) -> None:
+        """What was waited for came."""
+        self._waits.pop(key, None)
 
     def turn(self, key: Key, thing: Hashable, end: float) -> float | None:
         """When this is asked for again after a limit that ends at `end`: the same thing at once, others one by one.
@@ -151,15 +184,23 @@ def _error(said: Relay | Failure, again_at: float | None) -> Relayed | RequestEr
 
 
 class Patience:
-    """One client's: it waits for limits of at most `most` seconds in all, as it would if it asked upstream itself."""
+    """One client's: it waits for limits of at most `most` seconds in all, as it would if it asked upstream itself.
+
+    That is for it, and for all who ask for something of this repository with this login, until something comes.
+    """
 
     def __init__(self, limits: Limits, key: Key, thing: Hashable, began: float, most: float) -> None:
         self._limits = limits
         self._key = key
         self._thing = thing
         self._began = began
-        self._most = most
+        self._most = self._total = most
         self._tries = 0
+
+    def succeeded(self) -> None:
+        """It was worth it."""
+        if self._tries:
+            self._limits.over(self._key)
 
     @property
     def left(self) -> float:
@@ -172,7 +213,7 @@ class Patience:
         if end is None or self._tries == MAX_TRIES or end - now > self._most:
             return False
         at = self._limits.turn(self._key, self._thing, end)
-        if at is None or at > self._began + CLIENTS_WAIT / 2:
+        if at is None or at > self._began + CLIENTS_WAIT / 2 or not self._limits.may_wait(self._key, end, self._total):
             return False
         self._tries += 1
         self._most -= max(0.0, end - now)

@@ -10,7 +10,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cacheyd.answer import BYPASS, HIT, MISS, STALE, STALE_WARNING, Answer, hit_headers, relay_answer
+from cacheyd.answer import (
+    BYPASS,
+    FEW_LEFT,
+    HIT,
+    MISS,
+    STALE,
+    STALE_WARNING,
+    Answer,
+    hit_headers,
+    relay_answer,
+    why_stale,
+)
 from cacheyd.config import Settings
 from cacheyd.errors import HeaderList, RequestError, upstream_error
 from cacheyd.fetch import (
@@ -99,12 +110,14 @@ class Listings:
     async def answer(self, ref: Reference, headers: HeaderList) -> Answer:
         """Upstream's list, or the last one that is known where upstream fails. Raises TooLarge, Relayed, RequestError."""
         if self._below_floor(ref.registry) and (answer := self._stale(ref, headers)):
+            answer.note = FEW_LEFT
             return answer
         try:
             relay, kept = await self._ask(ref, headers)
         except (Relayed, RequestError) as error:
             status = error.relay.status if isinstance(error, Relayed) else error.failure.status
             if (status == 429 or status >= 500) and (answer := self._stale(ref, headers)):
+                answer.note = why_stale(error)
                 return answer
             if status in (401, 403, 404):
                 self._forget(ref, headers)

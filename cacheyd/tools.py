@@ -215,7 +215,7 @@ class _View:
             data = self._rows if self._command in ("ls", "held") else self._result
             return json.dumps(data, indent=2) + "\n"
         if self._command in ("ls", "held"):
-            return _list(self._rows) if self._command == "ls" else _holds(self._rows)
+            return _list(self._rows) if self._command == "ls" else _holds(self._rows, self._result)
         texts = {"du": _usage, "rm": _removal, "gc": _collection, "verify": _verification, "release": _released}
         return texts.get(self._command, _stats)(self._result)
 
@@ -325,9 +325,11 @@ def _verification(result: dict[str, Any]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _holds(rows: Sequence[dict[str, Any]]) -> str:
+def _holds(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
     if not rows:
-        return "nothing is held\n"
+        other = result.get("other", 0)
+        more = f"; no min_age is set here, with other settings {_number(other, 'tag')} would be (--config)" if other else ""
+        return f"nothing is held{more}\n"
     now, short = time.time(), sys.stdout.isatty()
     body: list[Row] = [
         (row["image"], _digest(row["digest"], short), _digest(row["served"], short) if row["served"] else "nothing",

@@ -191,9 +191,12 @@ class Room:
             if self._shelf.settings.max_age and self._shelf.loaded:
                 count += await self._expire()
             if self.full and not self.missing():
+                # Others have made room: what was aimed at while there was none is no aim any more.
                 self._is_full(False)
+                self._aim = None
             while over := self._left():
                 if self.full and self._shelf.monotonic() < self._full_until:
+                    self._aim = None
                     break
                 most = self._most()
                 gone = await self._evict("size", over, most=most)

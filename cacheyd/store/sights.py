@@ -150,6 +150,15 @@ class Sights:
         elif self.held.get(tag) is not None:
             self.held.discard(tag)
 
+    def drop(self, tag: str, digest: str) -> None:
+        """Ends the holds of a tag that wait for this digest, for whatever types."""
+        holds = self.holds(tag)
+        left = tuple(one for one in holds if one.candidate.digest != digest)
+        if left and len(left) < len(holds):
+            self.held.set(tag, left)
+        elif holds and not left:
+            self.held.discard(tag)
+
     # Rows
 
     def take_changed(self, limit: int) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mitmproxy import http
 
-from cacheyd import answer, auth, cache, codings, fetch, logs, manifest, origins, ranges, reference, urls
+from cacheyd import answer, auth, cache, codings, cooldown, fetch, logs, manifest, origins, ranges, reference, tree, urls
 from cacheyd.errors import RequestError
 from cacheyd.fetch import UpstreamBroken
 from cacheyd.proxy import head, intake, transport, trust
@@ -141,6 +141,11 @@ CASES = (
     Case("zstd frames", partial(_decode, "zstd"), (), "\x28\xb5\x2f\xfd"),
     Case("end of a response head", lambda value: intake._HEAD_END.search(value.encode("latin-1")),
          ("cacheyd.proxy.intake._HEAD_END", "cacheyd.proxy.intake._INTERIM")),
+    Case("Link of a list", lambda value: tree._next_query((("link", value),)), ("cacheyd.tree._next_query",)),
+    Case("Link's page", lambda value: tree._next_query((("link", value),)), (), "<x?", intake.MAX_VALUE),
+    Case("an image's date", cooldown.parse_created, ("cacheyd.cooldown._CREATED",)),
+    Case("a date of many digits", cooldown._CREATED.fullmatch, (), "2025-01-01T00:00:00."),
+    Case("a digest's tag", cooldown._OF_DIGEST.fullmatch, ("cacheyd.cooldown._OF_DIGEST",), "sha256-" + "a" * 64 + "."),
     Case("access log", _access_line),
     # What an access line is made of has been parsed, and is short.
     Case("quoted in the log", logs._one_line, longest=4 << 10),
@@ -160,6 +165,8 @@ TRUSTED = {
     "cacheyd.parse.duration": "settings", "cacheyd.parse.share": "settings", "cacheyd.parse.parse": "settings",
     "cacheyd.config._SERVICE": "the environment", "cacheyd.config._SERVICE_URL": "the same",
     "cacheyd.rules._PART": "settings", "cacheyd.rules._registry": "no wildcard in it",
+    "cacheyd.rules._with_one_registry": "settings", "cacheyd.rules._read": "settings",
+    "cacheyd.workloads._YAML_LINE": "files that an operator names",
     "cacheyd.rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
     "cacheyd.helpers._PART": "answers of credential providers", "cacheyd.helpers._NAMED": "their errors, 1,000 characters",
     "cacheyd.helpers._LONG": "the same", "cacheyd.helpers._USER_INFO": "the same", "cacheyd.helpers.clean": "the same",

@@ -228,6 +228,22 @@ def test_one_that_goes_on_is_passed_on_in_the_end(site: Site, origin: Scripted) 
         assert {*pool.map(ask, ("tag-head", "blob", "tags"))} == {(429, "1", True, True)}
 
 
+def test_repetitions_of_one_that_goes_on_are_told_at_once(site: Site, origin: Scripted) -> None:
+    """containerd repeats a HEAD six times before it goes elsewhere, and must not wait each time."""
+    repo = site.repo()
+    origin.scripts[repo] = [limited(retry_after="2")] * 100
+    watch = Stopwatch()
+    for _ in range(6):
+        reply, _ = timed(site, f"/v2/{repo}/manifests/v1?ns=two.test", method="HEAD")
+        assert reply.status == 429
+    assert 1.9 < watch.seconds < 2 + SOON
+    assert len(origin.of(repo)) <= 3
+    # Something else with the same login in another repository is waited for.
+    other = site.repo()
+    origin.scripts[other] = [limited()]
+    assert timed(site, f"/v2/{other}/manifests/v1?ns=two.test", method="HEAD")[0].status == 200
+
+
 def test_a_503_is_passed_on_at_once(site: Site, origin: Scripted) -> None:
     repo = site.repo()
     origin.scripts[repo] = [whole(b"cleaning", "Retry-After: 1", status=503)]

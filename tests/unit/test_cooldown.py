@@ -203,6 +203,40 @@ def test_the_one_before_counts_as_confirmed_when_upstream_was_asked() -> None:
     assert [(v.digest, v.checked) for v in bench.tag] == [(digest(1), NOW + 100)]
 
 
+def test_what_a_tag_has_left_is_held_for_nobody() -> None:
+    """Those who asked with other types have not heard of it, and `release` must not let through what is not there."""
+    other = frozenset({OCI_MANIFEST, OCI_INDEX, "application/vnd.docker.distribution.manifest.v2+json"})
+    bench = Bench({digest(1): NOW - 2 * DAY})
+    for asked in (ASKED, other):
+        bench.upstream(1, asked)
+        bench.upstream(2, asked)
+    store = cast("Store", bench.store)
+    assert [row.digest for row in listed(store, bench.settings, NOW)] == [digest(2)]
+    bench.upstream(3)
+    assert [row.digest for row in listed(store, bench.settings, NOW)] == [digest(3)]
+    assert release(store, parse_image("reg.test/lab/img:1.0"), NOW) == [digest(3)]
+    assert bench.upstream(3, other) == digest(3)
+
+
+def test_what_is_allowed_is_held_for_nobody() -> None:
+    other = frozenset({OCI_MANIFEST, OCI_INDEX, "application/vnd.docker.distribution.manifest.v2+json"})
+    bench = Bench()
+    for asked in (ASKED, other):
+        assert bench.upstream(1, asked) is None
+    bench.start(min_age_action="allow")
+    assert bench.upstream(1) == digest(1)
+    assert list(listed(cast("Store", bench.store), bench.settings, NOW)) == []
+
+
+def test_audit_says_what_it_lets_through() -> None:
+    bench = Bench({digest(1): NOW - 2 * DAY})
+    bench.upstream(1)
+    bench.upstream(2)
+    bench.cooldown.configure(load(environ={}, flags={"min_age": "1d", "min_age_action": "audit"}))
+    assert bench.told == ["held", "audited"]
+    assert bench.cooldown.count() == 0
+
+
 def test_back_to_the_one_before_ends_the_hold() -> None:
     bench = Bench({digest(1): NOW - 2 * DAY})
     bench.upstream(1)

@@ -173,3 +173,29 @@ async def test_clients_that_have_waited_long_already_are_told(monotonic: Clock) 
     monotonic.now += CLIENTS_WAIT / 2
     assert not await patience.outlast(Relayed(Relay(429, (), b"", again_at=monotonic.now + 1)), lambda: False)
     assert patience.left == CLIENTS_WAIT / 2
+
+
+async def test_what_was_waited_for_in_vain_is_not_waited_for_again(monotonic: Clock) -> None:
+    """containerd repeats a HEAD six times, and would be kept waiting each time."""
+    limits = Limits(monotonic)
+
+    async def request(end: float) -> bool:
+        patience = Patience(limits, KEY, "x", monotonic.now, 5.0)
+        waited = await patience.outlast(Relayed(Relay(429, (), b"", again_at=end)), lambda: False)
+        monotonic.now = max(monotonic.now, end) if waited else monotonic.now
+        return waited
+
+    began = monotonic.now
+    assert limits.may_wait(KEY, began + 4, 5.0)
+    # Others wait for the same end: that takes no longer.
+    assert limits.may_wait(KEY, began + 4, 5.0)
+    monotonic.now = began + 4
+    assert not await request(began + 8)
+    assert limits.may_wait(("reg.test", "other", b"alice"), began + 8, 5.0)
+    # Until something comes, or much time has passed.
+    limits.over(KEY)
+    assert limits.may_wait(KEY, began + 8, 5.0)
+    monotonic.now = began + 8
+    assert not limits.may_wait(KEY, began + 12, 5.0)
+    monotonic.now = began + 40
+    assert limits.may_wait(KEY, began + 44, 5.0)

@@ -367,6 +367,27 @@ async def test_nothing_goes_for_what_is_not_verified_before_it_is_known_what_the
     store.loaded = True
 
 
+async def test_what_others_filled_the_disk_with_and_took_away_again_costs_nothing(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The aim of a time when there was no room is none any more."""
+    configure(store, max_size="", min_free="0")
+    monkeypatch.setattr("cacheyd.store.room.RESERVE", 1_000_000)
+    await fill(store, clock, range(5))
+    disk = Disk(store, monkeypatch)
+    disk.others = 100_000_000
+    await store.room.keep()
+    assert store.room.full
+    assert left(store) == []
+    await store.room.keep()
+    disk.others = 0
+    await fill(store, clock, range(10, 15))
+    for _ in range(3):
+        await store.room.keep()
+    assert left(store) == list(range(10, 15))
+    assert not store.room.full
+
+
 # max_age
 
 
