@@ -396,13 +396,15 @@ def _platforms(args: argparse.Namespace) -> list[Platform] | None:
 
 
 def _run_warm(args: argparse.Namespace, call: Call, root: Path) -> int:
-    files = [(_shown_source(source), _read_names(source, taken=args.password_stdin)) for source in args.files]
+    files = [(source, _read_names(source, taken=args.password_stdin)) for source in args.files]
     problems = [f"{source}: {problem}" for source, read in files for problem in read.problems]
     for problem in problems:
         print(f"cacheyd: {problem}", file=sys.stderr)
     names = [*args.images, *(name for _, read in files for name in read.images)]
     if files and not names:
-        raise UsageError("no image is named: " + "; ".join(f"{source}: {read.nothing}" for source, read in files))
+        raise UsageError(
+            "no image is named: " + "; ".join(f"{_shown_source(source)}: {read.nothing}" for source, read in files)
+        )
     images = image_names(names)
     platforms = _platforms(args)
     if not 1 <= args.layers <= MAX_LAYERS:

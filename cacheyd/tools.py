@@ -328,7 +328,7 @@ def _verification(result: dict[str, Any]) -> str:
 def _holds(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
     if not rows:
         other = result.get("other", 0)
-        more = f"; no min_age is set here, with other settings {_number(other, 'tag')} would be (--config)" if other else ""
+        more = f"; no min_age is set here, with other settings {counted(other, 'tag')} would be (--config)" if other else ""
         return f"nothing is held{more}\n"
     now, short = time.time(), sys.stdout.isatty()
     body: list[Row] = [
