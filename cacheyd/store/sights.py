@@ -1,11 +1,13 @@
 """What `min_age` has to remember: since when digests are known, and which tags are held. In memory, with its rows.
 
 Both are bounded in number and bytes. Where it is too much the oldest go, of those that have the most: each configured
-registry has a share of its own, and all others have one between them, so that strangers push out nobody else's.
+registry has a share of its own, and all others have one between them, so that strangers push out nobody else's. Within
+that, too, it is at the cost of whoever has the most: names below one domain are taken together, as they cost nothing.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from cacheyd.store.index import Row
 from cacheyd.store.rows import MAX_VARIANTS, TagVariant, read_variants, write_variants
@@ -42,22 +44,52 @@ class Hold:
     until: float
 
 
+@dataclass(slots=True)
+class _Share[V]:
+    """The values of one owner, and what they take (bytes)."""
+
+    values: dict[str, V] = field(default_factory=dict)
+    size: int = 0
+
+
+def _size(share: _Share[Any]) -> int:
+    return share.size
+
+
+def _owner(registry: str) -> str:
+    """Who may be behind a registry: the domain of a name, an address without its port."""
+    host = registry if registry.startswith("[") else registry.partition(":")[0]
+    return host.partition("]")[0] if host.startswith("[") or _is_address(host) else ".".join(host.split(".")[-2:])
+
+
+def _is_address(host: str) -> bool:
+    return host.rpartition(".")[2].isdecimal()
+
+
 class Table[V]:
     """Values by key, which begins with a registry."""
 
     def __init__(self, limit: int, size: int, cost: Callable[[str, V], int]) -> None:
         self._limit, self._size, self._cost = limit, size, cost
         self._configured: Collection[str] = frozenset()
-        self._groups: dict[str, dict[str, V]] = {}
+        # All that are not configured are one group, under the empty name; in a group, each owner has a share.
+        self._groups: dict[str, dict[str, _Share[V]]] = {}
         self._bytes: dict[str, int] = {}
+        self._count = 0
         self.changed: set[str] = set()
 
-    def _group(self, key: str) -> str:
+    def _place(self, key: str) -> tuple[str, str]:
+        """Whose it is: group and share."""
         registry = key.partition("/")[0]
-        return registry if registry in self._configured else ""
+        return (registry, "") if registry in self._configured else ("", _owner(registry))
+
+    def _share(self, key: str) -> "_Share[V] | None":
+        name, owner = self._place(key)
+        group = self._groups.get(name)
+        return None if group is None else group.get(owner)
 
     def __len__(self) -> int:
-        return sum(map(len, self._groups.values()))
+        return self._count
 
     @property
     def size(self) -> int:
@@ -66,41 +98,51 @@ class Table[V]:
 
     def __iter__(self) -> Iterator[str]:
         for group in self._groups.values():
-            yield from group
+            for share in group.values():
+                yield from share.values
 
     def get(self, key: str) -> V | None:
         """The value."""
-        group = self._groups.get(self._group(key))
-        return None if group is None else group.get(key)
+        share = self._share(key)
+        return None if share is None else share.values.get(key)
 
     def set(self, key: str, value: V, *, load: bool = False) -> None:
         """Sets a value; one that is new is the last to be forgotten. `load`: it came from its row."""
         self.discard(key, keep=load)
-        name = self._group(key)
-        self._groups.setdefault(name, {})[key] = value
-        self._bytes[name] = self._bytes.get(name, 0) + self._cost(key, value)
+        name, owner = self._place(key)
+        share = self._groups.setdefault(name, {}).setdefault(owner, _Share())
+        share.values[key] = value
+        self._add(name, share, self._cost(key, value), 1)
         if not load:
             self.changed.add(key)
-        while len(self) > self._limit or self.size > self._size:
-            largest = max(self._bytes, key=self._bytes.__getitem__)
-            self.discard(next(iter(self._groups[largest])))
+        while self._count > self._limit or self.size > self._size:
+            largest = self._groups[max(self._bytes, key=self._bytes.__getitem__)]
+            self.discard(next(iter(max(largest.values(), key=_size).values)))
+
+    def _add(self, name: str, share: "_Share[V]", size: int, count: int) -> None:
+        share.size += size
+        self._bytes[name] = self._bytes.get(name, 0) + size
+        self._count += count
 
     def discard(self, key: str, *, keep: bool = False) -> None:
         """Forgets a value, and its row unless that is to be kept."""
-        name = self._group(key)
-        group = self._groups.get(name, {})
-        if key in group:
-            self._bytes[name] -= self._cost(key, group.pop(key))
-            if not group:
+        share = self._share(key)
+        if share is None or key not in share.values:
+            return
+        name, owner = self._place(key)
+        self._add(name, share, -self._cost(key, share.values.pop(key)), -1)
+        if not share.values:
+            del self._groups[name][owner]
+            if not self._groups[name]:
                 del self._groups[name], self._bytes[name]
-            if not keep:
-                self.changed.add(key)
+        if not keep:
+            self.changed.add(key)
 
     def configure(self, registries: Collection[str]) -> None:
         """These registries have a share of their own."""
         self._configured = frozenset(registries)
-        values = [pair for group in self._groups.values() for pair in group.items()]
-        self._groups, self._bytes = {}, {}
+        values = [pair for group in self._groups.values() for share in group.values() for pair in share.values.items()]
+        self._groups, self._bytes, self._count = {}, {}, 0
         for key, value in values:
             self.set(key, value, load=True)
 
