@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # 2013-01-01: no image is older, so dates before it say nothing (0001-01-01, 1970-01-01, 1980-01-01 of reproducible builds).
 EARLIEST = 1356998400.0
+# What was seen so much later than now was seen by a clock that was wrong (seconds).
+CLOCK_ERROR = 86400.0
 # Tags that are made of a digest belong to what has it: signatures, attestations, the referrers of older registries.
 _OF_DIGEST = re.compile(r"sha(?:256-[a-f0-9]{64}|512-[a-f0-9]{128})(?:\.[A-Za-z0-9._-]+)?")
 _CREATED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", re.IGNORECASE)
@@ -186,10 +188,10 @@ class Cooldown:
     def _see(self, ref: Reference, digest: str) -> Sight:
         key = _key(ref, digest)
         sight = self._store.sights.sight(key)
-        if sight is None or (sight.first < EARLIEST <= self._clock()):
-            # New, or seen when the clock was not set yet: the wait begins now, by the later of the two clocks. It is never
-            # put back: one that is in the future may be right, and the clock wrong.
-            now = max(self._clocks())
+        now = max(self._clocks())
+        if sight is None or sight.first < EARLIEST <= self._clock() or sight.first > now + CLOCK_ERROR:
+            # New, or seen when the clock was not set yet, or was far ahead: the wait begins now, by the later of the two
+            # clocks, whichever of them is wrong.
             sight = Sight(now) if sight is None else replace(sight, first=now)
             self._store.sights.seen.set(key, sight)
         return sight

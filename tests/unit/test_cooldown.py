@@ -381,6 +381,36 @@ def test_a_clock_that_was_not_set_yet_is_no_evidence() -> None:
     assert bench.upstream(1) == digest(1)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_clock_that_was_far_ahead_holds_nothing_for_ever(restarted: bool) -> None:
+    bench = Bench()
+    bench.clock.now += 70 * 365 * DAY
+    if restarted:
+        bench.start()
+    assert bench.upstream(1) is None
+    bench.clock.now -= 70 * 365 * DAY
+    bench.sleep(DAY / 2)
+    bench.start()
+    # The wait begins anew.
+    assert bench.upstream(1) is None
+    bench.sleep(DAY - 1)
+    assert bench.upstream(1) is None
+    bench.sleep(1)
+    assert bench.upstream(1) == digest(1)
+
+
+def test_a_clock_that_was_a_little_ahead_changes_no_first_sight() -> None:
+    bench = Bench()
+    bench.upstream(1)
+    bench.clock.now -= DAY - 1
+    bench.start()
+    assert bench.upstream(1) is None
+    bench.sleep(DAY)
+    assert bench.upstream(1) is None
+    bench.sleep(DAY)
+    assert bench.upstream(1) == digest(1)
+
+
 # Any course of things
 
 STEPS = st.lists(
