@@ -7,6 +7,7 @@ that, too, it is at the cost of whoever has the most: names below one domain are
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 from cacheyd.store.index import Row
@@ -52,8 +53,44 @@ class _Share[V]:
     size: int = 0
 
 
-def _size(share: _Share[Any]) -> int:
-    return share.size
+@dataclass(slots=True)
+class _Group[V]:
+    """Shares by owner. `_sizes` has at least one entry for each that is not below its size: its largest one is looked for
+    with each value that is too much, however many owners there are.
+    """
+
+    shares: dict[str, _Share[V]] = field(default_factory=dict)
+    size: int = 0
+    _sizes: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, owner: str, size: int) -> None:
+        """The share of this owner has grown, or shrunk."""
+        share = self.shares[owner]
+        share.size += size
+        self.size += size
+        if not share.values:
+            del self.shares[owner]
+        elif size > 0:
+            heappush(self._sizes, (-share.size, owner))
+            if len(self._sizes) > 2 * len(self.shares) + 1000:
+                self._sizes = [(-share.size, owner) for owner, share in self.shares.items()]
+                heapify(self._sizes)
+
+    def largest(self) -> _Share[V]:
+        """The share that takes the most."""
+        while True:
+            size, owner = self._sizes[0]
+            share = self.shares.get(owner)
+            if share is not None and -size <= share.size:
+                return share
+            if share is None:
+                heappop(self._sizes)
+            else:
+                heapreplace(self._sizes, (-share.size, owner))
+
+
+def _size(group: _Group[Any]) -> int:
+    return group.size
 
 
 def _owner(registry: str) -> str:
@@ -73,8 +110,7 @@ class Table[V]:
         self._limit, self._size, self._cost = limit, size, cost
         self._configured: Collection[str] = frozenset()
         # All that are not configured are one group, under the empty name; in a group, each owner has a share.
-        self._groups: dict[str, dict[str, _Share[V]]] = {}
-        self._bytes: dict[str, int] = {}
+        self._groups: dict[str, _Group[V]] = {}
         self._count = 0
         self.changed: set[str] = set()
 
@@ -83,10 +119,10 @@ class Table[V]:
         registry = key.partition("/")[0]
         return (registry, "") if registry in self._configured else ("", _owner(registry))
 
-    def _share(self, key: str) -> "_Share[V] | None":
+    def _share(self, key: str) -> _Share[V] | None:
         name, owner = self._place(key)
         group = self._groups.get(name)
-        return None if group is None else group.get(owner)
+        return None if group is None else group.shares.get(owner)
 
     def __len__(self) -> int:
         return self._count
@@ -94,11 +130,11 @@ class Table[V]:
     @property
     def size(self) -> int:
         """What all take in memory at the most (bytes)."""
-        return sum(self._bytes.values())
+        return sum(group.size for group in self._groups.values())
 
     def __iter__(self) -> Iterator[str]:
         for group in self._groups.values():
-            for share in group.values():
+            for share in group.shares.values():
                 yield from share.values
 
     def get(self, key: str) -> V | None:
@@ -110,19 +146,15 @@ class Table[V]:
         """Sets a value; one that is new is the last to be forgotten. `load`: it came from its row."""
         self.discard(key, keep=load)
         name, owner = self._place(key)
-        share = self._groups.setdefault(name, {}).setdefault(owner, _Share())
-        share.values[key] = value
-        self._add(name, share, self._cost(key, value), 1)
+        group = self._groups.setdefault(name, _Group())
+        group.shares.setdefault(owner, _Share()).values[key] = value
+        group.add(owner, self._cost(key, value))
+        self._count += 1
         if not load:
             self.changed.add(key)
         while self._count > self._limit or self.size > self._size:
-            largest = self._groups[max(self._bytes, key=self._bytes.__getitem__)]
-            self.discard(next(iter(max(largest.values(), key=_size).values)))
-
-    def _add(self, name: str, share: "_Share[V]", size: int, count: int) -> None:
-        share.size += size
-        self._bytes[name] = self._bytes.get(name, 0) + size
-        self._count += count
+            group = max(self._groups.values(), key=_size)
+            self.discard(next(iter(group.largest().values)))
 
     def discard(self, key: str, *, keep: bool = False) -> None:
         """Forgets a value, and its row unless that is to be kept."""
@@ -130,19 +162,19 @@ class Table[V]:
         if share is None or key not in share.values:
             return
         name, owner = self._place(key)
-        self._add(name, share, -self._cost(key, share.values.pop(key)), -1)
-        if not share.values:
-            del self._groups[name][owner]
-            if not self._groups[name]:
-                del self._groups[name], self._bytes[name]
+        group = self._groups[name]
+        group.add(owner, -self._cost(key, share.values.pop(key)))
+        self._count -= 1
+        if not group.shares:
+            del self._groups[name]
         if not keep:
             self.changed.add(key)
 
     def configure(self, registries: Collection[str]) -> None:
         """These registries have a share of their own."""
         self._configured = frozenset(registries)
-        values = [pair for group in self._groups.values() for share in group.values() for pair in share.values.items()]
-        self._groups, self._bytes, self._count = {}, {}, 0
+        values = [pair for group in self._groups.values() for share in group.shares.values() for pair in share.values.items()]
+        self._groups, self._count = {}, 0
         for key, value in values:
             self.set(key, value, load=True)
 
