@@ -20,10 +20,22 @@ from collections.abc import Callable
 
 from cacheyd import policy
 from cacheyd.config import Settings
-from cacheyd.errors import HeaderList
-from cacheyd.fetch import Fetcher, UpstreamResponse, credentials_of
+from cacheyd.errors import HeaderList, upstream_error
+from cacheyd.fetch import Fetcher, UpstreamResponse, content_length, credentials_of, header
 from cacheyd.flight import Relayed
-from cacheyd.reference import Kind, Reference, accepted_types
+from cacheyd.ranges import parse_content_range
+from cacheyd.reference import (
+    DIGEST,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    SCHEMA_1,
+    SCHEMA_1_SIGNED,
+    Kind,
+    Reference,
+    accepted_types,
+)
 from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store
 
@@ -34,6 +46,7 @@ NO_HEAD = frozenset({404, 405, 501})
 # A CDN's URLs are signed for GET, and its refusal of a HEAD says nothing: one byte decides.
 REFUSED_ELSEWHERE = frozenset({400, 403})
 ONE_BYTE = ("Range", "bytes=0-0")
+MANIFEST_TYPES = frozenset({DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA_1, SCHEMA_1_SIGNED})
 # Of no bytes there is not even one (RFC 9110 section 15.5.17).
 EMPTY = frozenset(f"{name}:{hashlib.new(name).hexdigest()}" for name in ("sha256", "sha512"))
 REFUSED = frozenset({401, 403})
@@ -112,20 +125,24 @@ class Access:
         return self._fetcher.flights.get(ref.registry, ref.digest) is None
 
     async def check(self, ref: Reference, headers: HeaderList) -> bool:
-        """Asks upstream where it is not known and this registry verifies; whether it was asked.
+        """Asks upstream where it is not known and this registry verifies; whether it was asked, and allowed it.
 
         Raises Relayed with upstream's refusal, RequestError if it cannot be had.
         """
         while self.verifies(ref) and not self.granted(ref, headers):
             generation = self._generation
-            await self.ask(ref, headers)
+            allowed = await self.ask(ref, headers)
             if generation == self._generation:
-                return True
+                return allowed
             # Who was asked just now may not be who is to be asked.
         return False
 
-    async def ask(self, ref: Reference, headers: HeaderList) -> None:
-        """Asks upstream whether these credentials may read this, and keeps the answer. Raises as `check` does."""
+    async def ask(self, ref: Reference, headers: HeaderList) -> bool:
+        """Asks upstream whether these credentials may read this, and keeps the answer. Raises as `check` does.
+
+        False for a success that does not look like the object, as the page is that a registry's gate shows to those without
+        a login: then what is asked for by its digest is fetched with this login, and only the bytes prove anything.
+        """
         generation = self._generation
         method, blob = "HEAD", ref.kind is Kind.BLOB
         response = await self._fetcher.open(ref, method, headers, as_client=True)
@@ -136,13 +153,18 @@ class Access:
         if response.status != 200 and not (method == "GET" and _is_one_byte(ref, response.status)):
             raise Relayed(await self._fetcher.relay(response, from_head=method == "HEAD"))
         response.close()
+        stored = self._store.find(ref.digest) if ref.digest else None
+        if not _looks_like(ref, response, stored):
+            if ref.digest is None:
+                raise upstream_error(502, "upstream answered with something else where a manifest was asked for")
+            return False
         if generation != self._generation:
-            return
+            return True
         self._grant(_login(ref, headers), self._fetcher.settings.registry(ref.registry).access_ttl)
         self.found(ref, headers)
-        stored = self._store.find(ref.digest) if ref.digest else None
         if stored is not None and ref.registry in _delivered(stored):
             self._store.add_repository(stored, ref.name)
+        return True
 
     def _grant(self, login: bytes, ttl: float) -> None:
         self._grants.pop(login, None)
@@ -219,6 +241,30 @@ class Gone:
 def says_nothing_of_get(response: UpstreamResponse) -> bool:
     """Whether the answer to a HEAD is that of a host to which the registry redirected, and which takes a GET only."""
     return response.elsewhere and response.status in REFUSED_ELSEWHERE
+
+
+def _looks_like(ref: Reference, response: UpstreamResponse, stored: Stored | None) -> bool:
+    """Whether a success is about the object: by its digest, its size, or at least its type."""
+    media_type = (header(response.headers, "content-type") or "").partition(";")[0].strip().lower()
+    stated = header(response.headers, "docker-content-digest") or ""
+    if media_type.startswith("text/html") or (ref.digest and stated and stated != ref.digest):
+        return False
+    size = _size_of(response)
+    if stored is not None and size is not None:
+        return size == stored.size
+    if DIGEST.fullmatch(stated):
+        return True
+    # A blob may come from anywhere, under any type; of one that is not here nothing can be given away.
+    return media_type in MANIFEST_TYPES if ref.kind is Kind.MANIFEST else stored is None
+
+
+def _size_of(response: UpstreamResponse) -> int | None:
+    if response.status == 416:
+        return 0
+    if response.status != 206:
+        return content_length(response.headers)
+    part = parse_content_range(header(response.headers, "content-range"))
+    return part[2] if part is not None else None
 
 
 def _is_one_byte(ref: Reference, status: int) -> bool:

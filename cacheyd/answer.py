@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
@@ -15,6 +16,8 @@ from cacheyd.store.rows import Stored
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 PROXIED_BY = ("X-Proxied-By", "cacheyd")
+# A piece has a turn at its registry until its client has it; for so long at the most (seconds).
+PIECE_TIME = 120.0
 # RFC 9111 dropped Warning, but people grep for it.
 STALE_WARNING = ("Warning", '110 cacheyd "upstream failed: last known tag"')
 # For the log: why what is known is served although it is stale.
@@ -59,6 +62,26 @@ class RelaySource:
     def close(self) -> None:
         """Ends the upstream's response, too."""
         self._response.close()
+
+
+class PieceSource(RelaySource):
+    """A piece of an upstream's blob, passed on as it comes: no more of it than was said, and not for ever."""
+
+    def __init__(self, response: UpstreamResponse, length: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(response)
+        self._left = length
+        self._clock = clock
+        self._until = clock() + PIECE_TIME
+
+    async def read(self) -> bytes:
+        """As in the base class."""
+        if self._left and self._clock() > self._until:
+            raise BodyBroken("the client takes too long for a piece")
+        data = await super().read()
+        self._left -= len(data)
+        if self._left < 0:
+            raise BodyBroken("upstream sent more of a piece than it said")
+        return data
 
 
 def scope_headers(ref: Reference | None) -> HeaderList:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cacheyd import policy
-from cacheyd.access import EMPTY, ONE_BYTE, Access, says_nothing_of_get
+from cacheyd.access import EMPTY, ONE_BYTE, REFUSED, Access, says_nothing_of_get
 from cacheyd.answer import (
     BYPASS,
     FEW_LEFT,
@@ -20,6 +20,7 @@ from cacheyd.answer import (
     STALE,
     STALE_WARNING,
     Answer,
+    PieceSource,
     error_answer,
     hit_headers,
     object_headers,
@@ -53,6 +54,9 @@ FAR_AHEAD, PIECE_WAIT = 8 << 20, 0.5
 OPEN_END = 1 << 20
 # A flight that has no head after so long does not keep a small piece waiting (seconds).
 PIECE_HEAD = 0.1
+# An upstream that answers a range with all of a blob, or in a coding, is not asked for ranges for so long (seconds); so many
+# registries are known to do so.
+WHOLE_ONLY, MAX_WHOLE_ONLY = 60.0, 1000
 # No registry's clients may be more than half of those who wait, but so many in any case.
 FEW_WAITING = 64
 # A small blob is verified before its head goes out, if that takes no longer than this (seconds).
@@ -109,7 +113,8 @@ class Cache:
         self.cooldown = Cooldown(store, settings, clock=clock, monotonic=monotonic, on_held=on_held)
         self.cooldown.look = Created(fetcher, self.cooldown.learn).look
         fetcher.admit = self.cooldown.admit
-        self._clock = clock
+        self._clock, self._monotonic = clock, monotonic
+        self._whole_only: dict[str, float] = {}
         self._on_ignored = on_ignored
         self._below_floor = below_floor
         self._check_allowed = check_allowed
@@ -254,6 +259,8 @@ class Cache:
             return self.hit(request) or await self._wait(request, gone)
         except Relayed as error:
             self.access.refused(request.ref, request.headers, error.relay.status)
+            if error.relay.status in REFUSED:
+                self.listings.refused(request.ref, request.headers)
             result = MISS if request.ref.kind in (Kind.MANIFEST, Kind.BLOB) else BYPASS
             return relay_answer(request.ref, error.relay, result, head=request.head)
         except RequestError as error:
@@ -367,7 +374,11 @@ class Cache:
         if wanted is not None and _is_little(wanted):
             # To see all of so much for a little of it would take too long.
             response.close()
-            return await self._piece(request, wanted)
+            if answer := await self._piece(request, wanted, content_length(response.headers)):
+                return answer
+            response = await self.fetcher.open(ref, request.method, headers)
+            if response.status != 200:
+                return relay_answer(ref, await self.fetcher.relay(response), result, head=False)
         return self._verified(request, response, result, digest)
 
     def _verified(self, request: Request, response: UpstreamResponse, result: str, digest: str) -> Answer:
@@ -415,28 +426,40 @@ class Cache:
         headers = (*without(end_to_end(response.headers), "content-length", "content-range"), *lengths)
         return relay_answer(request.ref, Relay(200, headers, b"", from_head=True), result, head=True)
 
-    async def _piece(self, request: Request, wanted: RangeRequest) -> Answer:
-        """A small piece in the middle of a blob, as upstream has it: nothing can verify a piece before all is there."""
+    async def _piece(self, request: Request, wanted: RangeRequest, size: int | None = None) -> Answer | None:
+        """A small piece in the middle of a blob, as upstream has it: nothing can verify a piece before all is there.
+
+        None where it gives no such piece, or has no turn for one. `size` is the blob's, where it is known.
+        """
         ref = request.ref
-        assert ref.digest
+        if self._monotonic() < self._whole_only.get(ref.registry, 0.0):
+            return None
         fields = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
-        response = await self.fetcher.open(ref, request.method, (*request.headers, *fields))
-        if codings := codings_of(response.headers):
-            if response.status == 200:
-                return relay_answer(ref, await self.fetcher.unpacked(response, ref.digest), BYPASS, head=False)
-            response.close()
-            raise upstream_error(502, f"upstream answered a part of something encoded: {', '.join(codings)[:40]}")
-        if response.status == 200:
-            return self._verified(request, response, BYPASS, ref.digest)
-        if response.status == 206:
-            part = parse_content_range(header(response.headers, "content-range"))
-            if not _is_asked(wanted, part):
+        try:
+            response = await self.fetcher.open(ref, request.method, (*request.headers, *fields), piece=True)
+        except RequestError as error:
+            if error.failure.status == 503 and error.again_at is None:
+                return None
+            raise
+        part = None
+        if response.status == 206 and not codings_of(response.headers):
+            part = _part_of(wanted, parse_content_range(header(response.headers, "content-range")), size)
+            stated = content_length(response.headers)
+            if part is None or stated not in (None, part.length):
                 response.close()
                 raise upstream_error(502, "upstream answered another range than was asked for")
-            if part is not None and part[:2] == (0, part[2]):
-                # All of it is no piece.
-                return self._verified(request, response, BYPASS, ref.digest)
-        return stream_answer(ref, response, BYPASS, content_length(response.headers))
+        elif response.status >= 400:
+            return stream_answer(ref, response, BYPASS, content_length(response.headers))
+        if part is None:
+            # All of it, or in a coding: once is enough, and for that there is the flight.
+            response.close()
+            self._whole_only[ref.registry] = self._monotonic() + WHOLE_ONLY
+            while len(self._whole_only) > MAX_WHOLE_ONLY:
+                del self._whole_only[next(iter(self._whole_only))]
+            return None
+        answer = stream_answer(ref, response, BYPASS, part.length)
+        answer.source = PieceSource(response, part.length)
+        return answer
 
     # Manifests
 
@@ -638,7 +661,9 @@ class Cache:
         wanted = _wanted(request)
         if error := self._refused_resume(ref, wanted):
             raise error
-        little = wanted is not None and _is_little(wanted)
+        # What begins with the first byte may be all of it, so its size is waited for.
+        little = wanted is not None and _is_little(wanted) and wanted.start != 0
+        flight = None
         try:
             async with asyncio.timeout(PIECE_HEAD if little else None):
                 flight = await self._board(request, permitted=permitted)
@@ -648,7 +673,13 @@ class Cache:
         except TimeoutError:
             # The flight goes on; who wants little, as lazily pulling clients do, does not wait for its turn.
             elsewhere = True
-        return await self._piece(request, wanted) if wanted and elsewhere else await self._join(request, flight)
+        size = flight.size if flight is not None else None
+        if wanted and elsewhere and (answer := await self._piece(request, wanted, size)):
+            return answer
+        try:
+            return await self._join(request, flight or await self._board(request, permitted=permitted))
+        except NotKept:
+            return await self._bypass(request)
 
     def _refused_resume(self, ref: Reference, wanted: RangeRequest | None) -> RequestError | None:
         """Why a client may not go on here where a broken fetch ended; it may begin anew."""
@@ -676,7 +707,8 @@ class Cache:
             others = running is not None and running.asker.repository != ref.repository
             if others and not permitted and self.access.verifies(ref):
                 # It began since this client was let through: what is in one repository may not be in another.
-                await self.access.ask(ref, request.headers)
+                if not await self.access.ask(ref, request.headers):
+                    raise upstream_error(502, "upstream answered with something else where a blob was asked for")
                 permitted = True
                 continue
             flight = self.fetcher.flight(ref, request.headers)
@@ -748,10 +780,11 @@ def _wanted(request: Request) -> RangeRequest | None:
 
 
 def _is_little(wanted: RangeRequest) -> bool:
-    """Whether little is wanted, however large the blob is: suffixes count, but not what is open to the end."""
-    if any(first is not None and last is None for first, last in wanted.specs):
+    """Whether little is wanted, however large the blob is: suffixes count, but not several, nor what is open to the end."""
+    if len(wanted.specs) != 1:
         return False
-    return sum(max(0, (last or 0) - (first - 1 if first is not None else 0)) for first, last in wanted.specs) <= FAR_AHEAD
+    first, last = wanted.specs[0]
+    return last is not None and last - (first - 1 if first is not None else 0) <= FAR_AHEAD
 
 
 def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
@@ -760,7 +793,7 @@ def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
     What is open to the end counts where nobody else wants it, and it has not come to that yet; else a client goes on with
     what it had before, or has others of its own that read what is before it.
     """
-    if flight.size is None:
+    if flight.size is None or len(wanted.specs) != 1:
         return False
     opens = [first for first, last in wanted.specs if first is not None and last is None]
     if opens and (flight.audience or not max(flight.received, flight.size // 2, flight.size - OPEN_END) < min(opens)):
@@ -772,20 +805,23 @@ def _is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
     return length <= FAR_AHEAD and length < flight.size
 
 
-def _is_asked(wanted: RangeRequest, answered: tuple[int, int, int | None] | None) -> bool:
-    """Whether a Content-Range is of what was asked for; of several ranges any is, as they may be put together, or none."""
-    if len(wanted.specs) > 1:
-        return True
-    if answered is None:
-        return False
-    part, size = Part(*answered[:2]), answered[2]
+def _part_of(wanted: RangeRequest, answered: tuple[int, int, int | None] | None, size: int | None) -> Part | None:
+    """The part of a blob that a Content-Range is of, if that is what was asked for, and not all of it.
+
+    `size` is the blob's, where it is known; else what is answered has to say it, or to begin behind the first byte.
+    """
+    if answered is None or len(wanted.specs) != 1 or (size is not None and answered[2] not in (None, size)):
+        return None
+    part, size = Part(*answered[:2]), answered[2] if size is None else size
     first, last = wanted.specs[0]
     if size is not None:
         try:
-            return wanted.parts(size) == (part,)
+            return part if wanted.parts(size) == (part,) and part.length < size else None
         except Unsatisfiable:
-            return False
-    return first is None or (first == part.start and (last is None or part.end <= last + 1))
+            return None
+    if first is None:
+        return part if part.start > 0 and part.length == last else None
+    return part if first == part.start > 0 and last is not None and part.end == last + 1 else None
 
 
 def _unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:

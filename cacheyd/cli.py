@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (serve, check, show):
         _add_settings(command)
     _add_tools(commands)
+    for command in (*commands.choices.values(), *actions.choices.values()):
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -79,11 +82,43 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 (cannot run, or nothing found) or 2 (wrong input)."""
+    """Runs a command; returns the exit code: 0, 1 (cannot run, or nothing found), 2 (wrong input), or 141 (as SIGPIPE) where
+    nobody reads on what it prints.
+    """
+    try:
+        try:
+            args = _parsed(sys.argv[1:] if arguments is None else arguments)
+            if args.command != "serve":
+                return _run(args)
+        finally:
+            # Here, and not at the end of Python, where a failure is told with a traceback.
+            print(end="", flush=True)
+    except BrokenPipeError:
+        _let_go()
+        return 128 + signal.SIGPIPE
+    return _run(args)
+
+
+def _let_go() -> None:
+    """Python flushes once more at its end."""
+    with open(os.devnull, "wb") as nowhere:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """What was typed. What is wrong about it is told with the usage of its own command."""
     parser = _parser()
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    own = args.parser if arguments[0] == args.command else parser
+    if unknown:
+        own.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.command == "rm" and bool(args.targets) == args.all:
-        parser.error("rm: name what to remove, or give --all")
+        own.error("name what to remove, or give --all")
+    return args
+
+
+def _run(args: argparse.Namespace) -> int:
     load = partial(config.load, file=args.config, flags=vars(args))
     try:
         settings = load()

@@ -155,7 +155,7 @@ class Commands:
         if args.get("all") and not dry_run:
             await self._store.room.drop_idle()
         if removed and not dry_run:
-            log.info("removed on request: %d objects, %s", removed, parse.shown_size(size))
+            log.info("removed on request: %s, %s", parse.counted(removed, "object"), parse.shown_size(size))
         yield {
             "result": {
                 "dry_run": dry_run,

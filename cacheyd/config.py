@@ -19,7 +19,7 @@ from cacheyd import parse
 from cacheyd.errors import RequestError
 from cacheyd.parse import Size
 from cacheyd.reference import DOCKER_HUB, canonical_registry
-from cacheyd.rules import parse_ages, parse_pins, parse_rules
+from cacheyd.rules import meant_image, parse_ages, parse_pins, parse_rules
 
 
 class ConfigError(Exception):
@@ -381,6 +381,15 @@ def _doubts(
     values: Mapping[str, Any], environ: Mapping[str, str], registries: Mapping[str, RegistrySettings]
 ) -> Iterator[str]:
     yield from _unknown_variables(environ, registries)
+    known = [*registries, values["default_registry"]]
+    for name in ("allow", "deny", "pin", "min_ages"):
+        for pattern in (item if isinstance(item, str) else item[0] for item in values[name]):
+            if image := meant_image(pattern, known):
+                what = "images of a" if "/" in pattern else "a"
+                yield (
+                    f"{name}: {_quoted(pattern)} means {what} registry called {pattern.partition('/')[0]};"
+                    f" the image of Docker Hub is {_quoted(image)}"
+                )
     if values["max_size"] == values["min_free"] == Size():
         yield "neither max_size nor min_free is set: the cache grows until its disk is full"
 

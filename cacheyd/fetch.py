@@ -110,13 +110,15 @@ def was_heard(error: TimeoutError) -> bool:
 class UpstreamRequest:
     """What is asked of an upstream. `headers` hold Accept, Authorization, User-Agent and Range only.
 
-    `as_client` says that the client's own login counts, whatever the registry's settings say.
+    `as_client` says that the client's own login counts, whatever the registry's settings say; `piece` that it is of a small
+    part of a blob, which its client takes as fast as it likes.
     """
 
     ref: Reference
     method: str
     headers: HeaderList
     as_client: bool = False
+    piece: bool = False
 
 
 class UpstreamResponse(Protocol):
@@ -267,12 +269,14 @@ class Fetcher:
 
     # What every request goes through
 
-    async def open(self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False) -> UpstreamResponse:
+    async def open(
+        self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False, piece: bool = False
+    ) -> UpstreamResponse:
         """Asks upstream; raises Relayed for a rate limit that is still in force, RequestError 502, 503 or 504 if it fails."""
         key, generation = self.limit_key(ref, headers, as_client=as_client), self._generation
         self.limits.check(key)
         try:
-            response = await self._upstream.open(UpstreamRequest(ref, method, headers, as_client))
+            response = await self._upstream.open(UpstreamRequest(ref, method, headers, as_client, piece))
         except UpstreamBroken as error:
             failed = _as_request_error(error)
             if error.wait is not None and generation == self._generation:

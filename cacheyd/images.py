@@ -5,6 +5,7 @@
 
 import argparse
 import asyncio
+import errno
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from cacheyd import descriptors
 from cacheyd.helpers import AuthFile, HelperError
 from cacheyd.layout import Image, IncompleteError, Kept, LayoutError, import_layout, write_layout
 from cacheyd.manifest import Descriptor, Platform, own_platform, parse_platform
-from cacheyd.parse import shown_size
+from cacheyd.parse import counted, shown_size
 from cacheyd.reference import ImageName, parse_image
 from cacheyd.workloads import MAX_TEXT, Found, read_images
 
@@ -105,7 +106,7 @@ def warm(
     args: dict[str, Any] = {"platforms": platforms if platforms is None else list(platforms), "layers": layers}
     if referrers:
         args["referrers"] = True
-    failed = 0
+    failed = without = 0
     with display:
         # Those of a whole cluster do not fit into one command.
         for some in batched(map(str, images), WARM_BATCH):
@@ -114,12 +115,14 @@ def warm(
             for event in call("warm", {**args, "images": list(some), "logins": known}):
                 if event["event"] == "end":
                     failed, ended = failed + event["failed"], True
+                    without += event.get("referrers_failed", 0)
                 else:
                     display.show(event)
             if not ended:
                 return 1
-        display.show({"event": "end", "images": len(images), "failed": failed})
-    return int(failed > 0)
+        more = {"referrers_failed": without} if without else {}
+        display.show({"event": "end", "images": len(images), "failed": failed, **more})
+    return int(failed + without > 0)
 
 
 def display_for(out: TextIO, *, as_json: bool) -> Display:
@@ -168,11 +171,14 @@ def line_of(event: dict[str, Any]) -> str:
         case "done":
             more = f", with {event['referrers']} that refer to it" if "referrers" in event else ""
             held = f" ({event['held']})" if event.get("held") else ""
-            return f"{image}: {shown_size(event['bytes'])} in the cache{more}{held}"
+            without = f"; what refers to it is not all there: {why}" if (why := event.get("referrers_failed")) else ""
+            return f"{image}: {shown_size(event['bytes'])} in the cache{more}{held}{without}"
         case "failed":
             return f"{image} failed: {event['reason']}"
         case "end":
-            return f"{event['images'] - event['failed']} of {event['images']} images are in the cache"
+            total, here = event["images"], event["images"] - event["failed"]
+            without = f"; what refers to {count} of them is not all there" if (count := event.get("referrers_failed")) else ""
+            return f"{here} of {counted(total, 'image')} {'is' if 1 in (here, total) else 'are'} in the cache{without}"
     return ""
 
 
@@ -249,13 +255,23 @@ def _output(target: str) -> Iterator[IO[bytes]]:
         sys.stdout.buffer.flush()
         return
     path = Path(target)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(unfinished, "xb") as file:
+        with _created(unfinished, path) as file:
             yield file
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _created(unfinished: Path, path: Path) -> BinaryIO:
+    """The new file that is to be `path`. Raises OSError with a name that people know."""
+    try:
+        return open(unfinished, "xb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path if path.parent.is_dir() else path.parent)) from None
 
 
 def import_images(
@@ -310,7 +326,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     warming = commands.add_parser(
         "warm",
         help="pull images into the cache",
-        description="Pulls images into the cache, as clients would. Exit code: 0 all are there, 1 some are not.",
+        description="Pulls images into the cache, as clients would. Exit code: 0 all are there, 1 not all, 2 wrong usage.",
     )
     warming.add_argument("images", nargs="*", metavar="IMAGE", help="such as alpine:3.22 or ghcr.io/acme/app@sha256:…")
     warming.add_argument(
@@ -365,6 +381,8 @@ def run(args: argparse.Namespace, call: Call, root: Path) -> int:
         return 2
     except LayoutError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # Nobody reads what it prints.
     except OSError as error:
         print(f"cacheyd: {error.filename or 'the tar file'}: {error.strerror or error}", file=sys.stderr)
     return 1
@@ -378,14 +396,16 @@ def _platforms(args: argparse.Namespace) -> list[Platform] | None:
 
 
 def _run_warm(args: argparse.Namespace, call: Call, root: Path) -> int:
-    found = Found()
-    for source in args.files:
-        read = _read_names(source, taken=args.password_stdin)
-        found.images += read.images
-        found.problems += [f"{source}: {problem}" for problem in read.problems]
-    for problem in found.problems:
+    files = [(source, _read_names(source, taken=args.password_stdin)) for source in args.files]
+    problems = [f"{source}: {problem}" for source, read in files for problem in read.problems]
+    for problem in problems:
         print(f"cacheyd: {problem}", file=sys.stderr)
-    images = image_names([*args.images, *found.images])
+    names = [*args.images, *(name for _, read in files for name in read.images)]
+    if files and not names:
+        raise UsageError(
+            "no image is named: " + "; ".join(f"{_shown_source(source)}: {read.nothing}" for source, read in files)
+        )
+    images = image_names(names)
     platforms = _platforms(args)
     if not 1 <= args.layers <= MAX_LAYERS:
         raise UsageError(f"--layers must be from 1 to {MAX_LAYERS}")
@@ -393,18 +413,24 @@ def _run_warm(args: argparse.Namespace, call: Call, root: Path) -> int:
     display = display_for(sys.stdout, as_json=args.json)
     logins = _logins(args, images)
     failed = warm(call, images, shown, logins, display, layers=args.layers, referrers=args.referrers)
-    return failed or int(bool(found.problems))
+    return failed or int(bool(problems))
 
 
 def _read_names(source: str, *, taken: bool) -> Found:
     if source == "-" and taken:
         raise UsageError("standard input cannot be both the list and the password")
-    with _input(source) as file:
-        data = file.read(MAX_TEXT + 1)
     try:
+        with _input(source) as file:
+            data = file.read(MAX_TEXT + 1)
         return read_images(data)
+    except OSError as error:
+        raise UsageError(f"{_shown_source(source)}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UsageError(f"{'standard input' if source == '-' else source}: {error}") from error
+        raise UsageError(f"{_shown_source(source)}: {error}") from error
+
+
+def _shown_source(source: str) -> str:
+    return "standard input" if source == "-" else source
 
 
 def _logins(args: argparse.Namespace, images: Sequence[ImageName]) -> dict[str, str]:
@@ -425,7 +451,7 @@ def _run_export(args: argparse.Namespace, call: Call, root: Path) -> int:
         options += " --all-platforms" if args.all_platforms else "".join(f" --platform {name}" for name in args.platforms)
         names = " ".join(map(str, images))
         raise LayoutError(f"{error}\nThis fetches it: cacheyd warm{options} {names}") from error
-    print(f"{len(images)} images, {shown_size(size)}", file=sys.stderr)
+    print(f"{counted(len(images), 'image')}, {shown_size(size)}", file=sys.stderr)
     return 0
 
 

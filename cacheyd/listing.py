@@ -76,8 +76,14 @@ class Listings:
         self._asking: Once[tuple[int | str, ...], Asker, tuple[Relay, bool]] = Once()
 
     def forget(self) -> None:
-        """After a change of settings: nobody joins what is being asked by the old ones."""
+        """After a change of settings: nobody joins what is being asked by the old ones, and permissions are asked for anew."""
         self._generation += 1
+        self.store.lists.drop_personal()
+
+    def refused(self, ref: Reference, headers: HeaderList) -> None:
+        """Upstream refuses this login something of a repository: its lists are not for it any more."""
+        if self._is_personal(ref):
+            self.store.lists.drop_personal(f"{ref.registry}/v2/{ref.repository}/", credentials_of(headers).hex())
 
     @property
     def _settings(self) -> Settings:
@@ -116,7 +122,9 @@ class Listings:
             relay, kept = await self._ask(ref, headers)
         except (Relayed, RequestError) as error:
             status = error.relay.status if isinstance(error, Relayed) else error.failure.status
-            if (status == 429 or status >= 500) and (answer := self._stale(ref, headers)):
+            # Where lists are a login's own, it is not to bring a stale one about itself.
+            limited = status == 429 and not self._is_personal(ref)
+            if (limited or status >= 500) and (answer := self._stale(ref, headers)):
                 answer.note = why_stale(error)
                 return answer
             if status in (401, 403, 404):
@@ -163,14 +171,20 @@ class Listings:
     async def _fetch(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
         # What a stored login may list is not for clients that have to show their own.
         personal = self._is_personal(ref)
+        generation = self._generation
         response = await self._fetcher.open(ref, "GET", headers, as_client=personal)
         if response.status != 200:
             relay = await self._fetcher.relay(response)
-            if relay.status == 404 and ref.kind is Kind.REFERRERS and len(relay.body) <= REMEMBERED_BODY:
+            if (
+                generation == self._generation
+                and relay.status == 404
+                and ref.kind is Kind.REFERRERS
+                and len(relay.body) <= REMEMBERED_BODY
+            ):
                 self._keep(ref, headers, relay, personal=True)
             raise Relayed(relay)
         relay = Relay(200, end_to_end(response.headers), await self._read(response))
-        kept = await _is_list(ref.kind, relay.body)
+        kept = await _is_list(ref.kind, relay.body) and generation == self._generation
         if kept:
             self._keep(ref, headers, relay, personal=personal)
         return relay, kept

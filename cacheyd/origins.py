@@ -30,6 +30,8 @@ FAILURES = 3
 MAX_TRACKED = 10_000
 # In each lane, so many times `max_flights` responses of all registries at once.
 LANE_WIDTH = 2
+# A piece that finds no turn in this time is waited for where all of its blob is fetched (seconds).
+PIECE_PATIENCE = 1.0
 # How long the number of pulls left is believed where the registry does not say (seconds).
 WINDOW = 60.0
 _REMAINING = re.compile(r"(\d{1,9})(?:;w=(\d{1,9}))?")
@@ -119,6 +121,7 @@ class Lane(StrEnum):
     """What waits behind each other at one registry. Small requests never wait behind layers, nor behind long lists."""
 
     BLOBS = "blobs"
+    PIECES = "pieces"
     LISTS = "lists"
     SMALL = "small"
 
@@ -127,6 +130,8 @@ def lane_of(request: UpstreamRequest) -> Lane:
     """Where a request waits for its turn."""
     if request.ref.kind in (Kind.TAGS, Kind.REFERRERS):
         return Lane.LISTS
+    if request.piece:
+        return Lane.PIECES
     return Lane.BLOBS if request.ref.kind is Kind.BLOB and request.method == "GET" else Lane.SMALL
 
 
@@ -275,8 +280,9 @@ class Origins:
         registry = request.ref.registry
         self.check_allowed(request.ref)
         await self._authorizer.prepare(request)
-        limit, patience = self.settings.registry(registry).max_fetches, self.settings.head_timeout
+        limit = self.settings.registry(registry).max_fetches
         lane = lane_of(request)
+        patience = PIECE_PATIENCE if lane is Lane.PIECES else self.settings.head_timeout
         try:
             leave_lane = await self._turnstile.enter(registry, lane, limit, patience)
         except TimeoutError:

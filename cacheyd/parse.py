@@ -83,6 +83,11 @@ def shown_size(size: float) -> str:
     return f"{size:.1f} TiB"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things for people."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def integer(low: int, high: int) -> Callable[[object], int]:
     """Makes a parser of whole numbers in a range."""
 
@@ -226,12 +231,24 @@ def patterns(value: object) -> tuple[str, ...]:
 
 def ttls(value: object) -> tuple[tuple[str, float], ...]:
     """Durations by tag pattern; in a text as `latest=0s,v*=24h`."""
+    return durations(value, '{ "latest" = "0s", "v*" = "24h" }')
+
+
+def durations(value: object, example: str) -> tuple[tuple[str, float], ...]:
+    """Durations by pattern; in a text as `name=1d,other=2h`. `example` is a table as it should be."""
     if isinstance(value, str):
         parts = [part.partition("=") for part in value.split(",") if part.strip()]
         value = {name.strip(): found.strip() for name, _, found in parts}
     if not isinstance(value, dict) or not all(isinstance(name, str) and name for name in value):
-        raise ValueError('a table such as { "latest" = "0s", "v*" = "24h" }')
-    return tuple((name, duration(found)) for name, found in value.items())
+        raise ValueError(f"a table such as {example}")
+    return tuple((name, _duration_of(name, found, example)) for name, found in value.items())
+
+
+def _duration_of(name: str, value: object, example: str) -> float:
+    try:
+        return duration(value)
+    except ValueError as error:
+        raise ValueError(f"a table such as {example}; {name[:200]!r} = {repr(value)[:50]} is not {error}") from None
 
 
 def matches(name: str, wanted: tuple[str, ...]) -> bool:

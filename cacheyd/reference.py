@@ -24,6 +24,8 @@ from cacheyd.errors import Code, RequestError, client_error
 NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 DIGEST = re.compile(r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}")
+# A digest, or the beginning of one as tools show it: docker takes it for no name, either.
+_BARE_DIGEST = re.compile(r"sha(?:256|512):[a-f0-9]{12,128}")
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9_.-]*[a-z0-9])?")
 _IPV6 = re.compile(r"\[[0-9a-f:.]+\]")
 # What ends in a number is an address or nothing (https://url.spec.whatwg.org/#ends-in-a-number-checker).
@@ -277,6 +279,8 @@ def _under(registry: str, rest: str) -> tuple[str, str]:
 
 def parse_image(name: str, *, default_tag: str = "latest") -> ImageName:
     """The image that docker means by a name: `alpine` is `docker.io/library/alpine:latest`. Raises ValueError."""
+    if _BARE_DIGEST.fullmatch(name):
+        raise ValueError(f"{name!r} is a digest without a name; an image is named like ghcr.io/acme/app@{name}")
     rest, at, digest = name.partition("@")
     first, _, path = rest.partition("/")
     named = has_registry(rest)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
@@ -121,10 +121,7 @@ def parse_rules(value: object) -> tuple[str, ...]:
 
 def parse_ages(value: object) -> tuple[tuple[str, float], ...]:
     """Durations by pattern; in a text as `ghcr.io=1d,docker.io/*:latest=7d`. Raises ValueError with what was expected."""
-    try:
-        found = parse.ttls(value)
-    except ValueError:
-        raise ValueError('a table such as { "docker.io/library/*" = "3d", "*/*:latest" = "7d" }') from None
+    found = parse.durations(value, '{ "docker.io/library/*" = "3d", "*/*:latest" = "7d" }')
     parse_rules([text for text, _ in found])
     return found
 
@@ -160,7 +157,7 @@ def parse_pins(value: object) -> tuple[str, ...]:
     """
     pins = tuple(map(_with_one_registry, parse.patterns(value)))
     for pin in pins:
-        if not _names_something(pin):
+        if not _names_something(pin) or _is_tag_alone(pin):
             wanted = "patterns of registry/repository:tag"
             raise ValueError(f"{wanted}; {_quoted(pin)} can never match: {_why_nothing(pin)}")
     return pins
@@ -175,6 +172,30 @@ def _with_one_registry(pin: str) -> str:
     repository = re.split("[:@]", path, maxsplit=1)[0]
     short = registry == DOCKER_HUB and bool(slash) and bool(repository) and not set(repository) & set("/*?[")
     return f"{registry}{slash}{'library/' if short else ''}{path}"
+
+
+def _is_tag_alone(pin: str) -> bool:
+    """Whether this is `nginx:*`: by its characters it could be a registry with any port and all that is in it."""
+    host, colon, _ = pin.partition(":")
+    return bool(colon) and "/" not in pin and _is_label(host)
+
+
+def _is_label(host: str) -> bool:
+    """Whether a host has one part, as images of Docker Hub do and hardly any registry."""
+    return host != "localhost" and not set(host) & set(".*?[")
+
+
+def meant_image(pattern: str, registries: Iterable[str]) -> str:
+    """How the image is written that was meant by a pattern of a registry (as `nginx`) or of images in one (`acme/app`) that
+    nobody has; empty where the registry may well be meant: one with a dot, a port or a wildcard, or one of `registries`.
+    """
+    registry, slash, _ = pattern.lower().partition("/")
+    host, colon, port = registry.partition(":")
+    if not _is_label(host) or any(host == known.partition(":")[0] for known in registries):
+        return ""
+    if colon and (slash or (port.isdecimal() and (int(port) >= 1024 or port == "80"))):
+        return ""
+    return f"{DOCKER_HUB}/{'' if slash else 'library/'}{pattern}"
 
 
 def _why_nothing(pin: str) -> str:

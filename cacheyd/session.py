@@ -45,6 +45,8 @@ def run(args: Namespace, settings: Settings) -> int:
         print(f"cacheyd: {error}", file=sys.stderr)
     except (NoServer, NotAnswering):
         print(f"cacheyd: the cacheyd that has {settings.cache_dir} does not answer", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # Nobody reads what it prints.
     except OSError as error:
         print(f"cacheyd: {why_unusable(error, settings.cache_dir)}", file=sys.stderr)
     except KeyboardInterrupt:

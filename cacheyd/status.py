@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from cacheyd import __version__
-from cacheyd.parse import shown_size
+from cacheyd.parse import counted, shown_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,10 @@ def render(status: Status) -> bytes:
         ("Version", __version__),
         ("Running for", _duration(time.time() - status.started)),
         ("Hits", f"{status.hits} of {total} requests ({ratio})"),
-        ("Stored", f"{status.manifests} manifests and {status.blobs} blobs, {shown_size(status.stored)}"),
+        (
+            "Stored",
+            f"{counted(status.manifests, 'manifest')} and {counted(status.blobs, 'blob')}, {shown_size(status.stored)}",
+        ),
         ("Being fetched", str(status.flights)),
         ("Cache directory", f"{status.cache_dir} ({free} free)"),
         ("Configured registries", ", ".join(status.registries) or "none: any registry is served"),

@@ -18,7 +18,7 @@ from cacheyd import control
 from cacheyd.config import Settings
 from cacheyd.control import CommandError, NoServer, NotAnswering, Reply
 from cacheyd.inventory import parse_target
-from cacheyd.parse import shown_size
+from cacheyd.parse import counted, shown_size
 from cacheyd.reference import parse_image
 
 # A process that has just taken the directory gets so long to make its socket (seconds).
@@ -75,6 +75,8 @@ def _carry_out(settings: Settings, command: str, args: dict[str, Any], consume: 
     try:
         _check_directory(directory)
         _ask_or_do(settings, command, args, consume)
+    except BrokenPipeError:
+        raise  # Nobody reads what it says.
     except OSError as error:
         raise ToolError(why_unusable(error, directory)) from None
 
@@ -260,7 +262,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _state(row: dict[str, Any]) -> str:
     if row["missing"]:
-        state = f"{_number(len(row['missing']), 'blob')} missing"
+        state = f"{counted(len(row['missing']), 'blob')} missing"
     else:
         state = "complete" if row["complete"] else "no platform"
     return f"{state}, pinned" if row["pinned"] else state
@@ -270,10 +272,6 @@ def _platforms(platforms: Sequence[dict[str, Any]]) -> str:
     images = [row for row in platforms if row["platform"] != "attestation"]
     here = [f"{row['platform'] or '?'}{' partly' if row['missing'] else ''}" for row in images if row["stored"]]
     return f"{', '.join(here) or 'none'} ({len(here)} of {len(images)})" if images else "-"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _usage(result: dict[str, Any]) -> str:
@@ -298,10 +296,10 @@ def _removal(result: dict[str, Any]) -> str:
     tags = {one["name"] for one in result["stays"]}
     lines += [f"{word}: {name}{', the tag only' if name in tags else ''}" for name in result["images"]]
     lines.append(
-        f"{_number(result['objects'], 'object')} and {_number(result['tags'], 'tag')} {word}, {shown_size(result['bytes'])}"
+        f"{counted(result['objects'], 'object')} and {counted(result['tags'], 'tag')} {word}, {shown_size(result['bytes'])}"
     )
     if result["kept"]:
-        lines.append(f"{_number(result['kept'], 'object')} kept for other images")
+        lines.append(f"{counted(result['kept'], 'object')} kept for other images")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -315,7 +313,7 @@ def _collection(result: dict[str, Any]) -> str:
         "unreferenced": "blobs removed that no manifest needs",
     }
     lines = [f"{result[key]} {text}" for key, text in names.items() if result.get(key)]
-    lines.append(f"{shown_size(result['freed'])} freed; {_number(result['objects'], 'object')} left")
+    lines.append(f"{shown_size(result['freed'])} freed; {counted(result['objects'], 'object')} left")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -323,14 +321,14 @@ def _verification(result: dict[str, Any]) -> str:
     lines = [f"dropped: {digest}" for digest in result["dropped"]]
     bad = len(result["dropped"])
     what = f"{bad} did not have their digest" if bad else "all have their digest"
-    lines.append(f"{_number(result['checked'], 'object')} checked, {shown_size(result['bytes'])}: {what}")
+    lines.append(f"{counted(result['checked'], 'object')} checked, {shown_size(result['bytes'])}: {what}")
     return "".join(f"{line}\n" for line in lines)
 
 
 def _holds(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
     if not rows:
         other = result.get("other", 0)
-        more = f"; no min_age is set here, with other settings {_number(other, 'tag')} would be (--config)" if other else ""
+        more = f"; no min_age is set here, with other settings {counted(other, 'tag')} would be (--config)" if other else ""
         return f"nothing is held{more}\n"
     now, short = time.time(), sys.stdout.isatty()
     body: list[Row] = [
@@ -354,7 +352,7 @@ def _stats(result: dict[str, Any]) -> str:
         ("cache directory", store["cache_dir"]),
         (
             "stored",
-            f"{_number(store['manifests'], 'manifest')} and {_number(store['blobs'], 'blob')}, {shown_size(store['bytes'])}",
+            f"{counted(store['manifests'], 'manifest')} and {counted(store['blobs'], 'blob')}, {shown_size(store['bytes'])}",
         ),
         ("tags", str(store["tags"])),
         ("max_size", f"{shown_size(size)} ({100 * store['bytes'] / size:.0f} % used)" if size else "no limit"),
@@ -458,7 +456,7 @@ class _Lines:
         if done < total and time.monotonic() - self._said < LINE_EVERY:
             return
         self._said = time.monotonic()
-        print(f"{done} of {total} objects, {shown_size(progress['bytes'])}", file=self._stream, flush=True)
+        print(f"{done} of {counted(total, 'object')}, {shown_size(progress['bytes'])}", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing is left open."""

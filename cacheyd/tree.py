@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from cacheyd import __version__
 from cacheyd.answer import BYPASS, HELD, Answer
@@ -26,6 +27,7 @@ from cacheyd.manifest import (
     select,
     unmet,
 )
+from cacheyd.parse import counted
 from cacheyd.reference import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -51,6 +53,8 @@ REFERRERS_DEPTH, MAX_REFERRERS, MAX_PAGES = 2, 500, 50
 # cosign's tags beside the image's own: sha256-<hex>.sig and the like. Without a suffix it is the list of referrers of a
 # registry that has no API for them (distribution-spec, "Referrers Tag Schema").
 COSIGN = (".sig", ".att", ".sbom")
+# So many different reasons are told in one line; each has at most 300 characters of a registry's.
+MAX_REASONS = 4
 
 
 class Failed(Exception):
@@ -64,6 +68,26 @@ class Failed(Exception):
     def is_missing(self) -> bool:
         """Whether the registry says that there is no such thing, or that it does not know of such things."""
         return 400 <= self.status < 500 and self.status not in (401, 429)
+
+
+class Reason(NamedTuple):
+    """Why something of an image is not there: what it is (empty for the image itself), and why."""
+
+    what: str
+    why: str
+
+
+def told(reasons: Iterable[Reason]) -> str:
+    """Reasons in one line of bounded length: what is alike is told once, with a count."""
+    groups: dict[str, dict[str, None]] = {}
+    for what, why in reasons:
+        groups.setdefault(why, {})[what] = None
+    lines = []
+    for why, names in list(groups.items())[:MAX_REASONS]:
+        first, more = next(iter(names)), len(names) - 1
+        lines.append(f"{f'{first}: ' if first else ''}{why}{f' (and for {more} more)' if more else ''}")
+    rest = len(groups) - len(lines)
+    return "; ".join([*lines, *([f"and {counted(rest, 'other reason')}"] if rest else [])])
 
 
 class Session:
@@ -164,7 +188,7 @@ class Tree:
         # The manifests and indexes that were taken, in this order.
         self._taken: dict[str, None] = {}
         self.blobs: dict[str, Descriptor] = {}
-        self.reasons: list[str] = []
+        self.reasons: list[Reason] = []
         # What the registry said of entries that are blobs, if they are no manifests by their bytes.
         self.doubts: dict[str, str] = {}
         # How many signatures, SBOMs and the like were found.
@@ -178,7 +202,7 @@ class Tree:
         digest, content = await self._manifest(reference)
         await self._take(digest, content, self._platforms)
         if content.is_index and (missing := unmet(self._platforms, self._leaves)):
-            self.reasons.append(f"it is not there for {', '.join(map(str, missing))}")
+            self.reasons.append(Reason("", f"it is not there for {', '.join(map(str, missing))}"))
         return digest
 
     async def _take(self, digest: str, content: Manifest, platforms: tuple[Platform, ...] | None, depth: int = 0) -> None:
@@ -204,7 +228,7 @@ class Tree:
         try:
             content = await self._child(entry)
         except Failed as error:
-            self.reasons.append(f"{entry.digest}: {error}")
+            self.reasons.append(Reason(entry.digest, str(error)))
             self._leaves.append(entry)
             return
         if content is None or not content.is_index:
@@ -257,7 +281,7 @@ class Tree:
                 for subject in subjects:
                     await self._refer(subject)
         except Failed as error:
-            self.reasons.append(str(error))
+            self.reasons.append(Reason("", str(error)))
 
     async def _refer(self, subject: str) -> None:
         tag = subject.replace(":", "-")
@@ -283,7 +307,7 @@ class Tree:
         try:
             found = await self._pages(subject)
         except Failed as error:
-            self.reasons.append(f"what refers to {subject}: {error}")
+            self.reasons.append(Reason(f"what refers to {subject}", str(error)))
             return ()
         if found is not None:
             return found
@@ -317,7 +341,7 @@ class Tree:
             return await self._manifest(tag)
         except Failed as error:
             if not error.is_missing:
-                self.reasons.append(f"{tag}: {error}")
+                self.reasons.append(Reason(tag, str(error)))
             return None
 
 

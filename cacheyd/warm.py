@@ -14,8 +14,9 @@ from cacheyd.fetch import Transport
 from cacheyd.flight import Flight, FlightReader, NotKept
 from cacheyd.images import MAX_LAYERS
 from cacheyd.manifest import Descriptor, Platform, own_platform, parse_platform
+from cacheyd.parse import counted
 from cacheyd.reference import ImageName, Kind, parse_image
-from cacheyd.tree import Failed, Session, Tree, close
+from cacheyd.tree import Failed, Reason, Session, Tree, close, told
 
 log = logging.getLogger(__name__)
 
@@ -74,51 +75,69 @@ class Warmer:
         self._turns = asyncio.Semaphore(order.layers)
 
     async def run(self) -> Event:
-        """All of it; how many images are complete and how many are not."""
-        failed = 0
+        """All of it; how many images are complete, how many are not, and how many are but for what refers to them."""
+        failed = without = 0
         for image in self._order.images:
-            failed += not await self._image(image)
-        return {"images": len(self._order.images), "failed": failed}
+            outcome = await self._image(image)
+            failed += outcome["event"] == "failed"
+            without += "referrers_failed" in outcome
+            self._tell(outcome)
+        more = {"referrers_failed": without} if without else {}
+        return {"images": len(self._order.images), "failed": failed, **more}
 
-    async def _image(self, image: ImageName) -> bool:
-        """One image; whether all that was wanted of it is in the cache now. Tells how it went, and never raises Failed."""
+    async def _image(self, image: ImageName) -> Event:
+        """One image; how it went: `failed`, or `done` if all of it is in the cache now. Never raises Failed.
+
+        What refers to it may be missing even so: then `done` says why.
+        """
         name = str(image)
         self._tell({"event": "image", "image": name})
         session = Session(self._cache, self._transport, image, self._order.logins.get(name, ""))
         tree = Tree(session, self._order.platforms, attested=self._order.referrers)
         try:
             root = await tree.grow(image.reference)
-            if self._order.referrers:
-                await tree.grow_referrers()
         except Failed as error:
-            reasons = [str(error)]
-        else:
-            reasons = [*tree.reasons, *await self._layers(name, session, tree.blobs)]
-            reasons += [f"{digest}: {why}" for digest, why in tree.doubts.items() if await session.is_manifest(digest)]
-            reasons = reasons or self._evicted(session, tree.blobs)
-        if reasons:
-            reason = "; ".join(dict.fromkeys(reasons))
-            log.warning("warming %s failed: %s", name, reason)
-            self._tell({"event": "failed", "image": name, "reason": reason})
-            return False
+            return self._failed(name, str(error))
+        own, count = frozenset(tree.blobs), len(tree.reasons)
+        if self._order.referrers:
+            await tree.grow_referrers()
+        lacks = await self._lacks(name, session, tree)
+        if reasons := [*tree.reasons[:count], *(lack for lack in lacks if lack.what in own)]:
+            return self._failed(name, told(reasons))
         size = sum(blob.size for blob in tree.blobs.values() if not blob.foreign)
         log.info("warmed %s: %s, %d bytes", name, root, size)
-        found = {"referrers": tree.referrers} if self._order.referrers else {}
-        held = {"held": session.held} if session.held else {}
-        self._tell({"event": "done", "image": name, "digest": root, "bytes": size, **found, **held})
-        return True
+        done: Event = {"event": "done", "image": name, "digest": root, "bytes": size}
+        if self._order.referrers:
+            done["referrers"] = tree.referrers
+        if session.held:
+            done["held"] = session.held
+        if reasons := [*tree.reasons[count:], *(lack for lack in lacks if lack.what not in own)]:
+            done["referrers_failed"] = told(reasons)
+            log.warning("what refers to %s is not all there: %s", name, done["referrers_failed"])
+        return done
 
-    def _evicted(self, session: Session, blobs: Mapping[str, Descriptor]) -> list[str]:
-        gone = [blob for blob in blobs.values() if not (blob.foreign or session.is_kept(blob.digest))]
-        return [f"{len(gone)} of {len(blobs)} layers were removed again: max_size or the disk is too small"] if gone else []
+    def _failed(self, name: str, reason: str) -> Event:
+        log.warning("warming %s failed: %s", name, reason)
+        return {"event": "failed", "image": name, "reason": reason}
 
-    async def _layers(self, name: str, session: Session, blobs: Mapping[str, Descriptor]) -> list[str]:
+    async def _lacks(self, name: str, session: Session, tree: Tree) -> list[Reason]:
+        """The blobs that are not in the cache, and why."""
+        found = await self._layers(name, session, tree.blobs)
+        found += [Reason(digest, why) for digest, why in tree.doubts.items() if await session.is_manifest(digest)]
+        known = {lack.what for lack in found}
+        kept = [blob.digest for blob in tree.blobs.values() if not blob.foreign and blob.digest not in known]
+        gone = [digest for digest in kept if not session.is_kept(digest)]
+        why = f"{len(gone)} of {counted(len(tree.blobs), 'layer')} were removed again: max_size or the disk is too small"
+        return [*found, *(Reason(digest, why) for digest in gone)]
+
+    async def _layers(self, name: str, session: Session, blobs: Mapping[str, Descriptor]) -> list[Reason]:
         """Configs and layers; why some of them are not there."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._layer(name, session, blob)) for blob in blobs.values()]
-        return [why for task in tasks if (why := task.result())]
+            tasks = {blob.digest: group.create_task(self._layer(name, session, blob)) for blob in blobs.values()}
+        return [Reason(digest, why) for digest, task in tasks.items() if (why := task.result())]
 
     async def _layer(self, name: str, session: Session, blob: Descriptor) -> str:
+        """Has a layer in the cache; why it is not there."""
         event = {"event": "layer", "image": name, "digest": blob.digest, "size": blob.size}
         if blob.foreign:
             self._tell({**event, "event": "layer-done", "result": SKIPPED})
@@ -128,7 +147,7 @@ class Warmer:
                 result = await self._fetch(session, blob, lambda received: self._tell({**event, "received": received}))
             except Failed as error:
                 self._tell({**event, "event": "layer-failed", "reason": str(error)})
-                return f"{blob.digest}: {error}"
+                return str(error)
         self._tell({**event, "event": "layer-done", "result": result})
         return ""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from cacheyd.parse import counted
 from cacheyd.reference import parse_image
 
 # The most that is read (bytes), and how many values and levels YAML may have: its parser is slow, and builds trees.
@@ -22,20 +23,39 @@ _YAML_LINE = re.compile(
     r"""^(?:---|%YAML|[ ]*(?:-[ ]+)*(?:"[^"\n]*"|'[^'\n]*'|[^\s#"'][^\s#]*)[ ]*:(?:[ \t\r]|$))""", re.MULTILINE
 )
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+# Plain scalars that are numbers, true or false as kubectl reads them (YAML 1.1, without its dates and times).
+_NO_TEXT = re.compile(
+    r"[-+]?(?:0x[0-9a-fA-F_]+|0b[01_]+|0o[0-7_]+|(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))"
+    r"|\.(?:nan|NaN|NAN)|[yYnN]|[yY]es|YES|[nN]o|NO|[oO]n|ON|[oO]ff|OFF|[tT]rue|TRUE|[fF]alse|FALSE"
+)
 _MERGE = "<<"
 _SHOWN = 200
 
 
 @dataclass(slots=True)
 class Found:
-    """Images in the order in which they are named, each once, and what was there instead of one."""
+    """Images in the order in which they are named, each once, and what was there instead of one.
+
+    `containers` is how many containers and image volumes had one, or should have; `nothing` says why there is no image.
+    """
 
     images: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    containers: int = 0
+    nothing: str = ""
+
+
+@dataclass(slots=True)
+class _Other:
+    """A number, true or false, as it was written."""
+
+    written: str
 
 
 def read_images(data: bytes) -> Found:
-    """The images of a list or of Kubernetes objects. Raises ValueError, with the document's number, for what is neither."""
+    """The images of a list or of Kubernetes objects. Raises ValueError, with the number of the document, for what is neither,
+    and for a list in which something is no image's name, with its line.
+    """
     if len(data) > MAX_TEXT:
         raise ValueError(f"more than {MAX_TEXT >> 20} MiB")
     text = _decoded(data)
@@ -43,7 +63,20 @@ def read_images(data: bytes) -> Found:
         return _in_objects(_json_documents(text), text)
     if _YAML_LINE.search(text):
         return _in_objects(_yaml_documents(text), text)
-    return Found(list(dict.fromkeys(read_list(text.splitlines()))))
+    return _in_list(text)
+
+
+def _in_list(text: str) -> Found:
+    found = Found(nothing="only comments are in it" if text.strip() else "it is empty")
+    for number, line in enumerate(text.splitlines(), 1):
+        for name in read_list([line]):
+            try:
+                parse_image(name)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            found.images.append(name)
+    found.images = list(dict.fromkeys(found.images))
+    return found
 
 
 def read_list(lines: list[str]) -> list[str]:
@@ -70,6 +103,11 @@ def _in_objects(documents: Iterator[object], text: str) -> Found:
         hint = "; a template has to be rendered first (helm template)" if "{{" in text else ""
         raise ValueError(f"document {number + 1}: {error}{hint}") from None
     found.images = list(dict.fromkeys(found.images))
+    found.nothing = (
+        f"no image is in its {counted(found.containers, 'container')}"
+        if found.containers
+        else "no Kubernetes object with containers is in it"
+    )
     return found
 
 
@@ -82,7 +120,7 @@ class _Unreadable(Exception):
 
 def _json_documents(text: str) -> Iterator[object]:
     # Numbers are of no interest, and long ones take quadratic time.
-    decoder = json.JSONDecoder(parse_int=str, parse_float=str)
+    decoder = json.JSONDecoder(parse_int=_Other, parse_float=_Other, parse_constant=_Other)
     at, end = 0, len(text)
     while at < end:
         if text[at].isspace():
@@ -119,7 +157,7 @@ class _Builder:
         """A new document."""
         self._open, self._anchors, self.document = [], {}, None
 
-    def scalar(self, value: str | None, anchor: str | None) -> None:
+    def scalar(self, value: str | _Other | None, anchor: str | None) -> None:
         self._add(value, anchor)
 
     def alias(self, anchor: str | None) -> None:
@@ -184,8 +222,7 @@ def _yaml_documents(text: str) -> Iterator[object]:
                 case yaml.DocumentStartEvent():
                     builder.begin()
                 case yaml.ScalarEvent():
-                    is_null = event.implicit[0] and event.value in _NULLS
-                    builder.scalar(None if is_null else event.value, event.anchor)
+                    builder.scalar(_plain(event.value) if event.implicit[0] else event.value, event.anchor)
                 case yaml.AliasEvent():
                     builder.alias(event.anchor)
                 case yaml.SequenceStartEvent():
@@ -203,6 +240,13 @@ def _yaml_documents(text: str) -> Iterator[object]:
         raise _Unreadable(f"not YAML: {str(error).partition(chr(10))[0]}") from None
 
 
+def _plain(value: str) -> str | _Other | None:
+    """What a scalar without quotes is."""
+    if value in _NULLS:
+        return None
+    return _Other(value) if _NO_TEXT.fullmatch(value) else value
+
+
 # What is in them
 
 
@@ -217,8 +261,9 @@ def _look(document: object, number: int, found: Found) -> None:
         seen.add(id(value))
         if isinstance(value, dict):
             owner = _named(value) or owner
-            for image in _images_of(value):
-                _take(image, f"document {number}{owner}", found)
+            for place, image in _images_of(value):
+                found.containers += 1
+                _take(image, f"document {number}{owner}", place, found)
         children = value if isinstance(value, list) else list(value.values())
         waiting += [(child, owner) for child in reversed(children)]
 
@@ -232,26 +277,50 @@ def _named(value: dict[str, Any]) -> str:
     return f", {kind} {'/'.join(names)}"[:_SHOWN] if names else ""
 
 
-def _images_of(value: dict[str, Any]) -> Iterator[str]:
+def _images_of(value: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """What each container and each volume has as its image, and which one it is; without the key, something else gives it."""
     for key in _CONTAINERS:
         items = value.get(key)
         for item in items if isinstance(items, list) else ():
-            if isinstance(item, dict) and isinstance(image := item.get("image"), str):
-                yield image
+            if isinstance(item, dict) and "image" in item:
+                yield _called("container", item), item["image"]
     volumes = value.get("volumes")
     for volume in volumes if isinstance(volumes, list) else ():
         source = volume.get("image") if isinstance(volume, dict) else None
-        if isinstance(source, dict) and isinstance(reference := source.get("reference"), str):
-            yield reference
+        if isinstance(source, dict) and "reference" in source:
+            yield _called("volume", volume), source["reference"]
 
 
-def _take(image: str, where: str, found: Found) -> None:
-    name = image.strip()
+def _called(what: str, item: dict[str, Any]) -> str:
+    name = item.get("name")
+    return f"{what} {name[:_SHOWN]}" if isinstance(name, str) and name else f"a {what}"
+
+
+def _take(image: object, where: str, place: str, found: Found) -> None:
+    name = image.strip() if isinstance(image, str) else ""
     if not name:
-        return  # A controller fills it in.
+        found.problems.append(f"{where}: {place}: its image {_instead(image)}")
+        return
     try:
         parse_image(name)
     except ValueError as error:
         found.problems.append(f"{where}: {error}")
     else:
         found.images.append(name)
+
+
+def _instead(image: object) -> str:
+    """What is there instead of a name."""
+    match image:
+        case str():
+            return "is empty"
+        case None:
+            return "is null"
+        case bool():
+            return f"is {str(image).lower()}, which is no text"
+        case _Other():
+            return f"is {image.written[:_SHOWN]}, which is no text (quotes make it one)"
+        case dict() if "" in image:
+            return "is no text; a template has to be rendered first (helm template)"
+        case _:
+            return f"is a {'mapping' if isinstance(image, dict) else 'list'}, which is no text"

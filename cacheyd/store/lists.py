@@ -45,6 +45,7 @@ class Lists:
         self._lists: dict[str, Listed] = {}
         self.bytes = 0
         self._bytes_of: Counter[str] = Counter()
+        self._personal = 0
         self.changed: set[str] = set()
 
     def __len__(self) -> int:
@@ -59,6 +60,7 @@ class Lists:
         self.discard(name)
         self._lists[name] = listed
         self._count(name, listed.cost(name))
+        self._personal += " " in name
         self.changed.add(name)
         while self.bytes > self._total:
             most = max(self._bytes_of, key=self._bytes_of.__getitem__)
@@ -74,12 +76,20 @@ class Lists:
         """Forgets a list."""
         if (listed := self._lists.pop(name, None)) is not None:
             self._count(name, -listed.cost(name))
+            self._personal -= " " in name
             self.changed.add(name)
+
+    def drop_personal(self, prefix: str = "", who: str = "") -> None:
+        """Forgets what is for single logins: below a name, of one login, or all of it."""
+        if self._personal:
+            for name in [name for name in self._lists if name.startswith(prefix) and " " in name and name.endswith(who)]:
+                self.discard(name)
 
     def load(self, found: Iterable[tuple[str, Listed]]) -> None:
         """Lists as their rows say, where nothing newer is known."""
         newer, self._lists, self.bytes = self._lists, {}, 0
         self._bytes_of.clear()
+        self._personal = 0
         changed, self.changed = self.changed, set()
         for name, listed in (*sorted(found, key=lambda pair: pair[1].checked), *newer.items()):
             self.set(name, listed)

@@ -68,7 +68,7 @@ def test_what_is_no_image_goes_all_the_way(lab: Lab, other: Lab, tmp_path: Path,
     content.push(lab.origins[REG], repo, "cache")
     name, tar = f"{REG}/{repo}:cache", tmp_path / "cache.tar"
 
-    assert names(run_command(lab.cache, "warm", name))[-1] == "1 of 1 images are in the cache"
+    assert names(run_command(lab.cache, "warm", name))[-1] == "1 of 1 image is in the cache"
     (row,) = rows(lab, name)
     assert (row["complete"], row["missing"], row["platforms"]) == (True, [], [])
     assert row["size"] == sum(map(len, content.objects.values())) or kind == "typeless"
@@ -182,13 +182,36 @@ def test_what_cannot_be_read_is_told_with_its_document(lab: Lab) -> None:
 
     done = run_command(lab.cache, "warm", "-f", "-", data=text.encode(), status=1)
     assert done.stderr.decode().startswith("cacheyd: -: document 1: 'Not An Image' is not the name of an image")
-    assert names(done)[-1] == "1 of 1 images are in the cache"
+    assert names(done)[-1] == "1 of 1 image is in the cache"
     done = run_command(lab.cache, "warm", "-f", "-", data=f"{text}---\na: [\n".encode(), status=2)
     assert "standard input: document 2: not YAML" in done.stderr.decode()
-    assert (
-        run_command(lab.cache, "warm", "-f", "-", data=b"kind: Service\n", status=2).stderr == b"cacheyd: no image is named\n"
-    )
-    assert b"Permission" not in run_command(lab.cache, "warm", "-f", "/nowhere", status=1).stderr
+    error = run_command(lab.cache, "warm", "-f", "-", data=b"kind: Service\n", status=2).stderr.decode()
+    assert error == "cacheyd: no image is named: standard input: no Kubernetes object with containers is in it\n"
+    assert b"Permission" not in run_command(lab.cache, "warm", "-f", "/nowhere", status=2).stderr
+
+
+def test_what_is_no_text_is_told_and_the_rest_is_warmed(lab: Lab) -> None:
+    repo = lab.repo()
+    lab.image(REG, repo)
+    text = f"kind: Pod\nmetadata: {{name: a}}\nspec: {{containers: [{{image: {REG}/{repo}:1.0}}, {{name: b, image: 5}}]}}\n"
+
+    done = run_command(lab.cache, "warm", "-f", "-", data=text.encode(), status=1)
+    assert done.stderr.decode().startswith("cacheyd: -: document 1, Pod a: container b: its image is 5, which is no text")
+    assert names(done)[-1] == "1 of 1 image is in the cache"
+
+
+def test_an_outage_leaves_the_image_warm(lab: Lab) -> None:
+    repo = lab.repo()
+    lab.image(REG, repo)
+    run_command(lab.cache, "warm", f"{REG}/{repo}:1.0")
+    fault = lab.origins[REG].fault(f".*{repo}/", status=503)
+
+    done = run_command(lab.cache, "warm", "--referrers", f"{REG}/{repo}:1.0", status=1)
+    fault.remove()
+    warmed, end = names(done)[-2:]
+    assert " in the cache, with 0 that refer to it; what refers to it is not all there: " in warmed
+    assert (warmed.count("503"), len(warmed) < 500) == (1, True)
+    assert end == "1 of 1 image is in the cache; what refers to 1 of them is not all there"
 
 
 # Directories and processes

@@ -175,6 +175,54 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert cacheyd("config").returncode == 2
 
 
+@pytest.mark.parametrize("arguments", [("config", "show"), ("config", "check"), ("--help",), ("warm", "--help")])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_may_leave(tmp_path: Path, arguments: tuple[str, ...], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = {**os.environ, "CACHE_DIR": str(tmp_path), "PYTHONUNBUFFERED": unbuffered}
+    argv = [sys.executable, "-m", "cacheyd", *arguments]
+    command = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, cwd=REPOSITORY, env=env, timeout=20, check=False)
+    os.close(writing)
+    assert command.stderr == b""
+    # argparse itself takes no notice.
+    assert command.returncode == 141 or (unbuffered and "--help" in arguments and command.returncode == 0)
+
+
+def test_who_reads_the_warnings_may_leave(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = {**os.environ, "CACHE_DIR": str(tmp_path), "CACHEYD_NOTHING": "x"}
+    argv = [sys.executable, "-m", "cacheyd", "config", "check"]
+    command = subprocess.run(argv, stdout=subprocess.PIPE, stderr=writing, cwd=REPOSITORY, env=env, timeout=20, check=False)
+    os.close(writing)
+    assert (command.returncode, command.stdout) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        (("ls", "--foo"), "cacheyd ls"),
+        (("rm",), "cacheyd rm"),
+        (("rm", "--all", "alpine"), "cacheyd rm"),
+        (("config", "show", "--foo"), "cacheyd config show"),
+        (("config", "--foo", "show"), "cacheyd config show"),
+        (("warm", "--foo", "alpine"), "cacheyd warm"),
+        (("export", "alpine"), "cacheyd export"),
+        (("--foo", "ls"), "cacheyd [-h]"),
+        (("nothing",), "cacheyd [-h]"),
+        ((), "cacheyd [-h]"),
+    ],
+)
+def test_wrong_usage_is_told_with_the_usage_of_the_command(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], usage: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"usage: {usage}")
+
+
 # What can hardly be meant
 
 
@@ -188,6 +236,23 @@ def test_check_warns_and_says_yes(capsys: pytest.CaptureFixture[str], monkeypatc
     assert unknown.endswith("; did you mean CACHEYD_TAG_TTL?")
     assert no_bound.startswith("cacheyd: warning: neither max_size nor min_free is set: ")
     assert "secret" not in err
+
+
+def test_check_warns_of_images_that_are_written_as_registries(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'allow = ["nginx", "ghcr.io", "mine", "localhost"]\ndeny = ["acme/app:1"]\n'
+        'min_ages = { "redis" = "1d" }\n[registries.mine]\n'
+    )
+    code, _, err = run(capsys, "config", "check", "--config", str(file), "--cache-dir", str(tmp_path))
+    assert code == 0
+    assert err.splitlines() == [
+        'cacheyd: warning: allow: "nginx" means a registry called nginx; the image of Docker Hub is "docker.io/library/nginx"',
+        'cacheyd: warning: deny: "acme/app:1" means images of a registry called acme;'
+        ' the image of Docker Hub is "docker.io/acme/app:1"',
+        'cacheyd: warning: min_ages: "redis" means a registry called redis;'
+        ' the image of Docker Hub is "docker.io/library/redis"',
+    ]
 
 
 def warnings(lines: list[str]) -> list[str]:

@@ -56,7 +56,7 @@ def test_one_of_two_platforms_is_warmed(lab: Lab) -> None:
 
     done = run_command(lab.cache, "warm", "--platform", "linux/arm64", f"reg.test/{repo}:1.0")
 
-    assert names(done)[-1] == "1 of 1 images are in the cache"
+    assert names(done)[-1] == "1 of 1 image is in the cache"
     assert all(lab.cache.has(digest) for digest in (index.digest, arm64.digest, *(blob.digest for blob in arm64.blobs)))
     assert not any(lab.cache.has(digest) for digest in (amd64.digest, *(blob.digest for blob in amd64.blobs)))
     before = len(lab.asked("reg.test", repo))
@@ -139,10 +139,28 @@ def test_a_private_image_needs_a_login(lab: Lab, tmp_path: Path) -> None:
         ("--username", "ann", "alpine"),
         ("--authfile", "/nowhere.json", "alpine"),
         ("-f", "-", "--username", "ann", "--password-stdin"),
+        ("-f", "/nowhere.txt"),
+        ("-f", "/"),
+        ("-f", "-"),
+        ("sha256:" + "a" * 64,),
     ],
 )
 def test_wrong_usage_is_told_from_failure(lab: Lab, args: tuple[str, ...]) -> None:
     assert run_command(lab.cache, "warm", *args, status=2).stderr
+
+
+@pytest.mark.parametrize("args", [("warm",), ("warm", "--json"), ("export", "-o", "-")])
+def test_a_reader_may_leave(lab: Lab, args: tuple[str, ...]) -> None:
+    repo = lab.repo()
+    lab.origins["reg.test"].push(repo, "1.0", make_image(layer_size=300_000, seed=90_006))
+    run_command(lab.cache, "warm", f"reg.test/{repo}:1.0")
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = {**os.environ, "CACHE_DIR": str(lab.cache.cache_dir)}
+    argv = command(*args, f"reg.test/{repo}:1.0")
+    done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, env=env, timeout=20, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_images_are_carried_to_a_cache_without_network(lab: Lab, other: Lab, tmp_path: Path) -> None:
@@ -226,7 +244,7 @@ def test_warming_carrying_and_serving_without_a_running_cache(own: Starter, tmp_
     lab.cache.stop()
 
     config = ("--config", lab.cache.directory / "cacheyd.toml")
-    assert names(run_command(lab.cache, "warm", name, *config))[-1] == "1 of 1 images are in the cache"
+    assert names(run_command(lab.cache, "warm", name, *config))[-1] == "1 of 1 image is in the cache"
     run_command(lab.cache, "export", name, "-o", str(tar))
     shutil.rmtree(lab.cache.cache_dir)
     run_command(lab.cache, "import", str(tar))

@@ -670,7 +670,7 @@ def test_an_imported_tag_is_what_it_is_imported_as(lab: Lab, own: Starter) -> No
     tag.refused()
     file = own.directory / "images.tar"
     done = run_command(lab.cache, "warm", f"ttl.test/{tag.repo}@{first.digest}")
-    assert names(done)[-1] == "1 of 1 images are in the cache"
+    assert names(done)[-1] == "1 of 1 image is in the cache"
     run_command(lab.cache, "export", f"ttl.test/{tag.repo}@{first.digest}", "-o", file)
     run_command(lab.cache, "import", file, "--name", tag.name)
     tag.both(first, "HIT")

@@ -193,7 +193,7 @@ def test_a_small_range_far_ahead_starts_the_fill(lab: Lab) -> None:
     assert len(whole) == 1
 
 
-@pytest.mark.parametrize("spec", ["-51", "-1048576", "{size-51}-", "{size-1000000}-", "{size-100}-{size-52}", "1-2,-51"])
+@pytest.mark.parametrize("spec", ["-51", "-1048576", "{size-51}-", "{size-1000000}-", "{size-100}-{size-52}"])
 def test_the_end_of_a_cold_blob_comes_at_once(lab: Lab, spec: str) -> None:
     """goharbor/harbor#23875: lazily pulling clients read the footer first. The fill goes on meanwhile."""
     size = 24 << 20
@@ -204,13 +204,9 @@ def test_the_end_of_a_cold_blob_comes_at_once(lab: Lab, spec: str) -> None:
     watch = Stopwatch()
     reply = lab.get(target, ranges(spec))
     assert watch.seconds < 1.5
-    if "," in spec:
-        # As the origin, like docker-registry, answers several ranges: with everything.
-        assert (reply.status, reply.end) == (200, "complete")
-    else:
-        first, last = bounds_of(spec, size)
-        assert (reply.status, reply.body, reply.cache) == (206, blob.data[first : last + 1], "BYPASS")
-        assert reply.header("Content-Range") == f"bytes {first}-{last}/{size}"
+    first, last = bounds_of(spec, size)
+    assert (reply.status, reply.body, reply.cache) == (206, blob.data[first : last + 1], "BYPASS")
+    assert reply.header("Content-Range") == f"bytes {first}-{last}/{size}"
     release.set()
     wait_until(lambda: lab.cache.has(blob.digest), "all of it is here", seconds=5)
     lab.settle()

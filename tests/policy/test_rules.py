@@ -110,7 +110,7 @@ def test_warm_is_refused_too(lab: Lab) -> None:
     lab.image("o", "library/warmed")
     done = run_command(lab.cache, "warm", f"open.test/{repo}:1.0", "reg.test/library/warmed:1.0", status=1)
     assert 'deny = "open.test/secret/*"' in (done.stdout + done.stderr).decode()
-    assert "1 of 2 images are in the cache" in done.stdout.decode()
+    assert "1 of 2 images is in the cache" in done.stdout.decode()
     assert lab.asked("o", repo) == []
 
 

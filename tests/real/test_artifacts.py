@@ -63,7 +63,7 @@ def test_a_cache_of_buildkit(push: Pusher, cache: Cacheyd, offline: Cacheyd, tmp
     run_command(cache, "export", name, "-o", tar)
     run_command(offline, "import", tar)
 
-    assert names(done)[-1] == "1 of 1 images are in the cache"
+    assert names(done)[-1] == "1 of 1 image is in the cache"
     assert (row["complete"], row["missing"], row["platforms"]) == (True, [], [])
     assert cache.stored() == offline.stored() == content.digests
     assert same(offline, repo, "cache", content)

@@ -70,7 +70,11 @@ class Registry:
             return Response(404, b"{}")
         if header(request.headers, "range") == f"bytes={len(data)}-":
             return Response(416, b"")
-        return Response(200, b"" if request.method == "HEAD" else data, self.held)
+        if request.method == "HEAD":
+            head = Response(200, b"")
+            head.headers = (("Content-Length", str(len(data))),)
+            return head
+        return Response(200, data, self.held)
 
 
 class Scene:

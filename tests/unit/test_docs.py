@@ -31,3 +31,24 @@ def test_the_readme_names_only_metrics_that_exist() -> None:
     source = "\n".join(path.read_text() for path in Path("cacheyd").rglob("*.py"))
     for name in named:
         assert name.removesuffix("_total") in source or name in Metrics().render().decode(), name
+
+
+def test_contributing_says_what_each_module_is_for() -> None:
+    """A new module gets its place in the table, a row or a name in one; what is gone is taken out."""
+    root = README.parent
+    rows = re.findall(r"^\| (`cacheyd/[^|]*) \| (.+) \|$", (root / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    named: list[str] = []
+    for names, _ in rows:
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", names):
+            if name.startswith("cacheyd/"):
+                folder = name.rpartition("/")[0]
+            named += [f"{folder}/{name.rpartition('/')[2]}"] if not name.endswith("/") else []
+    modules = {str(path.relative_to(root).with_suffix("")) for path in (root / "cacheyd").rglob("*.py")}
+    assert sorted(named) == sorted(name for name in modules if not name.endswith("__"))
+
+
+def test_the_memory_of_a_pod_is_what_the_readme_says() -> None:
+    (said,) = re.findall(r"A pod needs (\d+) MiB", README.read_text())
+    manifest = (README.parent / "configs" / "kubernetes" / "cacheyd.yaml").read_text()
+    assert re.findall(r"requests:\n(?: +\w[^\n]*\n)*? +memory: (\d+)Mi", manifest) == [said]

@@ -14,8 +14,10 @@ from cacheyd.images import (
     Lines,
     UsageError,
     display_for,
+    export,
     file_logins,
     image_names,
+    line_of,
     one_login,
     warm,
 )
@@ -41,7 +43,7 @@ ghcr.io/acme/app:1.0
 ghcr.io/acme/app:1.0 failed: no
 docker.io/library/alpine:latest
 docker.io/library/alpine:latest: 2.0 KiB in the cache
-1 of 2 images are in the cache
+1 of 2 images is in the cache
 """
 
 
@@ -64,7 +66,7 @@ def test_an_image_that_is_named_twice_is_one() -> None:
     assert image_names(["alpine", "docker.io/library/alpine:latest"]) == [HUB]
 
 
-@pytest.mark.parametrize("names", [[], ["Not/An Image"]])
+@pytest.mark.parametrize("names", [[], ["Not/An Image"], ["sha256:" + "a" * 64]])
 def test_names_that_cannot_be_used_are_wrong_usage(names: list[str]) -> None:
     with pytest.raises(UsageError):
         image_names(names)
@@ -186,3 +188,21 @@ def test_bars_leave_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
         for event in EVENTS:
             bars.show(event)
     assert capsys.readouterr().out.rstrip() == SHOWN.rstrip()
+
+
+@pytest.mark.parametrize("target", ["none/x.tar", "."])
+def test_an_output_that_cannot_be_made_is_named_as_it_was_given(tmp_path: Path, target: str) -> None:
+    def call(command: str, args: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"images": []}]
+
+    with pytest.raises(OSError, match=r"No such file|Is a directory") as caught:
+        export(call, tmp_path, [HUB], None, str(tmp_path / target))
+    assert str(caught.value.filename) == str((tmp_path / target).parent if target != "." else tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_tells_what_could_not_be_asked_for() -> None:
+    event = {"event": "end", "images": 1, "failed": 0, "referrers_failed": 1}
+    assert line_of(event) == "1 of 1 image is in the cache; what refers to 1 of them is not all there"
+    assert line_of({"event": "end", "images": 3, "failed": 0}) == "3 of 3 images are in the cache"
+    assert warm(lambda command, args: [event], [HUB], None, {}, Lines(io.StringIO()), referrers=True) == 1

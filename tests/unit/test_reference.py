@@ -646,6 +646,9 @@ def test_an_image_is_named_as_for_docker(name: str, full: str) -> None:
         "ghcr.io/" + "a" * 256,
         "alp ine",
         "alpine\n",
+        SHA256,
+        SHA512,
+        SHA256[:19],
     ],
 )
 def test_what_names_no_image_is_refused(name: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cacheyd.reference import NAME, TAG, Kind, Reference, parse_target
-from cacheyd.rules import Ages, Rules, parse_ages, parse_pins, parse_rule, parse_rules
+from cacheyd.rules import Ages, Rules, meant_image, parse_ages, parse_pins, parse_rule, parse_rules
 
 DIGEST = "sha256:" + "a1" * 32
 UNTAGGED = (f"manifests/{DIGEST}", f"blobs/{DIGEST}", "tags/list", f"referrers/{DIGEST}")
@@ -287,6 +287,50 @@ def test_ages_that_cannot_be_meant(value: object) -> None:
         parse_ages(value)
 
 
+def test_a_duration_that_is_none_is_shown_with_its_pattern() -> None:
+    with pytest.raises(ValueError, match=r"'docker\.io/x' = 'foo' is not a duration such as"):
+        parse_ages({"docker.io": "1d", "docker.io/x": "foo"})
+
+
+# What can hardly be meant
+
+
+@pytest.mark.parametrize(
+    ("pattern", "image"),
+    [
+        ("nginx", "docker.io/library/nginx"),
+        ("nginx:*", "docker.io/library/nginx:*"),
+        ("redis:7", "docker.io/library/redis:7"),
+        ("acme/app:v*", "docker.io/acme/app:v*"),
+        ("library/nginx", "docker.io/library/nginx"),
+    ],
+)
+def test_a_registry_of_one_part_is_an_image(pattern: str, image: str) -> None:
+    assert meant_image(pattern, ["ghcr.io", ""]) == image
+    assert meant_image(pattern, [pattern.partition("/")[0]]) == ""
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "localhost",
+        "ghcr.io",
+        "reg:5000",
+        "reg:80",
+        "reg:5000/app",
+        "*",
+        "reg*",
+        "[::1]",
+        "[a-c]x",
+        "*/app",
+        "localhost:*",
+        "mine",
+    ],
+)
+def test_a_registry_that_may_be_meant_is_none(pattern: str) -> None:
+    assert meant_image(pattern, ["mine:5000"]) == ""
+
+
 # Pins
 
 
@@ -304,6 +348,9 @@ def test_ages_that_cannot_be_meant(value: object) -> None:
         ("ghcr.io/acme/*V1", "ghcr.io/acme/*V1"),
         ("docker.io*:[0-9].?", "docker.io*:[0-9].?"),
         ("reg.test:5000/a:1", "reg.test:5000/a:1"),
+        ("localhost:*", "localhost:*"),
+        ("nginx*:*", "nginx*:*"),
+        ("reg:5000/*", "reg:5000/*"),
     ],
 )
 def test_pins_that_can_match(pin: str, kept: str) -> None:
@@ -316,6 +363,9 @@ def test_pins_that_can_match(pin: str, kept: str) -> None:
         ("docker.io", '"docker.io/*"'),
         ("alpine", '"docker.io/library/alpine:*"'),
         ("alpine:3.22", '"docker.io/library/alpine:3.22"'),
+        ("nginx:*", '"docker.io/library/nginx:*"'),
+        ("nginx:1.*", '"docker.io/library/nginx:1.*"'),
+        ("nginx:?", '"docker.io/library/nginx:?"'),
         ("ghcr.io/acme/app", '"ghcr.io/acme/app:*"'),
         ("*/app", '"*/app:*"'),
         ("ghcr.io/Acme/app:1", "lower case"),

@@ -18,6 +18,7 @@ from cacheyd.metrics import Metrics
 from cacheyd.origins import Origins
 from cacheyd.reference import Kind, parse_image
 from cacheyd.store.store import Store
+from cacheyd.tree import Reason, told
 from cacheyd.warm import Order, parse_order, warm
 from tests.support.artifacts import (
     ARTIFACT_MANIFEST,
@@ -558,7 +559,8 @@ async def test_referrers_that_cannot_be_had_are_a_failure(scene: Scene, what: st
 
     events = await scene.warm(referrers=True)
 
-    assert "500 " in by_event(events, "failed")[0]["reason"]
+    assert "500 " in by_event(events, "done")[0]["referrers_failed"]
+    assert events[-1] == {"event": "end", "images": 1, "failed": 0, "referrers_failed": 1}
     # And stop nothing else.
     assert all(scene.has(*found[".sig"].digests))
 
@@ -570,7 +572,43 @@ async def test_what_misses_of_a_referrer_is_named(scene: Scene) -> None:
 
     events = await scene.warm(referrers=True)
 
-    assert layer in by_event(events, "failed")[0]["reason"]
+    assert layer in by_event(events, "done")[0]["referrers_failed"]
+
+
+async def test_an_outage_costs_what_refers_to_the_image_and_not_the_image(scene: Scene) -> None:
+    index, _ = signed(scene)
+    await scene.warm(platforms=None)
+    scene.origin.fault(".*", status=503)
+
+    events = await scene.warm(platforms=None, referrers=True)
+
+    done = by_event(events, "done")[0]
+    assert (done["digest"], done["referrers"]) == (index.digest, 0)
+    # Three subjects, each with its list and three tags, failed in the same way.
+    assert done["referrers_failed"].count("503 ") == 1
+    assert "(and for 11 more)" in done["referrers_failed"]
+    assert len(done["referrers_failed"]) < 500
+    assert events[-1] == {"event": "end", "images": 1, "failed": 0, "referrers_failed": 1}
+
+
+async def test_a_layer_of_the_image_itself_is_not_taken_for_a_referrer_s(scene: Scene) -> None:
+    amd64, _, index = two_platforms(layers=1)
+    scene.origin.push(REPO, "1.0", index)
+    artifact(11, index.manifest).push(scene.origin, REPO)
+    scene.origin.fault(f"GET .*/blobs/{amd64.layers[0].digest}", status=404)
+
+    events = await scene.warm(referrers=True)
+
+    assert amd64.layers[0].digest in by_event(events, "failed")[0]["reason"]
+    assert events[-1] == {"event": "end", "images": 1, "failed": 1}
+
+
+def test_reasons_that_are_alike_are_told_once() -> None:
+    alike = [Reason(f"sha256-{n}.sig", "503 no") for n in range(20)]
+    assert told(alike) == "sha256-0.sig: 503 no (and for 19 more)"
+    assert told([*alike[:1], Reason("", "it is not there"), *alike[:1]]) == "sha256-0.sig: 503 no; it is not there"
+    many = told([Reason(f"layer {n}", f"why {n}") for n in range(50)])
+    assert many.endswith("; layer 3: why 3; and 46 other reasons")
 
 
 class Pages:
@@ -615,7 +653,7 @@ async def test_there_are_bounds(scene: Scene, monkeypatch: pytest.MonkeyPatch) -
     events = await scene.warm(referrers=True)
     assert by_event(events, "done")[0]["referrers"] == 2
     events = await scene.warm(f"{REPO}:2.0", referrers=True)
-    assert "more than 3 signatures" in by_event(events, "failed")[0]["reason"]
+    assert "more than 3 signatures" in by_event(events, "done")[0]["referrers_failed"]
     assert all(scene.has(*(blob.digest for blob in image.blobs)))
 
 
@@ -654,7 +692,7 @@ async def test_a_manifest_without_an_end_is_broken_off(scene: Scene) -> None:
 
     events = await scene.warm(referrers=True)
 
-    assert "a manifest of more than" in by_event(events, "failed")[0]["reason"]
+    assert "a manifest of more than" in by_event(events, "done")[0]["referrers_failed"]
 
 
 async def test_blobs_in_an_index_are_not_counted_as_manifests(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,9 +167,61 @@ def test_anchors_aliases_and_merge_keys() -> None:
     assert found(text) == ["a:1", "c:1", "b:1", "d:1"]
 
 
-@pytest.mark.parametrize("image", ["", "~", "null", '""', "[a]", "{a: b}"])
-def test_what_has_no_image_yet_is_left_out(image: str) -> None:
-    assert found(f"containers:\n- name: a\n  image: {image}\n- image: b:1\n") == ["b:1"]
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ("", "is null"),
+        ("~", "is null"),
+        ("null", "is null"),
+        ('""', "is empty"),
+        ('" "', "is empty"),
+        ("[a]", "is a list, which is no text"),
+        ("{a: b}", "is a mapping, which is no text"),
+        ("5", "is 5, which is no text (quotes make it one)"),
+        ("{{ .Values.image }}", "is no text; a template has to be rendered first (helm template)"),
+        ("{{ .Values.image | quote }}", "is no text; a template has to be rendered first (helm template)"),
+    ],
+)
+def test_what_is_no_text_is_told_with_its_place_and_stops_no_other(image: str, said: str) -> None:
+    pod = f"kind: Pod\nmetadata: {{name: web}}\nspec:\n  containers:\n  - name: a\n    image: {image}\n  - image: b:1\n"
+    read = read_images(f"a: 1\n---\n{pod}".encode())
+    assert read.images == ["b:1"]
+    assert read.problems == [f"document 2, Pod web: container a: its image {said}"]
+
+
+@pytest.mark.parametrize(
+    ("image", "said"), [("5", "5, which"), ("true", "true, which"), ("null", "null"), ('""', "empty"), ("NaN", "NaN")]
+)
+def test_so_it_is_in_json_and_for_volumes(image: str, said: str) -> None:
+    pod = f'{{"containers": [{{"image": {image}}}], "volumes": [{{"name": "v", "image": {{"reference": {image}}}}}]}}'
+    read = read_images(pod.encode())
+    assert read.images == []
+    assert [problem.partition(": its")[0] for problem in read.problems] == ["document 1: a container", "document 1: volume v"]
+    assert all(f"its image is {said}" in problem for problem in read.problems)
+
+
+def test_what_has_no_key_for_it_is_left_out() -> None:
+    assert found("containers: [{name: a}, {image: b:1}]\nvolumes: [{name: c, image: {pullPolicy: Always}}]") == ["b:1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is empty"),
+        ("\n# none\n", "only comments are in it"),
+        ("kind: Service", "no Kubernetes object with containers is in it"),
+        ("[]", "no Kubernetes object with containers is in it"),
+        ("containers: [{image: }]", "no image is in its 1 container"),
+    ],
+)
+def test_why_there_is_no_image_is_said(text: str, said: str) -> None:
+    read = read_images(text.encode())
+    assert (read.images, read.nothing) == ([], said)
+
+
+def test_a_bad_name_in_a_list_has_its_line() -> None:
+    assert refusal("alpine # ok\n\n  Not/An-Image\n").startswith("line 3: 'Not/An-Image' is not the name of an image")
+    assert refusal("alpine\nsha256:" + "a" * 64).startswith("line 2: ")
 
 
 @pytest.mark.parametrize("text", ["containers: {a: b}", "containers: [a, 1, [b]]", "volumes: [{image: x}]", "--- x", "a:"])
@@ -178,7 +230,13 @@ def test_what_only_looks_like_it_is_no_image(text: str) -> None:
 
 
 def test_values_are_texts() -> None:
-    assert found("containers:\n- image: 2026-11-25\n- image: 1.10\n- image: yes\n") == ["2026-11-25", "1.10", "yes"]
+    assert found("containers:\n- image: 2026-11-25\n- image: '1.10'\n- image: 5:30\n") == ["2026-11-25", "1.10", "5:30"]
+
+
+@pytest.mark.parametrize("value", ["1.10", "yes", "-3", "0x1f", "1_000", "1e3", ".5", ".inf", "Off", "FALSE", "0o17"])
+def test_numbers_and_switches_are_none(value: str) -> None:
+    read = read_images(f"containers: [{{image: {value}}}, {{image: 'a'}}]".encode())
+    assert (read.images, len(read.problems)) == (["a"], 1)
 
 
 # What is refused
