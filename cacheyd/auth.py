@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
 
 from cacheyd.config import RegistrySettings, Settings
 from cacheyd.errors import HeaderList, RequestError
@@ -437,7 +437,19 @@ def realm_belongs(realm: str, base: str, allowed: tuple[str, ...]) -> bool:
 
 def _is_below(url: Url, known: Url) -> bool:
     base = known.path.rstrip("/")
-    return url.site == known.site and (url.path == base or url.path.startswith((f"{base}/", f"{base}?")))
+    if url.site != known.site or not (url.path == base or url.path.startswith((f"{base}/", f"{base}?"))):
+        return False
+    return not base or not _may_leave(url.path[len(base) :].partition("?")[0])
+
+
+def _may_leave(path: str) -> bool:
+    """Whether some server may take what follows a base for something outside it: dot segments and empty ones, encoded
+    however often, with backslashes or with parameters (`..;x`).
+    """
+    while (plain := unquote(path)) != path:
+        path = plain
+    segments = [part.partition(";")[0] for part in path.replace("\\", "/").split("/")]
+    return any(part in (".", "..") for part in segments) or "" in segments[1:-1]
 
 
 def _who(login: str) -> str:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # 2013-01-01: no image is older, so dates before it say nothing (0001-01-01, 1970-01-01, 1980-01-01 of reproducible builds).
 EARLIEST = 1356998400.0
+# What was seen so much later than now was seen by a clock that was wrong (seconds).
+CLOCK_ERROR = 86400.0
 # Tags that are made of a digest belong to what has it: signatures, attestations, the referrers of older registries.
 _OF_DIGEST = re.compile(r"sha(?:256-[a-f0-9]{64}|512-[a-f0-9]{128})(?:\.[A-Za-z0-9._-]+)?")
 _CREATED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", re.IGNORECASE)
@@ -127,6 +129,8 @@ class Cooldown:
         self._clock, self._monotonic = clock, monotonic
         self._wall, self._began = clock(), monotonic()
         self._on_held = on_held
+        # Whose wait began anew by a clock that may itself be wrong.
+        self._anew: set[str] = set()
         self.look: Look | None = None
         self._ages = Ageless(settings)
         self.active = self._ages.any
@@ -186,13 +190,27 @@ class Cooldown:
     def _see(self, ref: Reference, digest: str) -> Sight:
         key = _key(ref, digest)
         sight = self._store.sights.sight(key)
-        if sight is None or (sight.first < EARLIEST <= self._clock()):
-            # New, or seen when the clock was not set yet: the wait begins now, by the later of the two clocks. It is never
-            # put back: one that is in the future may be right, and the clock wrong.
-            now = max(self._clocks())
+        wall, passed = self._clocks()
+        now, set_ahead = max(wall, passed), wall > passed + CLOCK_ERROR
+        if set_ahead and self._anew:
+            self._begin_again(now)
+            sight = self._store.sights.sight(key)
+        in_future = sight is not None and sight.first > now + CLOCK_ERROR and wall >= EARLIEST
+        if in_future and not set_ahead:
+            self._anew.add(key)
+        if sight is None or sight.first < EARLIEST <= wall or in_future:
+            # New, or seen when the clock was not set yet, or was far ahead: the wait begins now, by the later of the two
+            # clocks, whichever of them is wrong.
             sight = Sight(now) if sight is None else replace(sight, first=now)
             self._store.sights.seen.set(key, sight)
         return sight
+
+    def _begin_again(self, now: float) -> None:
+        """The clock was behind when these waits began: set right, it would make them older than they are."""
+        for key in self._anew:
+            if (sight := self._store.sights.sight(key)) is not None:
+                self._store.sights.seen.set(key, replace(sight, first=now))
+        self._anew.clear()
 
     def _decide(self, ref: Reference, variant: TagVariant) -> None:
         sights, name = self._store.sights, _name(ref)

@@ -7,8 +7,9 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from cacheyd.errors import Failure, RequestError
 from cacheyd.flight import Relay, Relayed
@@ -25,6 +26,8 @@ LOOK_EVERY = 0.25
 CLIENTS_WAIT = 28.0
 # Limits that are remembered.
 MAX_REMEMBERED = 4000
+# Things that wait for limits to end, of all registries: clients that wait are no more than that by default.
+MAX_THINGS = 4096
 # What was waited for in vain counts for those who ask again, too: clients repeat what is refused (seconds).
 FORGIVEN_AFTER = 30.0
 
@@ -90,12 +93,6 @@ class _Limit:
 
 
 @dataclass(slots=True)
-class _Turns:
-    last: float
-    at: dict[Hashable, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class _Waits:
     """How long was waited for a limit in all, and up to when."""
 
@@ -109,7 +106,9 @@ class Limits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._known: dict[Key, _Limit] = {}
-        self._turns: dict[Key, _Turns] = {}
+        # The last turn that was given for each limit, and those of each thing, by its hash: queries may be long.
+        self._turns: dict[Key, float] = {}
+        self._things: dict[tuple[Key, int], float] = {}
         self._waits: dict[Key, _Waits] = {}
 
     def check(self, key: Key) -> None:
@@ -123,15 +122,14 @@ class Limits:
 
     def note(self, key: Key, until: float, said: Relay | Failure, again_at: float | None) -> None:
         """A limit is in force until then. The oldest ones are forgotten where there are too many."""
-        if len(self._known) >= MAX_REMEMBERED:
-            for old in list(self._known)[: MAX_REMEMBERED // 2]:
-                del self._known[old]
+        _make_room(self._known)
         self._known[key] = _Limit(until, said, again_at)
 
     def forget(self) -> None:
         """No limit of before counts any more."""
         self._known.clear()
         self._turns.clear()
+        self._things.clear()
         self._waits.clear()
 
     def may_wait(self, key: Key, end: float, most: float) -> bool:
@@ -142,8 +140,8 @@ class Limits:
         now = self.clock()
         waits = self._waits.get(key)
         if waits is None or now > waits.until + FORGIVEN_AFTER:
-            if len(self._waits) >= MAX_REMEMBERED:
-                self._waits.clear()
+            self._waits.pop(key, None)
+            _make_room(self._waits)
             waits = self._waits[key] = _Waits()
         seconds = waits.seconds + max(0.0, end - max(now, waits.until))
         if seconds > most:
@@ -160,19 +158,29 @@ class Limits:
 
         None if too many others wait.
         """
-        now = self.clock()
-        turns = self._turns.get(key)
-        if turns is None or turns.last < now:
-            for old in [old for old, others in self._turns.items() if others.last < now]:
-                del self._turns[old]
-            turns = self._turns[key] = _Turns(end - SPACING)
-        if (mine := turns.at.get(thing, 0.0)) >= end:
+        now, place = self.clock(), (key, hash(thing))
+        last = self._turns.get(key, 0.0)
+        if last < now:
+            last = end - SPACING
+        elif (mine := self._things.get(place, 0.0)) >= end:
             return mine
-        mine = max(end, turns.last + SPACING)
+        mine = max(end, last + SPACING)
         if mine > end + SPREAD:
             return None
-        turns.at[thing] = turns.last = mine
+        if place not in self._things and len(self._things) >= MAX_THINGS:
+            self._things = {old: at for old, at in self._things.items() if at >= now}
+            self._turns = {old: at for old, at in self._turns.items() if at >= now}
+            if len(self._things) >= MAX_THINGS:
+                return None
+        self._things[place] = self._turns[key] = mine
         return mine
+
+
+def _make_room(known: dict[Key, Any]) -> None:
+    """Forgets the oldest half of what is remembered where that is too much."""
+    if len(known) >= MAX_REMEMBERED:
+        for old in list(known)[: MAX_REMEMBERED // 2]:
+            del known[old]
 
 
 def _error(said: Relay | Failure, again_at: float | None) -> Relayed | RequestError:

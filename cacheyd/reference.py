@@ -8,6 +8,7 @@ import hashlib
 import ipaddress
 import re
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -30,6 +31,10 @@ _IPV6 = re.compile(r"\[[0-9a-f:.]+\]")
 # What ends in a number is an address or nothing (https://url.spec.whatwg.org/#ends-in-a-number-checker).
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PORT = re.compile(r"[0-9]{1,5}")
+# The last 32 bits of these are an IPv4 address: IPv4-compatible, IPv4-translated (RFC 2765), NAT64 (RFC 6052, RFC 8215).
+_EMBEDDING = tuple(
+    map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")),
+)
 MAX_NAME = 255
 # RFC 1035 section 2.3.4, without the length bytes.
 MAX_HOST, MAX_LABEL = 253, 63
@@ -155,7 +160,7 @@ def canonical_host(host: str) -> str:
     """The one form of a host: ASCII (IDNA 2008), lower case, an IPv6 address in brackets. Raises ValueError for what is none.
 
     Numbers are read as inet_aton(3) does, which is what resolvers and proxies make of them: `127.1`, `2130706433` and
-    `0x7f000001` are 127.0.0.1.
+    `0x7f000001` are 127.0.0.1. So is `[::ffff:127.0.0.1]`, to which Linux connects by IPv4 (RFC 4291 section 2.5.5.2).
     """
     name = host.lower()
     if len(name) > MAX_HOST:
@@ -163,7 +168,8 @@ def canonical_host(host: str) -> str:
     if name.startswith("["):
         if not _IPV6.fullmatch(name):
             raise ValueError("no IPv6 address")
-        return f"[{ipaddress.IPv6Address(name[1:-1])}]"
+        address = ipaddress.IPv6Address(name[1:-1])
+        return f"[{address}]" if address.ipv4_mapped is None else str(address.ipv4_mapped)
     if not name.isascii():
         # Of what users type (UTS 46) as browsers and Go's clients read it; an IDNAError is a ValueError.
         name = idna.encode(host, uts46=True, std3_rules=False).decode("ascii")
@@ -208,6 +214,24 @@ def canonical_registry(ns: str) -> str:
         # https is what a registry speaks unless it is configured: its port may be left out, and means no other registry.
         name = f"{name}:{int(port)}"
     return DOCKER_HUB if name in _DOCKER_ALIASES else name
+
+
+def embedded(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
+    """The IPv4 addresses that packets to an IPv6 address may end at."""
+    if not isinstance(ip, ipaddress.IPv6Address) or ip.is_loopback or ip.is_unspecified:
+        return
+    yield from filter(None, (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())))
+    # ISATAP (RFC 5214) has its mark in the middle, whatever the network.
+    if any(ip in network for network in _EMBEDDING) or (int(ip) >> 32) & 0xFDFFFFFF == 0x5EFE:
+        yield ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+
+
+def names_of(registry: str) -> tuple[str, ...]:
+    """The canonical names of a registry: its own one, and those of the IPv4 addresses in an IPv6 address."""
+    if not registry.startswith("["):
+        return (registry,)
+    host, _, port = registry[1:].partition("]")
+    return registry, *(f"{ip}{port}" for ip in embedded(ipaddress.IPv6Address(host)))
 
 
 def has_registry(name: str) -> bool:

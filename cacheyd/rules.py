@@ -10,7 +10,7 @@ from string import ascii_lowercase, ascii_uppercase, digits
 
 from cacheyd import parse
 from cacheyd.errors import RequestError
-from cacheyd.reference import DOCKER_HUB, MAX_NAME, NAME, TAG, Kind, Reference, canonical_registry
+from cacheyd.reference import DOCKER_HUB, MAX_NAME, NAME, TAG, Kind, Reference, canonical_registry, names_of
 
 # So many decisions are remembered, each about a registry, a repository and a tag: hits must not wait for patterns.
 MAX_DECIDED = 1024
@@ -140,8 +140,9 @@ class Ages:
         return self._found(ref.registry, ref.repository, ref.reference) if self._rules else None
 
     def _find(self, registry: str, repository: str, tag: str) -> float | None:
-        repository = _named(registry, repository)
-        return next((age for rule, age in self._rules if rule.covers(registry, repository, tag, untagged=False)), None)
+        names, repository = names_of(registry), _named(registry, repository)
+        found = (age for rule, age in self._rules if any(rule.covers(one, repository, tag, untagged=False) for one in names))
+        return next(found, None)
 
 
 def _named(registry: str, repository: str) -> str:
@@ -271,8 +272,10 @@ class Rules:
         return self._decided(ref.registry, ref.repository, tag)
 
     def _decide(self, registry: str, repository: str, tag: str | None) -> tuple[str, str]:
-        repository = _named(registry, repository)
-        denied = next((r for r in self._deny if r.covers(registry, repository, tag, untagged=False)), None)
+        # What is denied at an IPv4 address is denied by whatever IPv6 address leads there, too.
+        names, repository = names_of(registry), _named(registry, repository)
+        covers = (r for r in self._deny if any(r.covers(one, repository, tag, untagged=False) for one in names))
+        denied = next(covers, None)
         allowed = next((r for r in self._allow if r.covers(registry, repository, tag, untagged=True)), None)
         if denied is not None and (allowed is None or denied.weight >= allowed.weight):
             what = "registry is" if denied.repository is None else "image is" if denied.tag is None else "tag is"

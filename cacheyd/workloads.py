@@ -17,6 +17,11 @@ from cacheyd.reference import parse_image
 
 # The most that is read (bytes), and how many values and levels YAML may have: its parser is slow, and builds trees.
 MAX_TEXT, MAX_VALUES, MAX_DEPTH = 128 << 20, 5_000_000, 200
+# Brackets, braces, commas and colons of JSON: what its parser's memory grows with, about 100 bytes for each. Of the pods of
+# a cluster there are some hundred for each pod.
+MAX_SIGNS = 3_000_000
+# Problems that are told, and the longest name that is looked at (characters).
+MAX_PROBLEMS, MAX_NAMED = 100, 1000
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 # What no list of images has: `key:`, `- key:`, and the lines between documents.
 _YAML_LINE = re.compile(
@@ -43,6 +48,18 @@ class Found:
     problems: list[str] = field(default_factory=list)
     containers: int = 0
     nothing: str = ""
+    more: int = 0
+    _told: set[str] = field(default_factory=set)
+
+    def tell(self, problem: str) -> None:
+        """A problem is told once, and only the first ones; others are counted."""
+        if problem in self._told:
+            return
+        if len(self.problems) < MAX_PROBLEMS:
+            self._told.add(problem)
+            self.problems.append(problem)
+        else:
+            self.more += 1
 
 
 @dataclass(slots=True)
@@ -60,9 +77,9 @@ def read_images(data: bytes) -> Found:
         raise ValueError(f"more than {MAX_TEXT >> 20} MiB")
     text = _decoded(data)
     if text.lstrip()[:1] in ("{", "["):
-        return _in_objects(_json_documents(text), text)
+        return _in_objects(_json_documents(text), text, shared=False)
     if _YAML_LINE.search(text):
-        return _in_objects(_yaml_documents(text), text)
+        return _in_objects(_yaml_documents(text), text, shared=True)
     return _in_list(text)
 
 
@@ -93,16 +110,18 @@ def _decoded(data: bytes) -> str:
         raise ValueError(f"not a text: byte {error.start} is not {encoding.removesuffix('-sig').upper()}") from None
 
 
-def _in_objects(documents: Iterator[object], text: str) -> Found:
+def _in_objects(documents: Iterator[object], text: str, *, shared: bool) -> Found:
     found = Found()
     number = 0
     try:
         for number, document in enumerate(documents, 1):
-            _look(document, number, found)
+            _look(document, number, found, shared=shared)
     except _Unreadable as error:
         hint = "; a template has to be rendered first (helm template)" if "{{" in text else ""
         raise ValueError(f"document {number + 1}: {error}{hint}") from None
     found.images = list(dict.fromkeys(found.images))
+    if found.more:
+        found.problems.append(f"and {found.more} more")
     found.nothing = (
         f"no image is in its {counted(found.containers, 'container')}"
         if found.containers
@@ -119,6 +138,8 @@ class _Unreadable(Exception):
 
 
 def _json_documents(text: str) -> Iterator[object]:
+    if sum(map(text.count, "{[,:")) > MAX_SIGNS:
+        raise _Unreadable(f"more than {MAX_SIGNS} values and names; fewer objects at a time can be read (kubectl get -n …)")
     # Numbers are of no interest, and long ones take quadratic time.
     decoder = json.JSONDecoder(parse_int=_Other, parse_float=_Other, parse_constant=_Other)
     at, end = 0, len(text)
@@ -250,22 +271,39 @@ def _plain(value: str) -> str | _Other | None:
 # What is in them
 
 
-def _look(document: object, number: int, found: Found) -> None:
+class _Once:
+    """Tells what was there before: what an alias stands for. Where nothing is `shared`, nothing was."""
+
+    def __init__(self, *, shared: bool) -> None:
+        self._seen: set[tuple[str, int]] | None = set() if shared else None
+
+    def is_new(self, value: object, role: str = "") -> bool:
+        """Whether this is the first time in this role."""
+        if self._seen is None:
+            return True
+        before = len(self._seen)
+        self._seen.add((role, id(value)))
+        return len(self._seen) > before
+
+
+def _look(document: object, number: int, found: Found, *, shared: bool) -> None:
     """Takes the images of a document, each part of it once, in their order."""
-    seen = set[int]()
-    waiting: list[tuple[object, str]] = [(document, "")]
+    once = _Once(shared=shared)
+    waiting: list[tuple[Iterator[object], str]] = [(iter((document,)), "")]
     while waiting:
-        value, owner = waiting.pop()
-        if not isinstance(value, dict | list) or id(value) in seen:
+        children, owner = waiting[-1]
+        value = next((child for child in children if isinstance(child, dict | list)), None)
+        if value is None:
+            waiting.pop()
             continue
-        seen.add(id(value))
+        if not once.is_new(value):
+            continue
         if isinstance(value, dict):
             owner = _named(value) or owner
-            for place, image in _images_of(value):
+            for place, image in _images_of(value, once):
                 found.containers += 1
                 _take(image, f"document {number}{owner}", place, found)
-        children = value if isinstance(value, list) else list(value.values())
-        waiting += [(child, owner) for child in reversed(children)]
+        waiting.append((iter(value if isinstance(value, list) else value.values()), owner))
 
 
 def _named(value: dict[str, Any]) -> str:
@@ -277,15 +315,15 @@ def _named(value: dict[str, Any]) -> str:
     return f", {kind} {'/'.join(names)}"[:_SHOWN] if names else ""
 
 
-def _images_of(value: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def _images_of(value: dict[str, Any], once: _Once) -> Iterator[tuple[str, object]]:
     """What each container and each volume has as its image, and which one it is; without the key, something else gives it."""
     for key in _CONTAINERS:
         items = value.get(key)
-        for item in items if isinstance(items, list) else ():
+        for item in items if isinstance(items, list) and once.is_new(items, "containers") else ():
             if isinstance(item, dict) and "image" in item:
                 yield _called("container", item), item["image"]
     volumes = value.get("volumes")
-    for volume in volumes if isinstance(volumes, list) else ():
+    for volume in volumes if isinstance(volumes, list) and once.is_new(volumes, "volumes") else ():
         source = volume.get("image") if isinstance(volume, dict) else None
         if isinstance(source, dict) and "reference" in source:
             yield _called("volume", volume), source["reference"]
@@ -299,12 +337,15 @@ def _called(what: str, item: dict[str, Any]) -> str:
 def _take(image: object, where: str, place: str, found: Found) -> None:
     name = image.strip() if isinstance(image, str) else ""
     if not name:
-        found.problems.append(f"{where}: {place}: its image {_instead(image)}")
+        found.tell(f"{where}: {place}: its image {_instead(image)}")
+        return
+    if len(name) > MAX_NAMED:
+        found.tell(f"{where}: {place}: its image is too long for a name: {name[:_SHOWN]!r}…")
         return
     try:
         parse_image(name)
     except ValueError as error:
-        found.problems.append(f"{where}: {error}")
+        found.tell(f"{where}: {error}")
     else:
         found.images.append(name)
 

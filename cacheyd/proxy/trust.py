@@ -4,7 +4,7 @@ import errno
 import hashlib
 import ipaddress
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +18,7 @@ from OpenSSL import SSL, crypto
 from cacheyd.auth import basic
 from cacheyd.config import ConfigError, Settings
 from cacheyd.proxy.listener import make_server_context
-from cacheyd.reference import canonical_host
+from cacheyd.reference import canonical_host, embedded
 from cacheyd.urls import Url, default_port
 
 # Keys of authorities that are public, while their roots are still trusted and nothing here reads lists of revocations:
@@ -159,10 +159,6 @@ _METADATA = tuple(
     )
 )  # fmt: skip
 _THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
-# The last 32 bits of these are an IPv4 address: IPv4-compatible, IPv4-translated (RFC 2765), NAT64 (RFC 6052, RFC 8215).
-_EMBEDDING = tuple(
-    map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")),
-)
 # Names that lead to such addresses where nobody here looks them up.
 _METADATA_NAMES = frozenset(
     {
@@ -187,7 +183,7 @@ def forbidden_kind(address: str) -> str:
     NAT64 among them.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    return next((kind for one in (*_embedded(ip), ip) if (kind := _kind(one))), "") or ("this host" if is_own(ip) else "")
+    return next((kind for one in (*embedded(ip), ip) if (kind := _kind(one))), "") or ("this host" if is_own(ip) else "")
 
 
 def _kind(ip: Address) -> str:
@@ -198,16 +194,6 @@ def _kind(ip: Address) -> str:
         "multicast": ip.is_multicast, "reserved": reserved,
     }  # fmt: skip
     return next((kind for kind, found in kinds.items() if found), "")
-
-
-def _embedded(ip: Address) -> Iterator[Address]:
-    """The IPv4 addresses that packets to an IPv6 address may end at."""
-    if not isinstance(ip, ipaddress.IPv6Address) or ip.is_loopback or ip.is_unspecified:
-        return
-    yield from filter(None, (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())))
-    # ISATAP (RFC 5214) has its mark in the middle, whatever the network.
-    if any(ip in network for network in _EMBEDDING) or (int(ip) >> 32) & 0xFDFFFFFF == 0x5EFE:
-        yield ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
 
 
 def is_own(ip: Address) -> bool:

@@ -1,11 +1,14 @@
 """What `min_age` has to remember: since when digests are known, and which tags are held. In memory, with its rows.
 
 Both are bounded in number and bytes. Where it is too much the oldest go, of those that have the most: each configured
-registry has a share of its own, and all others have one between them, so that strangers push out nobody else's.
+registry has a share of its own, and all others have one between them, so that strangers push out nobody else's. Within
+that, too, it is at the cost of whoever has the most: names below one domain are taken together, as they cost nothing.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Any
 
 from cacheyd.store.index import Row
 from cacheyd.store.rows import MAX_VARIANTS, TagVariant, read_variants, write_variants
@@ -42,65 +45,136 @@ class Hold:
     until: float
 
 
+@dataclass(slots=True)
+class _Share[V]:
+    """The values of one owner, and what they take (bytes)."""
+
+    values: dict[str, V] = field(default_factory=dict)
+    size: int = 0
+
+
+@dataclass(slots=True)
+class _Group[V]:
+    """Shares by owner. `_sizes` has at least one entry for each that is not below its size: its largest one is looked for
+    with each value that is too much, however many owners there are.
+    """
+
+    shares: dict[str, _Share[V]] = field(default_factory=dict)
+    size: int = 0
+    _sizes: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, owner: str, size: int) -> None:
+        """The share of this owner has grown, or shrunk."""
+        share = self.shares[owner]
+        share.size += size
+        self.size += size
+        if not share.values:
+            del self.shares[owner]
+        elif size > 0:
+            heappush(self._sizes, (-share.size, owner))
+            if len(self._sizes) > 2 * len(self.shares) + 1000:
+                self._sizes = [(-share.size, owner) for owner, share in self.shares.items()]
+                heapify(self._sizes)
+
+    def largest(self) -> _Share[V]:
+        """The share that takes the most."""
+        while True:
+            size, owner = self._sizes[0]
+            share = self.shares.get(owner)
+            if share is not None and -size <= share.size:
+                return share
+            if share is None:
+                heappop(self._sizes)
+            else:
+                heapreplace(self._sizes, (-share.size, owner))
+
+
+def _size(group: _Group[Any]) -> int:
+    return group.size
+
+
+def _owner(registry: str) -> str:
+    """Who may be behind a registry: the domain of a name, an address without its port."""
+    host = registry if registry.startswith("[") else registry.partition(":")[0]
+    return host.partition("]")[0] if host.startswith("[") or _is_address(host) else ".".join(host.split(".")[-2:])
+
+
+def _is_address(host: str) -> bool:
+    return host.rpartition(".")[2].isdecimal()
+
+
 class Table[V]:
     """Values by key, which begins with a registry."""
 
     def __init__(self, limit: int, size: int, cost: Callable[[str, V], int]) -> None:
         self._limit, self._size, self._cost = limit, size, cost
         self._configured: Collection[str] = frozenset()
-        self._groups: dict[str, dict[str, V]] = {}
-        self._bytes: dict[str, int] = {}
+        # All that are not configured are one group, under the empty name; in a group, each owner has a share.
+        self._groups: dict[str, _Group[V]] = {}
+        self._count = 0
         self.changed: set[str] = set()
 
-    def _group(self, key: str) -> str:
+    def _place(self, key: str) -> tuple[str, str]:
+        """Whose it is: group and share."""
         registry = key.partition("/")[0]
-        return registry if registry in self._configured else ""
+        return (registry, "") if registry in self._configured else ("", _owner(registry))
+
+    def _share(self, key: str) -> _Share[V] | None:
+        name, owner = self._place(key)
+        group = self._groups.get(name)
+        return None if group is None else group.shares.get(owner)
 
     def __len__(self) -> int:
-        return sum(map(len, self._groups.values()))
+        return self._count
 
     @property
     def size(self) -> int:
         """What all take in memory at the most (bytes)."""
-        return sum(self._bytes.values())
+        return sum(group.size for group in self._groups.values())
 
     def __iter__(self) -> Iterator[str]:
         for group in self._groups.values():
-            yield from group
+            for share in group.shares.values():
+                yield from share.values
 
     def get(self, key: str) -> V | None:
         """The value."""
-        group = self._groups.get(self._group(key))
-        return None if group is None else group.get(key)
+        share = self._share(key)
+        return None if share is None else share.values.get(key)
 
     def set(self, key: str, value: V, *, load: bool = False) -> None:
         """Sets a value; one that is new is the last to be forgotten. `load`: it came from its row."""
         self.discard(key, keep=load)
-        name = self._group(key)
-        self._groups.setdefault(name, {})[key] = value
-        self._bytes[name] = self._bytes.get(name, 0) + self._cost(key, value)
+        name, owner = self._place(key)
+        group = self._groups.setdefault(name, _Group())
+        group.shares.setdefault(owner, _Share()).values[key] = value
+        group.add(owner, self._cost(key, value))
+        self._count += 1
         if not load:
             self.changed.add(key)
-        while len(self) > self._limit or self.size > self._size:
-            largest = max(self._bytes, key=self._bytes.__getitem__)
-            self.discard(next(iter(self._groups[largest])))
+        while self._count > self._limit or self.size > self._size:
+            group = max(self._groups.values(), key=_size)
+            self.discard(next(iter(group.largest().values)))
 
     def discard(self, key: str, *, keep: bool = False) -> None:
         """Forgets a value, and its row unless that is to be kept."""
-        name = self._group(key)
-        group = self._groups.get(name, {})
-        if key in group:
-            self._bytes[name] -= self._cost(key, group.pop(key))
-            if not group:
-                del self._groups[name], self._bytes[name]
-            if not keep:
-                self.changed.add(key)
+        share = self._share(key)
+        if share is None or key not in share.values:
+            return
+        name, owner = self._place(key)
+        group = self._groups[name]
+        group.add(owner, -self._cost(key, share.values.pop(key)))
+        self._count -= 1
+        if not group.shares:
+            del self._groups[name]
+        if not keep:
+            self.changed.add(key)
 
     def configure(self, registries: Collection[str]) -> None:
         """These registries have a share of their own."""
         self._configured = frozenset(registries)
-        values = [pair for group in self._groups.values() for pair in group.items()]
-        self._groups, self._bytes = {}, {}
+        values = [pair for group in self._groups.values() for share in group.shares.values() for pair in share.values.items()]
+        self._groups, self._count = {}, 0
         for key, value in values:
             self.set(key, value, load=True)
 

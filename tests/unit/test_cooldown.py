@@ -381,6 +381,65 @@ def test_a_clock_that_was_not_set_yet_is_no_evidence() -> None:
     assert bench.upstream(1) == digest(1)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_clock_that_was_far_ahead_holds_nothing_for_ever(restarted: bool) -> None:
+    bench = Bench()
+    bench.clock.now += 70 * 365 * DAY
+    if restarted:
+        bench.start()
+    assert bench.upstream(1) is None
+    bench.clock.now -= 70 * 365 * DAY
+    bench.sleep(DAY / 2)
+    bench.start()
+    # The wait begins anew.
+    assert bench.upstream(1) is None
+    bench.sleep(DAY - 1)
+    assert bench.upstream(1) is None
+    bench.sleep(1)
+    assert bench.upstream(1) == digest(1)
+
+
+def test_a_clock_that_starts_behind_and_is_set_right_makes_nothing_older() -> None:
+    bench = Bench()
+    bench.upstream(1)
+    bench.upstream(2)
+    bench.clock.now -= 100 * DAY
+    bench.start()
+    assert bench.upstream(1) is None
+    bench.clock.now += 100 * DAY
+    # Whatever is seen next shows that it was behind.
+    assert bench.upstream(2) is None
+    bench.start()
+    assert bench.upstream(1) is None
+    bench.sleep(DAY)
+    assert bench.upstream(1) == digest(1)
+
+
+def test_a_clock_that_is_not_set_yet_begins_no_wait_anew() -> None:
+    bench = Bench()
+    bench.upstream(1)
+    bench.sleep(DAY / 2)
+    right, bench.clock.now = bench.clock.now, 100.0
+    bench.start()
+    assert bench.upstream(1) is None
+    bench.clock.now = right
+    assert bench.upstream(1) is None
+    bench.sleep(DAY / 2)
+    assert bench.upstream(1) == digest(1)
+
+
+def test_a_clock_that_was_a_little_ahead_changes_no_first_sight() -> None:
+    bench = Bench()
+    bench.upstream(1)
+    bench.clock.now -= DAY - 1
+    bench.start()
+    assert bench.upstream(1) is None
+    bench.sleep(DAY)
+    assert bench.upstream(1) is None
+    bench.sleep(DAY)
+    assert bench.upstream(1) == digest(1)
+
+
 # Any course of things
 
 STEPS = st.lists(

@@ -12,6 +12,7 @@ from cacheyd.limits import (
     ABSURD,
     CLIENTS_WAIT,
     MAX_REMEMBERED,
+    MAX_THINGS,
     MAX_TRIES,
     SPACING,
     SPREAD,
@@ -149,6 +150,37 @@ def test_too_many_are_told_at_once_and_cost_nobody_else_a_turn(monotonic: Clock)
     monotonic.now = end + 2 * SPREAD
     assert limits.turn(KEY, "later", monotonic.now + 1) == monotonic.now + 1
     assert len(limits._turns) == 1
+
+
+def test_what_had_its_turn_is_forgotten(monotonic: Clock) -> None:
+    """A limit that is renewed each second for an hour, for more and more things of some repositories."""
+    limits = Limits(monotonic)
+    for second in range(400):
+        monotonic.now += 1
+        for number in range(30):
+            turns = [limits.turn(("r", str(number), b""), (second, thing), monotonic.now + 1) for thing in range(40)]
+            assert None not in turns
+        assert len(limits._things) <= MAX_THINGS
+        assert len(limits._turns) <= 30
+
+
+def test_only_so_many_wait_whoever_they_are(monotonic: Clock) -> None:
+    limits, end = Limits(monotonic), monotonic.now + 1
+    turns = [limits.turn(("r", str(number), b""), "x" * 2000, end) for number in range(MAX_THINGS + 100)]
+    assert turns == [end] * MAX_THINGS + [None] * 100
+    # Who has a turn keeps it.
+    assert limits.turn(("r", "0", b""), "x" * 2000, end) == end
+    monotonic.now += 2
+    assert limits.turn(("r", "new", b""), "x", monotonic.now + 1) == monotonic.now + 1
+    assert (len(limits._things), len(limits._turns)) == (1, 1)
+
+
+def test_those_who_waited_first_are_forgotten_first(monotonic: Clock) -> None:
+    limits = Limits(monotonic)
+    for number in range(2 * MAX_REMEMBERED):
+        assert limits.may_wait(("r", str(number), b""), monotonic.now + 5, 5)
+        assert len(limits._waits) <= MAX_REMEMBERED
+    assert not limits.may_wait(("r", str(2 * MAX_REMEMBERED - MAX_REMEMBERED // 2), b""), monotonic.now + 6, 5)
 
 
 async def test_patience_is_for_all_limits_together(monotonic: Clock) -> None:

@@ -31,6 +31,7 @@ from cacheyd.reference import (
     are_all,
     canonical_registry,
     name_to_ask,
+    names_of,
     parse_image,
     parse_target,
 )
@@ -228,11 +229,29 @@ def test_names_of_one_part_are_checked_as_all_names() -> None:
         ("\uff11\uff10.1", "10.0.0.1"),
         ("[0:0:0:0:0:0:0:1]", "[::1]"),
         ("[FD00::A]:443", "[fd00::a]"),
+        ("[::ffff:10.1.2.3]:5000", "10.1.2.3:5000"),
+        ("[::FFFF:a01:203]", "10.1.2.3"),
+        ("[0:0:0:0:0:ffff:10.1.2.3]:443", "10.1.2.3"),
+        ("[64:ff9b::10.1.2.3]:5000", "[64:ff9b::a01:203]:5000"),
         ("a" * 63 + ".example", "a" * 63 + ".example"),
     ],
 )
 def test_registries(ns: str, registry: str) -> None:
     assert canonical_registry(ns) == registry
+
+
+@pytest.mark.parametrize(
+    ("registry", "others"),
+    [
+        ("docker.io", ()), ("10.1.2.3:5000", ()), ("[fd00::a01:203]:5000", ()), ("[::1]:5000", ()),
+        ("[64:ff9b::a01:203]:5000", ("10.1.2.3:5000",)), ("[64:ff9b::a01:203]", ("10.1.2.3",)),
+        ("[64:ff9b:1::a01:203]:80", ("10.1.2.3:80",)), ("[2002:a01:203::1]:5000", ("10.1.2.3:5000",)),
+        ("[::a01:203]:5000", ("10.1.2.3:5000",)), ("[::ffff:0:a01:203]:5000", ("10.1.2.3:5000",)),
+        ("[2001:db8::5efe:a01:203]:5000", ("10.1.2.3:5000",)),
+    ],
+)  # fmt: skip
+def test_an_address_in_an_address_is_another_name(registry: str, others: tuple[str, ...]) -> None:
+    assert names_of(registry) == (registry, *others)
 
 
 @pytest.mark.parametrize(

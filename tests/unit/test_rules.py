@@ -91,6 +91,24 @@ def test_one_part_by_ns_alone_is_the_same_at_docker_hub() -> None:
         assert denier(ref, deny=pattern) == f'deny = "{pattern}"'
 
 
+@pytest.mark.parametrize("deny", ["10.1.2.3:5000", "10.*", "[[]::ffff:10.1.2.3]:5000,10.1.2.3:5000/acme/*", "*/*:1.0"])
+@pytest.mark.parametrize(
+    "ns",
+    ["10.1.2.3:5000", "[::ffff:10.1.2.3]:5000", "[::ffff:a01:203]:5000", "[64:ff9b::10.1.2.3]:5000", "[2002:a01:203::1]:5000",
+     "[::10.1.2.3]:5000", "0xa010203:5000"],
+)  # fmt: skip
+def test_no_notation_of_an_address_goes_round_a_rule(ns: str, deny: str) -> None:
+    ref = parse_target(f"/v2/acme/app/manifests/1.0?ns={ns}")
+    assert isinstance(ref, Reference)
+    assert denier(ref, deny=deny).startswith("deny = ")
+    assert Ages(parse_ages({"10.1.2.3:5000/acme/*": "7d"})).find(ref) == 7 * 86400
+    other = parse_target(f"/v2/acme/app/manifests/1.0?ns={ns.replace(':5000', ':5001')}")
+    assert isinstance(other, Reference)
+    assert denier(other, deny="10.1.2.3:5000") == ""
+    # And by allow, only what goes by that name.
+    assert denier(ref, allow="10.1.2.3:5000") == ("" if ref.registry == "10.1.2.3:5000" else "allow")
+
+
 # Both lists
 
 

@@ -67,6 +67,37 @@ def test_strangers_push_out_each_other_only() -> None:
     assert 40 <= sum(key.startswith("evil") for key in table) <= 60
 
 
+def test_a_stranger_pushes_out_no_other_one() -> None:
+    table = small(100)
+    for number in range(30):
+        table.set(f"docker.io/{number}", number)
+    for number in range(500):
+        table.set(f"evil.test/{number}", number)
+        table.set(f"evil{number}.evil.test/x", number)
+        table.set(f"a.evil.test:{5000 + number}/x", number)
+    assert all(table.get(f"docker.io/{number}") == number for number in range(30))
+    for number in range(500):
+        table.set(f"10.0.0.1:{5000 + number}/x", number)
+        table.set(f"[fd00::1]:{5000 + number}/x", number)
+    # Each of four has about a quarter of it, by bytes.
+    assert sum(key.startswith("docker.io") for key in table) >= 25
+    assert (len(table), table.size) == (100, sum(map(len, table)))
+
+
+def test_a_stranger_s_digests_push_out_no_first_sight() -> None:
+    sights = Sights()
+    sights.seen.set(f"docker.io/library/nginx@{DIGEST}", Sight(1.0))
+    sights.hold("docker.io/library/nginx:1", Hold(variant(DIGEST), None, 9.0))
+    for number in range(30_000):
+        sights.seen.set(f"evil.test/{'a' * 200}@sha256:{number:064x}", Sight(2.0))
+    for number in range(2 * MAX_HELD):
+        sights.hold(f"evil.test/img:{number}", Hold(variant(DIGEST), None, 9.0))
+    assert sights.sight(f"docker.io/library/nginx@{DIGEST}") == Sight(1.0)
+    assert sights.holds("docker.io/library/nginx:1")
+    assert sights.seen.size <= MAX_SEEN_BYTES
+    assert len(sights.held) <= MAX_HELD
+
+
 def test_other_settings_sort_them_anew() -> None:
     table = small(10)
     for number in range(5):
@@ -81,7 +112,7 @@ def test_other_settings_sort_them_anew() -> None:
     assert [key for key in table if key.startswith("b.test")] == [f"b.test/{number}" for number in range(5)]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.booleans()), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from(("a", "b", "c", "d.c", "[::1]:5")), st.integers(0, 9), st.booleans()), max_size=60))
 def test_a_table_counts_right(steps: list[tuple[str, int, bool]]) -> None:
     table = small(12, 60)
     table.configure({"a"})

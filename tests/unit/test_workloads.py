@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cacheyd import workloads
-from cacheyd.workloads import read_images
+from cacheyd.workloads import MAX_PROBLEMS, MAX_SIGNS, read_images
 
 POD = {
     "apiVersion": "v1",
@@ -320,3 +320,76 @@ def test_a_large_cluster_is_read_in_a_moment() -> None:
     began = time.monotonic()
     assert found(json.dumps({"kind": "List", "items": pods})) == IN_POD
     assert time.monotonic() - began < 5
+
+
+def peak_of(text: str) -> int:
+    """What reading takes at its peak (bytes), beside the text."""
+    tracemalloc.start()
+    try:
+        read_images(text.encode())
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("key", ["containers", "volumes"])
+def test_what_an_alias_stands_for_is_looked_at_once(key: str) -> None:
+    item = "{image: 'A B'}" if key == "containers" else "{image: {reference: 'A B'}}"
+    shared = f"a: &b [{','.join([item] * 1500)}]\nl:\n" + f"- {{{key}: *b}}\n" * 1500
+    began = time.monotonic()
+    read = read_images(shared.encode())
+    assert (read.images, len(read.problems), read.containers) == ([], 1, 1500)
+    assert time.monotonic() - began < 3
+    assert peak_of(shared) < 16 << 20
+
+
+def test_what_is_shared_in_other_places_is_still_found() -> None:
+    text = "x: &l [{image: 'a:1', reference: 'no'}]\nl: [{containers: *l}, {initContainers: *l}, {spec: {containers: *l}}]\n"
+    assert found(text) == ["a:1"]
+    text = "x: &l [{image: {reference: 'b:1'}}]\nl: [{containers: *l}, {volumes: *l}]\n"
+    assert read_images(text.encode()).images == ["b:1"]
+
+
+def test_problems_are_told_once_and_not_all_of_them() -> None:
+    pods = [{**POD, "metadata": {"name": "web"}, "spec": {"containers": [{"image": "A B"}]}}] * 50
+    assert len(read_images(json.dumps(pods).encode()).problems) == 1
+    pods = [{"kind": "Pod", "metadata": {"name": f"web-{n}"}, "spec": {"containers": [{"image": "A B"}]}} for n in range(250)]
+    problems = read_images(json.dumps(pods).encode()).problems
+    assert len(problems) == MAX_PROBLEMS + 1
+    assert problems[-1] == "and 150 more"
+    assert "web-99" in problems[-2]
+    (problem,) = read_images(json.dumps({"containers": [{"name": "c", "image": "A" * 5_000_000}]}).encode()).problems
+    assert "container c: its image is too long for a name: 'AAA" in problem
+    assert len(problem) < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" + "[]," * (MAX_SIGNS // 2) + "1]",
+        '[{"":' + "{}," * MAX_SIGNS,
+        '{"a":1}' * (MAX_SIGNS // 2 + 1),
+        "[" + ":" * MAX_SIGNS,
+    ],
+    ids=["lists", "broken", "documents", "no JSON"],
+)
+def test_json_of_too_many_values_is_not_parsed(text: str) -> None:
+    began = time.monotonic()
+    assert f"more than {MAX_SIGNS} values" in refusal(text)
+    assert time.monotonic() - began < 2
+    assert peak_of("[" + "[]," * 100_000 + "1]") < 200_000 * 130
+
+
+def test_the_pods_of_a_large_cluster_are_not_too_many() -> None:
+    """50 MiB, as kubectl writes them: 5,000 pods."""
+    env = [{"name": f"SOME_SETTING_{n}", "value": f"value-{n}"} for n in range(20)]
+    status = [{"lastProbeTime": None, "lastTransitionTime": "2026-01-01T00:00:00Z", "status": "True", "type": "T"}] * 5
+    several = [{"name": f"c{n}", "image": f"ghcr.io/acme/app{n}:1", "env": env} for n in range(3)]
+    pod = {**POD, "spec": {"containers": several}, "status": {"conditions": status}}
+    one = json.dumps(pod, indent=4).replace("\n", "\n        ")
+    assert sum(map(one.count, "{[,:")) / len(one) * (50 << 20) < MAX_SIGNS
+    text = '{\n    "items": [\n' + ",\n".join([one] * 2000) + "]}"
+    assert len(text) > 15 << 20
+    began = time.monotonic()
+    assert found(text) == [f"ghcr.io/acme/app{n}:1" for n in range(3)]
+    assert time.monotonic() - began < 6
