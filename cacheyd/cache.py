@@ -680,8 +680,8 @@ class Cache:
     async def _board(self, request: Request, *, permitted: bool) -> Flight:
         """The blob's flight once upstream has answered; a refusal of somebody else's credentials is not this client's.
 
-        Made-up logins are many: who waited for one of them, or would start a flight just after one, asks upstream whether he
-        may have the blob, and then has the next flight. Raises NotKept where that did not help either.
+        Made-up logins are many: where several waited for one of them, they ask upstream whether they may have the blob
+        before they start the next flight. Raises NotKept where that did not help either.
         """
         ref = request.ref
         mine = asker(ref, request.headers)
@@ -699,7 +699,7 @@ class Cache:
                 permitted = True
                 continue
             flight = self.fetcher.flight(ref, request.headers)
-            flight.has_strangers = flight.has_strangers or mine != flight.asker
+            flight.joined(mine)
             try:
                 with flight.wanted():
                     await flight.opened()

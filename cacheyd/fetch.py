@@ -67,8 +67,8 @@ RELAY_WAIT = 5.0
 # A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
 FAILURE_PAUSE = 15.0
 MISMATCH_PAUSE = 60.0
-# For so long after others than its asker waited for a flight that upstream refused, nobody starts one without being asked
-# whether he may (seconds).
+# For so long after several other logins waited for a flight that upstream refused, nobody starts one before upstream said
+# that he may have the object (seconds).
 CONTESTED = 5.0
 # Wrong bytes once may be chance on the way; so often in a row, they are what the upstream has.
 PERSISTENT = 2
@@ -445,7 +445,7 @@ class Fetcher:
         except (Relayed, RequestError, NotKept) as error:
             if flight.streaming and not isinstance(error, Relayed):
                 self._note_failure(flight, error)
-            if flight.has_strangers and isinstance(error, Relayed) and error.relay.status in PERSONAL:
+            if flight.contested and isinstance(error, Relayed) and error.relay.status in PERSONAL:
                 _bound(self._contested)
                 self._contested[flight.key] = self._monotonic() + CONTESTED
             self._end(flight, error)

@@ -149,8 +149,9 @@ class Flight:
         # What it is still to bring of the bytes for which room was made.
         self.promised = 0
         self.alone_since: float | None = None
-        # Whether others than its asker wait for it, who need not share its failure.
-        self.has_strangers = False
+        # Another login that waits for it and need not share its failure; whether there are several.
+        self._other: Asker | None = None
+        self.contested = False
         # The codings of the body that is coming; sealed: nobody gets any of it before it is verified, as these bytes may not
         # be those of the object.
         self.codings: tuple[str, ...] = ()
@@ -199,6 +200,12 @@ class Flight:
         self.cut = error
         if self.on_cut is not None:
             self.on_cut()
+
+    def joined(self, who: Asker) -> None:
+        """Notes who waits for it."""
+        if who != self.asker:
+            self.contested = self.contested or self._other not in (None, who)
+            self._other = who
 
     @contextmanager
     def wanted(self) -> Iterator[None]:

@@ -70,13 +70,14 @@ def test_a_challenge_is_let_go_of_when_there_is_no_time_for_a_token(own: Starter
         def serve(connection: socket.socket, asked: bytes) -> None:
             challenge = f'WWW-Authenticate: Bearer realm="{service.url}/token"'
             connection.sendall(head(401, "Content-Length: 1000", challenge))
-            connection.shutdown(socket.SHUT_WR)
             with suppress(OSError):
                 closed.append(connection.recv(1))
 
         with RawOrigin(serve) as origin:
-            table = registry_table("raw.test", origin.url)
-            daemon = own.daemon(table, {"retries": "0", "head_timeout": "400ms", "connect_timeout": "200ms"})
+            # Each of two upstreams has half of the time, which is less than a token service alone would have.
+            upstreams = f'"{origin.url}", "http://localhost:{origin.port}"'
+            table = f'[registries."raw.test"]\nupstream = [{upstreams}]\n'
+            daemon = own.daemon(table, {"retries": "0", "head_timeout": "600ms", "connect_timeout": "200ms"})
             assert daemon.get("/v2/raw.test/a/b/manifests/1.0").status >= 400
             assert service.heads
-            eventually(lambda: closed, [b""])
+            eventually(lambda: closed, [b""] * len(origin.heads), 2.0)
