@@ -296,6 +296,9 @@ class Authorizer:
                 response.close()
                 raise
             return response
+        except BaseException:
+            response.close()
+            raise
         response.close()
         return await transport.fetch(name, request.method, url, (*request.headers, ("Authorization", f"Bearer {token}")))
 

@@ -34,7 +34,20 @@ from cacheyd.cooldown import Cooldown, shown
 from cacheyd.created import Created
 from cacheyd.errors import HeaderList, RequestError, cache_error, upstream_error
 from cacheyd.fetch import Fetcher, UpstreamResponse, asker, content_length, end_to_end, header, without
-from cacheyd.flight import HOLD, Asker, Flight, FlightReader, MappedReader, MultipartReader, NotKept, Relay, Relayed
+from cacheyd.flight import (
+    HOLD,
+    PERSONAL,
+    Asker,
+    Flight,
+    FlightReader,
+    MappedReader,
+    MultipartReader,
+    NotKept,
+    Question,
+    Relay,
+    Relayed,
+    ask_once,
+)
 from cacheyd.limits import Patience
 from cacheyd.listing import Listings, TooLarge
 from cacheyd.manifest import NO_TYPES
@@ -121,7 +134,7 @@ class Cache:
         self._waiting = 0
         self._waiting_for: Counter[str] = Counter()
         self._generation = 0
-        self._resolving: Once[tuple[int | str, ...], Asker, Relay] = Once()
+        self._resolving: Once[Question, Asker, Relay] = Once()
 
     def forget(self) -> None:
         """After a change of settings: nothing that was decided, or is being asked, by the old ones is used."""
@@ -626,22 +639,19 @@ class Cache:
         """Upstream's answer to a HEAD of this manifest, once for all who ask at once with the same Accept."""
         ref = request.ref
         asked = policy.asked_types(accepted_types(request.accept))
-        key: tuple[int | str, ...] = (self._generation, ref.registry, ref.repository, ref.reference, *sorted(asked))
+        question: Question = (self._generation, ref.registry, ref.repository, ref.reference, *sorted(asked))
         mine = asker(ref, request.headers)
-        while True:
-            theirs, answer = self._resolving.join(key, mine, lambda: self._head(ref, request.headers, asked))
-            try:
-                relay = await answer
-            except Relayed as error:
-                relay = error.relay
-            if mine.shares(theirs, Relayed(relay)):
-                return relay
-            await asyncio.sleep(0)
+        try:
+            return await ask_once(self._resolving, question, mine, lambda: self._head(ref, request.headers, asked))
+        except Relayed as error:
+            return error.relay
 
     async def _head(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> Relay:
         response = await self.fetcher.open(ref, "HEAD", headers)
         response.close()
         relay = Relay(response.status, end_to_end(response.headers), b"", from_head=True)
+        if relay.status in PERSONAL:
+            raise Relayed(relay)
         if ref.digest is None and _complete_head(relay):
             await self.fetcher.tag_found(ref, headers, _variant_of(relay, asked, self._clock()))
         return relay
@@ -699,11 +709,20 @@ class Cache:
         return not flight.verified
 
     async def _board(self, request: Request, *, permitted: bool) -> Flight:
-        """The blob's flight once upstream has answered; a refusal of somebody else's credentials is not this client's."""
+        """The blob's flight once upstream has answered; a refusal of somebody else's credentials is not this client's.
+
+        Made-up logins are many: where several waited for one of them, they ask upstream whether they may have the blob
+        before they start the next flight. Raises NotKept where that did not help either.
+        """
         ref = request.ref
         mine = asker(ref, request.headers)
+        refused = False
         while True:
             running = self.fetcher.flights.get(ref.registry, ref.digest or "")
+            if running is None and not permitted and self.fetcher.is_contested(ref.registry, ref.digest or ""):
+                await self._prove(request)
+                permitted = True
+                continue
             others = running is not None and running.asker.repository != ref.repository
             if others and not permitted and self.access.verifies(ref):
                 # It began since this client was let through: what is in one repository may not be in another.
@@ -712,6 +731,7 @@ class Cache:
                 permitted = True
                 continue
             flight = self.fetcher.flight(ref, request.headers)
+            flight.joined(mine)
             try:
                 with flight.wanted():
                     await flight.opened()
@@ -725,8 +745,27 @@ class Cache:
             except (Relayed, RequestError) as error:
                 if mine.shares(flight.asker, error):
                     raise
+                if refused:
+                    raise NotKept from error
+                refused = True
             else:
                 return flight
+
+    async def _prove(self, request: Request) -> None:
+        """Asks upstream whether this client may have a blob. Raises Relayed with its refusal, RequestError."""
+        ref, headers = request.ref, request.headers
+        if self.access.verifies(ref):
+            await self.access.ask(ref, headers)
+            return
+        method = "HEAD"
+        response = await self.fetcher.open(ref, method, headers)
+        if response.status in NO_HEAD or response.status == 404 or says_nothing_of_get(response):
+            response.close()
+            method = "GET"
+            response = await self.fetcher.open(ref, method, (*headers, ONE_BYTE))
+        if response.status in PERSONAL:
+            raise Relayed(await self.fetcher.relay(response, from_head=method == "HEAD"))
+        response.close()
 
     async def _join(self, request: Request, flight: Flight) -> Answer:
         ref = request.ref

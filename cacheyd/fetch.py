@@ -14,7 +14,18 @@ from cacheyd.budget import Budget, Pace
 from cacheyd.codings import BadCoding, Decoder, UnknownCoding, codings_of, decode
 from cacheyd.config import Settings
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, explain, upstream_error
-from cacheyd.flight import Asker, Flight, FlightError, FlightTable, NotKept, Relay, Relayed
+from cacheyd.flight import (
+    PERSONAL,
+    Asker,
+    Flight,
+    FlightError,
+    FlightTable,
+    NotKept,
+    Question,
+    Relay,
+    Relayed,
+    ask_once,
+)
 from cacheyd.limits import LEAST, Limits, stated_wait
 from cacheyd.limits import Key as LimitKey
 from cacheyd.manifest import is_media_type, signed_payload
@@ -56,6 +67,9 @@ RELAY_WAIT = 5.0
 # A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
 FAILURE_PAUSE = 15.0
 MISMATCH_PAUSE = 60.0
+# For so long after several other logins waited for a flight that upstream refused, nobody starts one before upstream said
+# that he may have the object (seconds).
+CONTESTED = 5.0
 # Wrong bytes once may be chance on the way; so often in a row, they are what the upstream has.
 PERSISTENT = 2
 RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
@@ -255,13 +269,15 @@ class Fetcher:
         self._clock = clock
         self._monotonic = monotonic
         self._on_verify_failure = on_verify_failure
-        self._manifests: Once[tuple[int | str, ...], Asker, ManifestContent] = Once()
+        self._manifests: Once[Question, Asker, ManifestContent] = Once()
         self._generation = 0
         self._manifest_bytes = 0
         self._large_manifest = asyncio.Lock()
         # Until when an object's flight counts as broken, why, how much of it a client may have, and how many in a row had
         # wrong bytes.
         self._failed: dict[tuple[str, str], tuple[float, Failure, int, int]] = {}
+        # Until when who starts an object's flight has to be let through first.
+        self._contested: dict[tuple[str, str], float] = {}
         self.limits = Limits(monotonic)
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = Slots(settings.max_flights)
@@ -338,6 +354,9 @@ class Fetcher:
             data = await read_all(response, KEPT_MAX, self.budget)
         except UpstreamBroken as error:
             raise _as_request_error(error) from error
+        finally:
+            # Of one that is too large the rest is still to come, and its turn is not given back before.
+            response.close()
         if data is None:
             raise upstream_error(502, "upstream encoded it although nobody asked for that, and there is no room to decode it")
         algorithm = digest.partition(":")[0]
@@ -372,6 +391,16 @@ class Fetcher:
         self._failed.pop((registry, digest), None)
         return None
 
+    def is_contested(self, registry: str, digest: str) -> bool:
+        """Whether strangers' logins kept others waiting for this object just now."""
+        until = self._contested.get((registry, digest)) if self._contested else None
+        if until is None:
+            return False
+        if self._monotonic() < until:
+            return True
+        del self._contested[registry, digest]
+        return False
+
     def mismatched(self, registry: str) -> None:
         """Bytes of this registry that passed through did not have their digest."""
         self._on_verify_failure(registry)
@@ -380,6 +409,7 @@ class Fetcher:
         """After a change of settings: failures and rate limits of before count no more, and nobody joins what is asked for."""
         self._generation += 1
         self._failed.clear()
+        self._contested.clear()
         self.limits.forget()
 
     def in_flight(self) -> set[str]:
@@ -419,6 +449,9 @@ class Fetcher:
         except (Relayed, RequestError, NotKept) as error:
             if flight.streaming and not isinstance(error, Relayed):
                 self._note_failure(flight, error)
+            if flight.contested and isinstance(error, Relayed) and error.relay.status in PERSONAL:
+                _bound(self._contested)
+                self._contested[flight.key] = self._monotonic() + CONTESTED
             self._end(flight, error)
         except asyncio.CancelledError:
             # The descriptor stays open: a thread may still be writing to it.
@@ -746,16 +779,8 @@ class Fetcher:
         """
         # By repository, also a digest: who may read it in one may not in another.
         of_tag = () if ref.digest else sorted(asked)
-        key: tuple[int | str, ...] = (self._generation, ref.registry, ref.repository, ref.reference, *of_tag)
-        mine = asker(ref, headers)
-        while True:
-            theirs, content = self._manifests.join(key, mine, lambda: self._manifest(ref, headers, asked))
-            try:
-                return await content
-            except (Relayed, RequestError) as error:
-                if mine.shares(theirs, error):
-                    raise
-                await asyncio.sleep(0)
+        question = self._generation, ref.registry, ref.repository, ref.reference, *of_tag
+        return await ask_once(self._manifests, question, asker(ref, headers), lambda: self._manifest(ref, headers, asked))
 
     async def _manifest(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> ManifestContent:
         response = await self.open(ref, "GET", headers)

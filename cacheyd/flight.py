@@ -6,13 +6,14 @@ A flight belongs to the cache and to no client: clients come and go, each reads 
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cacheyd.budget import Budget
 from cacheyd.errors import HeaderList, RequestError
+from cacheyd.once import Once
 from cacheyd.ranges import Part
 from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.rows import Stored
@@ -86,6 +87,30 @@ class Asker(NamedTuple):
         return not (isinstance(error, Relayed) and error.relay.status in PERSONAL)
 
 
+type Question = tuple[int | str | bytes, ...]
+
+
+async def ask_once[Result](
+    once: Once[Question, Asker, Result],
+    question: Question,
+    mine: Asker,
+    start: Callable[[], Coroutine[Any, Any, Result]],
+) -> Result:
+    """What `start` brings, once for all who ask the same meanwhile. Raises what it does.
+
+    Who waited for somebody else's request and does not share its failure asks for himself then, once for all with his login:
+    made-up logins are many, and nobody is to wait for each of them.
+    """
+    theirs, asked = once.join(question, mine, start)
+    try:
+        return await asked
+    except (Relayed, RequestError) as error:
+        if mine.shares(theirs, error):
+            raise
+    _, own = once.join((*question, mine.credentials), mine, start)
+    return await own
+
+
 class Source(Protocol):
     """A body that is read piece by piece; both hits and flights are."""
 
@@ -124,6 +149,9 @@ class Flight:
         # What it is still to bring of the bytes for which room was made.
         self.promised = 0
         self.alone_since: float | None = None
+        # Another login that waits for it and need not share its failure; whether there are several.
+        self._other: Asker | None = None
+        self.contested = False
         # The codings of the body that is coming; sealed: nobody gets any of it before it is verified, as these bytes may not
         # be those of the object.
         self.codings: tuple[str, ...] = ()
@@ -172,6 +200,12 @@ class Flight:
         self.cut = error
         if self.on_cut is not None:
             self.on_cut()
+
+    def joined(self, who: Asker) -> None:
+        """Notes who waits for it."""
+        if who != self.asker:
+            self.contested = self.contested or self._other not in (None, who)
+            self._other = who
 
     @contextmanager
     def wanted(self) -> Iterator[None]:

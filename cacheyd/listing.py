@@ -35,7 +35,7 @@ from cacheyd.fetch import (
     end_to_end,
     read_all,
 )
-from cacheyd.flight import Asker, Relay, Relayed
+from cacheyd.flight import Asker, Question, Relay, Relayed, ask_once
 from cacheyd.manifest import parse_object
 from cacheyd.once import Once
 from cacheyd.reference import Kind, Reference
@@ -73,7 +73,7 @@ class Listings:
         self._clock = clock
         self._below_floor = below_floor
         self._generation = 0
-        self._asking: Once[tuple[int | str, ...], Asker, tuple[Relay, bool]] = Once()
+        self._asking: Once[Question, Asker, tuple[Relay, bool]] = Once()
 
     def forget(self) -> None:
         """After a change of settings: nobody joins what is being asked by the old ones, and permissions are asked for anew."""
@@ -158,15 +158,8 @@ class Listings:
         """What upstream says, once for all who ask at once, and whether it is kept."""
         mine = asker(ref, headers)
         whose = mine.credentials.hex() if self._is_personal(ref) else ""
-        key: tuple[int | str, ...] = (self._generation, _name(ref, whose))
-        while True:
-            theirs, asked = self._asking.join(key, mine, lambda: self._fetch(ref, headers))
-            try:
-                return await asked
-            except (Relayed, RequestError) as error:
-                if mine.shares(theirs, error):
-                    raise
-                await asyncio.sleep(0)
+        question = self._generation, _name(ref, whose)
+        return await ask_once(self._asking, question, mine, lambda: self._fetch(ref, headers))
 
     async def _fetch(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
         # What a stored login may list is not for clients that have to show their own.

@@ -4,6 +4,7 @@ Implements `Upstream` over a `Transport`, which knows HTTP and nothing of regist
 """
 
 import asyncio
+import heapq
 import logging
 import re
 import time
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 PAUSE, PAUSE_MAX = 5.0, 60.0
 # A timeout costs every client its length, so one is enough; other failures are quick and may be chance.
 FAILURES = 3
-MAX_TRACKED = 10_000
+# Beyond so many names, so many are forgotten at once.
+MAX_TRACKED, FORGOTTEN = 10_000, 1_000
 # In each lane, so many times `max_flights` responses of all registries at once.
 LANE_WIDTH = 2
 # A piece that finds no turn in this time is waited for where all of its blob is fetched (seconds).
@@ -69,10 +71,18 @@ class Breaker:
         self._health.clear()
         self._since = self._clock()
 
+    def __len__(self) -> int:
+        return len(self._health)
+
     def _of(self, origin: str) -> _Health:
-        if len(self._health) >= MAX_TRACKED and origin not in self._health:
-            self._health.clear()
-        return self._health.setdefault(origin, _Health())
+        health = self._health.pop(origin, None) or _Health()
+        if len(self._health) >= MAX_TRACKED:
+            # Anybody may make names up. What lives, and was not heard of for longest, goes first, and what is dead for
+            # longest stays.
+            for name in heapq.nsmallest(FORGOTTEN, self._health, key=lambda name: self._health[name].dead_until):
+                del self._health[name]
+        self._health[origin] = health
+        return health
 
     def admit(self, origin: str) -> bool:
         """Whether to ask the origin now; after its pause, one request at a time finds out."""
@@ -95,16 +105,20 @@ class Breaker:
         if health := self._health.get(origin):
             health.probing = False
 
-    def failed(self, origin: str, *, timeout: bool, since: float) -> None:
+    def failed(self, origin: str, *, timeout: bool, since: float, slow: bool = False) -> None:
         """The origin could not be reached, or did not answer a request of `since` (on this breaker's clock).
 
-        Where it answered another one meanwhile, that one object is slow, and not the origin dead.
+        Where it answered another one meanwhile, that one object is slow, and not the origin dead. `slow` says that it may
+        take its time for what was asked: that alone never makes an origin a dead one, however often, nor keeps it dead.
         """
         if since < self._since:
             return
         health = self._of(origin)
         health.probing = False
         if health.answered > since:
+            return
+        if timeout and slow:
+            health.failures = max(health.failures, min(health.failures + 1, FAILURES - 1))
             return
         health.failures += 1
         if timeout or health.failures >= FAILURES or health.dead_until:
@@ -346,7 +360,7 @@ class Origins:
             if error.elsewhere or error.refused or error.answered:
                 self.breaker.answered(base)
             else:
-                self.breaker.failed(base, timeout=error.timeout, since=started)
+                self.breaker.failed(base, timeout=error.timeout, since=started, slow=lane_of(request) is Lane.LISTS)
             raise
         except BaseException:
             self.breaker.abandoned(base)

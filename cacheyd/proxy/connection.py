@@ -43,6 +43,10 @@ MAX_HEAD, HANDSHAKE = 64 << 10, 256 << 10
 HEAD_READ, TINY_READ, FEW_BYTES = 4 << 10, 1 << 10, 512
 
 
+# Tasks that were cancelled and have not ended yet: a loop holds those only that something will wake.
+_ENDING: set[asyncio.Task[Any]] = set()
+
+
 class _Submit(events.ConnectionEvent):
     """A new request for the connection; addressed to the client connection, so that HttpLayer routes it to `_Requests`."""
 
@@ -174,9 +178,11 @@ class FetchConnection(server.ConnectionHandler):
         self._cancel()
 
     def _cancel(self) -> None:
-        for io in list(self.transports.values()):
-            if io.handler is not None:
-                io.handler.cancel("fetch closed")
+        for task in [*(io.handler for io in self.transports.values()), *self.wakeup_timer]:
+            if task is not None and not task.done():
+                _ENDING.add(task)
+                task.add_done_callback(_ENDING.discard)
+                task.cancel("fetch closed")
 
     # Each of the tasks that mitmproxy makes, so that no exception is lost in one
 
@@ -248,11 +254,14 @@ class FetchConnection(server.ConnectionHandler):
         reader: Any = _Reader(self, conn, wire)
         writer: Any = transport
         self.transports[conn] = server.ConnectionIO(handler=asyncio.current_task(), reader=reader, writer=writer)
-        await self.handle_hook(server_hooks.ServerConnectedHook(hook_data))
-        await self.server_event(events.OpenConnectionCompleted(command, None))
         try:
+            await self.handle_hook(server_hooks.ServerConnectedHook(hook_data))
+            await self.server_event(events.OpenConnectionCompleted(command, None))
             await self.handle_connection(conn)
         finally:
+            # Cancelled, it may not have come so far as to do this itself.
+            transport.close()
+            self.transports.pop(conn, None)
             conn.timestamp_end = time.time()
             await self.handle_hook(server_hooks.ServerDisconnectedHook(hook_data))
 

@@ -249,3 +249,21 @@ def test_it_is_tried_once_more_and_not_for_ever(world: Written, first: tuple[byt
     reply = world.ask(thing)
     assert reply.status in (408, 502)
     assert sum(thing.repo in request for request in world.requests) == 2
+
+
+def test_a_slow_list_says_nothing_of_the_registry(own: Starter) -> None:
+    """Where nobody else asks anything meanwhile, and however often; what is quick is left alone only when it fails, too."""
+
+    def serve(connection: socket.socket, request: bytes) -> None:
+        if b"tags/list" in request or b"down" in request:
+            silent(connection, request)
+        else:
+            connection.sendall(body_of(200, "Connection: close", body=manifest(1)))
+
+    with RawOrigin(serve) as origin:
+        daemon = own.daemon(registry_table("raw.test", origin.url), {"retries": "0", "head_timeout": "400ms"})
+        for number in range(4):
+            assert daemon.get(f"/v2/a/b{number}/tags/list?ns=raw.test").status == 504
+        assert daemon.get(manifest_target("a/b", "1.0", "raw.test")).status == 200
+        assert daemon.get(manifest_target("a/b", "down", "raw.test")).status == 504
+        assert daemon.get(manifest_target("a/b", "1.1", "raw.test")).status == 503
