@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
 from cacheyd.budget import Budget
-from cacheyd.codings import WINDOW, decode
+from cacheyd.codings import WINDOW, BadCoding, decode
 
 # Bodies in memory that wait for their turn, of one registry; and for how long (seconds).
 MAX_WAITING, WAIT = 16, 10.0
@@ -109,7 +109,18 @@ def _counted(budget: Budget | None, size: int) -> Iterator[None]:
 
 
 async def _run[T](function: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_thread, function)
+    result = await asyncio.get_running_loop().run_in_executor(_thread, _try, function)
+    if isinstance(result, BadCoding):
+        raise result
+    return result
+
+
+def _try[T](function: Callable[[], T]) -> T | BadCoding:
+    try:
+        return function()
+    except BadCoding as error:
+        # A new one: this one's frames keep what is decoded so far, and the window, for as long as somebody keeps the error.
+        return type(error)(str(error))
 
 
 async def next_slice(pieces: Iterator[bytes]) -> tuple[list[bytes], bool]:

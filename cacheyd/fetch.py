@@ -6,13 +6,13 @@ import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cacheyd.budget import Budget, Held, Pace
-from cacheyd.codings import BLOB_SECONDS, SECONDS_OF_MIB, WINDOW, BadCoding, Decoder, UnknownCoding, codings_of
+from cacheyd.codings import BLOB_SECONDS, SECONDS_OF_MIB, WINDOW, BadCoding, Decoder, UnknownCoding, check_known, codings_of
 from cacheyd.config import Settings
 from cacheyd.decoding import BLOBS, NoTurn, next_slice, undo
 from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, cache_error, explain, upstream_error
@@ -764,12 +764,12 @@ class Fetcher:
     async def _unpack(self, flight: Flight, encoded: Partial, ref: Reference) -> None:
         """Undoes the codings of what came, which is not the object as it is: now it is on disk, and nobody has any of it."""
         try:
-            decoder = Decoder(flight.codings, BLOB_SECONDS, SECONDS_OF_MIB)
+            check_known(flight.codings)
         except UnknownCoding as error:
             raise await self._mismatch(encoded, ref, f"{_WRONG}, nor can they be decoded: {error}") from None
         # Its descriptor stays open until the last piece is read.
         self.store.release(encoded, close=False, keep=False)
-        flight.codings, flight.received = (), 0
+        codings, flight.codings, flight.received = flight.codings, (), 0
         try:
             flight.partial = partial = await self.store.open_partial(flight.digest, ref.registry)
         except OSError as error:
@@ -778,7 +778,7 @@ class Fetcher:
         await self._turn_to_decode(flight)
         self.budget.take(WINDOW)
         try:
-            await self._decode(flight, encoded, decoder, partial, ref)
+            await self._decode(flight, encoded, codings, partial, ref)
         except BadCoding as error:
             raise await self._mismatch(partial, ref, f"{_WRONG}: {error}") from None
         finally:
@@ -798,17 +798,24 @@ class Fetcher:
             turn.cancel()
             raise
 
-    async def _decode(self, flight: Flight, encoded: Partial, decoder: Decoder, partial: Partial, ref: Reference) -> None:
-        at = 0
-        while data := await self.store.in_thread(encoded.read, at, at + LARGE_CHUNK):
-            at += len(data)
-            pieces, is_all = decoder.feed(data), False
-            while not is_all:
-                self._check_wanted(flight)
-                batch, is_all = await next_slice(pieces)
-                if batch:
-                    await self._keep_chunks(flight, partial, ref, batch)
-        decoder.finish()
+    async def _decode(
+        self, flight: Flight, encoded: Partial, codings: Sequence[str], partial: Partial, ref: Reference
+    ) -> None:
+        decoder, at = Decoder(codings, BLOB_SECONDS, SECONDS_OF_MIB), 0
+        pieces: Iterator[bytes] = iter(())
+        try:
+            while data := await self.store.in_thread(encoded.read, at, at + LARGE_CHUNK):
+                at += len(data)
+                pieces, is_all = decoder.feed(data), False
+                while not is_all:
+                    self._check_wanted(flight)
+                    batch, is_all = await next_slice(pieces)
+                    if batch:
+                        await self._keep_chunks(flight, partial, ref, batch)
+            decoder.finish()
+        finally:
+            # An error keeps this frame, and they keep the window.
+            del decoder, pieces
 
     async def _mismatch(self, partial: Partial, ref: Reference, message: str) -> RequestError:
         """Wrong bytes: nothing of them is kept."""
@@ -907,7 +914,12 @@ class Fetcher:
     async def _keep_manifest(self, ref: Reference, headers: HeaderList, data: bytearray) -> ManifestContent:
         if not (codings := codings_of(headers)):
             return await self._keep_decoded(ref, headers, data)
-        decoded = await self._undone(ref, data, codings, KEPT_MAX, _expected(ref, headers)[0])
+        try:
+            decoded = await self._undone(ref, data, codings, KEPT_MAX, _expected(ref, headers)[0])
+        except RequestError as error:
+            if error.failure.code is Code.DIGEST_INVALID:
+                self._on_verify_failure(ref.registry)
+            raise
         if self._manifest_bytes + len(decoded) > MANIFESTS_MAX:
             raise NotKept
         self._manifest_bytes += len(decoded)
