@@ -8,8 +8,9 @@ from email.utils import formatdate
 from functools import lru_cache
 from urllib.parse import quote
 
-from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError
-from cacheyd.fetch import UpstreamBroken, UpstreamResponse, content_length, end_to_end, header, without
+from cacheyd.budget import FLOOR, Budget, Held
+from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, cache_error
+from cacheyd.fetch import NO_ROOM, UpstreamBroken, UpstreamResponse, content_length, end_to_end, header, without
 from cacheyd.flight import BodyBroken, Relay, Relayed, Source
 from cacheyd.reference import DIGEST, Kind, Reference, is_ns, name_to_ask
 from cacheyd.store.rows import Stored
@@ -82,6 +83,19 @@ class PieceSource(RelaySource):
         if self._left < 0:
             raise BodyBroken("upstream sent more of a piece than it said")
         return data
+
+
+def held(answer: Answer, budget: Budget) -> Answer:
+    """The answer with a large body counted until it is sent, or the client has left; a 503 where there is no room for it.
+
+    To be sent whole, each client would have a copy of it for as long as it does not read.
+    """
+    if len(answer.body) <= FLOOR or answer.source is not None:
+        return answer
+    if not budget.has_room_for(answer.body):
+        return error_answer(cache_error(NO_ROOM, 503), answer.ref)
+    answer.source, answer.body = Held(answer.body, budget), b""
+    return answer
 
 
 def scope_headers(ref: Reference | None) -> HeaderList:

@@ -17,14 +17,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import unquote, urlencode
 
+from cacheyd.codings import BadCoding, codings_of
 from cacheyd.config import RegistrySettings, Settings
+from cacheyd.decoding import NoTurn, undo
 from cacheyd.errors import HeaderList, RequestError
 from cacheyd.fetch import (
     Transport,
     UpstreamBroken,
     UpstreamRequest,
     UpstreamResponse,
-    decoded,
     header,
     read_all,
     wanted_wait,
@@ -386,9 +387,11 @@ async def _request_token(
     try:
         response = await transport.fetch(registry, "GET", url, headers)
         try:
-            body = await read_all(decoded(response), ANSWER_MAX)
+            body = await read_all(response, ANSWER_MAX)
         finally:
             response.close()
+        if body is not None and (codings := codings_of(response.headers)):
+            body = await _undone(registry, body, codings)
     except UpstreamBroken as error:
         # The registry has just answered: it is there.
         error.elsewhere = True
@@ -400,6 +403,15 @@ async def _request_token(
         refused.wait = wanted_wait(response.headers, time.time()) if response.status == 429 else None
         raise refused
     return _parse_token(body)
+
+
+async def _undone(registry: str, body: bytes, codings: tuple[str, ...]) -> bytes:
+    try:
+        return bytes(await undo(registry, body, codings, ANSWER_MAX))
+    except BadCoding as error:
+        raise UpstreamBroken(f"its body cannot be decoded: {error}") from None
+    except NoTurn:
+        raise UpstreamBroken("too much waits to be decoded", refused=True) from None
 
 
 def _realm(challenge: Challenge) -> str:

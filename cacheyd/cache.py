@@ -22,6 +22,7 @@ from cacheyd.answer import (
     Answer,
     PieceSource,
     error_answer,
+    held,
     hit_headers,
     object_headers,
     relay_answer,
@@ -152,7 +153,8 @@ class Cache:
         """
         ref = request.ref
         if ref.kind in (Kind.TAGS, Kind.REFERRERS):
-            return None if request.head or not self._is_allowed(ref) else self.listings.hit(ref, request.headers)
+            answer = None if request.head or not self._is_allowed(ref) else self.listings.hit(ref, request.headers)
+            return answer and held(answer, self.fetcher.budget)
         now = self._clock()
         if permitted:
             # It may say so of what it does not have itself.
@@ -269,7 +271,8 @@ class Cache:
     async def answer(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Answer:
         """The answer, whatever it takes; failures are answers, too. `gone` says whether the client has left."""
         try:
-            return self.hit(request) or await self._wait(request, gone)
+            answer = self.hit(request) or await self._wait(request, gone)
+            return answer if request.head else held(answer, self.fetcher.budget)
         except Relayed as error:
             self.access.refused(request.ref, request.headers, error.relay.status)
             if error.relay.status in REFUSED:
@@ -376,7 +379,7 @@ class Cache:
         if response.status >= 400:
             return relay_answer(ref, await self.fetcher.relay(response), result, head=False)
         if response.status == 200 and codings_of(response.headers):
-            return relay_answer(ref, await self.fetcher.unpacked(response, digest), result, head=False)
+            return relay_answer(ref, await self.fetcher.unpacked(ref, response, digest), result, head=False)
         if not digest or lists:
             return stream_answer(ref, response, result, content_length(response.headers))
         if response.status != 200:

@@ -1,18 +1,19 @@
 """Content codings (RFC 9110 section 8.4.1): undone piece by piece, for upstreams that compress although nobody asked for it.
 
-Known are gzip, x-gzip, deflate (with zlib's frame as RFC 1950 has it, or bare) and zstd (RFC 8878), at most two of them.
+Known are gzip, x-gzip, deflate (with zlib's frame as RFC 1950 has it, or bare) and zstd (RFC 8878), one of them.
 """
 
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import zstandard
 
 from cacheyd.errors import HeaderList
 
-# How many codings a body may have, one in the other.
-MAX_CODINGS = 2
+# How many codings a body may have, one in the other: each more is an attack's factor, and nobody sends two.
+MAX_CODINGS = 1
 # The most that is decoded at once, which is what a zstd block has at most; and what is looked at at once (bytes).
 PIECE, LOOK = 128 << 10, 64 << 10
 # A body has at most so many times the bytes that came, and this many more (bytes): layers have ten times as many.
@@ -21,6 +22,9 @@ EXPANSION, SLACK = 200, 1 << 20
 WINDOW = 8 << 20
 # Members, frames and blocks: so many, and one more for so many bytes in and out. Each costs the time of a kilobyte.
 PARTS, IN_OF_PART, OUT_OF_PART = 1000, 64, 1024
+# What decoding may take of a processor (seconds): a body in memory; a blob, and so much more for each MiB in and out. What is
+# honest takes a tenth of it; a gzip of empty blocks decodes to nothing for as long as it comes.
+SECONDS, BLOB_SECONDS, SECONDS_OF_MIB = 0.5, 1.0, 0.03
 _NAMES = {"x-gzip": "gzip"}
 _ZSTD, _SKIPPABLE = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"
 
@@ -40,6 +44,15 @@ def codings_of(headers: HeaderList) -> tuple[str, ...]:
     return tuple(_NAMES.get(name, name) for name in names if name not in ("", "identity"))
 
 
+def check_known(codings: Sequence[str]) -> None:
+    """Raises UnknownCoding unless it is one that can be undone."""
+    if len(codings) > MAX_CODINGS:
+        raise UnknownCoding("it has several codings, one in the other")
+    unknown = [name for name in codings if name not in _STAGES]
+    if unknown or not codings:
+        raise UnknownCoding(f"its coding {''.join(unknown[:1])[:40]!r} is not known")
+
+
 class _Stage(Protocol):
     parts: int
 
@@ -51,17 +64,14 @@ class _Stage(Protocol):
 
 
 class Decoder:
-    """Undoes the codings of one body. Raises UnknownCoding."""
+    """Undoes the coding of one body, for `seconds` of a processor and `more` for each MiB in and out. Raises UnknownCoding."""
 
-    def __init__(self, codings: Iterable[str]) -> None:
-        codings = tuple(codings)
-        if len(codings) > MAX_CODINGS:
-            raise UnknownCoding(f"it has more than {MAX_CODINGS} codings")
-        unknown = [name for name in codings if name not in _STAGES]
-        if unknown:
-            raise UnknownCoding(f"its coding {unknown[0][:40]!r} is not known")
-        self._stages = [_STAGES[name]() for name in reversed(codings)]
+    def __init__(self, codings: Sequence[str], seconds: float = SECONDS, more: float = 0.0) -> None:
+        check_known(codings)
+        self._stage: _Stage = _STAGES[codings[0]]()
+        self._seconds, self._more = seconds, more / (1 << 20)
         self._came = self._made = 0
+        self._spent = 0.0
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
         """What these bytes decode to, up to 128 KiB at once. Raises BadCoding."""
@@ -69,34 +79,29 @@ class Decoder:
         for at in range(0, len(view), LOOK):
             look = bytes(view[at : at + LOOK])
             self._came += len(look)
-            for piece in self._through(0, look):
-                self._made += len(piece)
+            pieces = self._stage.feed(look)
+            while True:
+                began = time.thread_time()
+                piece = next(pieces, None)
+                self._spent += time.thread_time() - began
+                self._made += len(piece or b"")
                 self._check()
+                if piece is None:
+                    break
                 yield piece
-            self._check()
-
-    def _through(self, stage: int, data: bytes) -> Iterator[bytes]:
-        if stage == len(self._stages):
-            yield data
-            return
-        for piece in self._stages[stage].feed(data):
-            # Of the first of two codings nothing else is counted.
-            if stage + 1 < len(self._stages):
-                self._made += len(piece)
-                self._check()
-            yield from self._through(stage + 1, piece)
 
     def _check(self) -> None:
         if self._made > SLACK + EXPANSION * self._came:
             raise BadCoding("it decodes to absurdly much")
-        if sum(stage.parts for stage in self._stages) > PARTS + self._came // IN_OF_PART + self._made // OUT_OF_PART:
+        if self._stage.parts > PARTS + self._came // IN_OF_PART + self._made // OUT_OF_PART:
             raise BadCoding("it comes in absurdly small parts")
+        if self._spent > self._seconds + self._more * (self._came + self._made):
+            raise BadCoding("decoding it takes absurdly long")
 
     def finish(self) -> None:
         """Nothing more comes. Raises BadCoding if it ends too early; nothing at all is a body, too."""
         if self._came:
-            for stage in self._stages:
-                stage.finish()
+            self._stage.finish()
 
 
 class _Inflate:
@@ -229,7 +234,7 @@ class _Zstandard:
 _STAGES: dict[str, type[_Inflate] | type[_Zstandard]] = {"gzip": _Inflate, "deflate": _Deflate, "zstd": _Zstandard}
 
 
-def decode(data: bytes | bytearray, codings: Iterable[str], limit: int) -> bytearray:
+def decode(data: bytes | bytearray, codings: Sequence[str], limit: int) -> bytearray:
     """All of a body, `limit` bytes at most. Raises BadCoding."""
     decoder, found = Decoder(codings), bytearray()
     for piece in decoder.feed(data):

@@ -122,7 +122,7 @@ class Created:
         try:
             if response.status != 200:
                 raise upstream_error(502, f"upstream answered {response.status}")
-            data = (await fetcher.unpacked(response, digest)).body
+            data = (await fetcher.unpacked(image.part(Kind.BLOB, digest), response, digest)).body
         except RequestError as error:
             if error.failure.code is Code.DIGEST_INVALID:
                 fetcher.mismatched(image.registry)

@@ -7,13 +7,15 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from cacheyd.budget import Budget, Pace
-from cacheyd.codings import BadCoding, Decoder, UnknownCoding, codings_of, decode
+from cacheyd.budget import Budget, Held, Pace
+from cacheyd.codings import BLOB_SECONDS, SECONDS_OF_MIB, WINDOW, BadCoding, Decoder, UnknownCoding, check_known, codings_of
 from cacheyd.config import Settings
-from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, explain, upstream_error
+from cacheyd.decoding import BLOBS, NoTurn, next_slice, undo
+from cacheyd.errors import Blame, Code, Failure, HeaderList, RequestError, cache_error, explain, upstream_error
 from cacheyd.flight import (
     PERSONAL,
     Asker,
@@ -62,6 +64,8 @@ _REMEMBERED = frozenset(
         "ratelimit-reset",
     }
 )
+# Where what a client would get does not fit into the budget.
+NO_ROOM = "too much waits in memory for clients that read slowly"
 # How long the body of an error is waited for (seconds).
 RELAY_WAIT = 5.0
 # A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
@@ -281,6 +285,7 @@ class Fetcher:
         self.limits = Limits(monotonic)
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = Slots(settings.max_flights)
+        self._decoding = Slots(BLOBS)
         self._made_way = float("-inf")
 
     # What every request goes through
@@ -306,7 +311,7 @@ class Fetcher:
             # Nothing that was asked has such an answer, and clients stumble over a 304 or a redirect without a target.
             response.close()
             raise upstream_error(502, f"upstream answered {response.status}")
-        response = _without_codings(ref, method, response)
+        response = await self._without_coding(ref, method, response)
         if response.status == 429:
             wait = wanted_wait(response.headers, self._clock())
             relay = await self.relay(response, from_head=method == "HEAD")
@@ -345,24 +350,75 @@ class Fetcher:
             response.close()
         return Relay(response.status, end_to_end(response.headers), body or b"", from_head or body is None)
 
-    async def unpacked(self, response: UpstreamResponse, digest: str) -> Relay:
+    async def _without_coding(self, ref: Reference, method: str, response: UpstreamResponse) -> UpstreamResponse:
+        """The response as what is behind here can use it: objects as they came, as their digest says whether they are encoded.
+
+        Raises RequestError for a list that cannot be decoded; an error's body breaks then.
+        """
+        if not (codings := codings_of(response.headers)):
+            return response
+        if method == "HEAD":
+            # The length is one of other bytes than the object's.
+            response.headers = without(response.headers, "content-encoding", "content-length")
+            return response
+        if response.status >= 400:
+            body: bytes | None = None
+            with suppress(RequestError, TimeoutError):
+                async with asyncio.timeout(RELAY_WAIT):
+                    body = await self._whole(ref, response, codings, RELAY_MAX)
+            return Whole(response, body, self.budget)
+        if ref.kind in (Kind.MANIFEST, Kind.BLOB):
+            return response
+        try:
+            async with asyncio.timeout(self.settings.progress_timeout):
+                body = await self._whole(ref, response, codings, KEPT_MAX)
+        except TimeoutError:
+            raise upstream_error(504, "upstream's answer is encoded, and took too long") from None
+        if not self.budget.has_room_for(body):
+            raise cache_error(NO_ROOM, 503)
+        return Whole(response, body, self.budget)
+
+    async def _whole(
+        self, ref: Reference, response: UpstreamResponse, codings: Sequence[str], limit: int, digest: str = ""
+    ) -> bytes:
+        """All of a body, decoded unless it has the digest as it came. Raises RequestError."""
+        try:
+            data = await read_all(response, limit, self.budget)
+        except UpstreamBroken as error:
+            raise _as_request_error(error) from error
+        finally:
+            response.close()
+        if data is None:
+            raise upstream_error(502, "upstream encoded it although nobody asked for that, and there is no room to decode it")
+        return bytes(await self._undone(ref, data, codings, limit, digest))
+
+    async def _undone(
+        self, ref: Reference, data: bytes | bytearray, codings: Sequence[str], limit: int, digest: str = ""
+    ) -> bytes | bytearray:
+        """A body without its coding. Raises RequestError; `digest` is what it is to have, empty if nobody knows."""
+
+        def is_right(came: bytes | bytearray) -> bool:
+            return bool(digest) and digest_of(came, digest.partition(":")[0]) == digest
+
+        encoded = "upstream encoded it although nobody asked for that"
+        try:
+            return await undo(ref.registry, data, codings, limit, self.budget, is_right=is_right)
+        except NoTurn:
+            raise upstream_error(503, f"{encoded}, and too much waits to be decoded") from None
+        except UnknownCoding as error:
+            raise upstream_error(502, f"{encoded}: {error}") from None
+        except BadCoding as error:
+            code = Code.DIGEST_INVALID if digest else Code.UNKNOWN
+            detail = {"digest": digest} if digest else {}
+            raise RequestError(Failure(502, code, f"{encoded}: {error}", Blame.UPSTREAM, detail)) from None
+
+    async def unpacked(self, ref: Reference, response: UpstreamResponse, digest: str) -> Relay:
         """An object that came encoded and is not kept, in memory: its digest (if anybody knows it) says which bytes it is.
 
         Raises RequestError, also for one of more than 4 MiB: what it is would be known at its end only.
         """
-        try:
-            data = await read_all(response, KEPT_MAX, self.budget)
-        except UpstreamBroken as error:
-            raise _as_request_error(error) from error
-        finally:
-            # Of one that is too large the rest is still to come, and its turn is not given back before.
-            response.close()
-        if data is None:
-            raise upstream_error(502, "upstream encoded it although nobody asked for that, and there is no room to decode it")
-        algorithm = digest.partition(":")[0]
-        if not digest or digest_of(data, algorithm) != digest:
-            data = bytes(await asyncio.to_thread(_decoded, data, codings_of(response.headers), digest))
-        if digest and digest_of(data, algorithm) != digest:
+        data = await self._whole(ref, response, codings_of(response.headers), KEPT_MAX, digest)
+        if digest and await asyncio.to_thread(digest_of, data, digest.partition(":")[0]) != digest:
             raise RequestError(Failure(502, Code.DIGEST_INVALID, _WRONG, Blame.UPSTREAM, {"digest": digest}))
         headers = without(end_to_end(response.headers), "content-encoding")
         return Relay(response.status, headers, data)
@@ -541,13 +597,16 @@ class Fetcher:
         flight.credit = self.store.credit(ref.registry)
         attempt = 0
         while not flight.over:
-            if flight.cut is not None:
-                raise flight.cut
+            self._check_wanted(flight)
             before = flight.received
             try:
                 await self._attempt(flight, flight.partial, ref, headers)
             except _StartOver:
-                continue
+                # Once is not much: what is here of it may be out of date.
+                attempt += 1
+                if attempt > max(1, self.settings.retries):
+                    raise upstream_error(502, "upstream has something else each time") from None
+                await asyncio.sleep(_pause(attempt))
             except UpstreamBroken as error:
                 if flight.partial.size and flight.partial.verified():
                     # All is there; only the end of the message was missing.
@@ -561,8 +620,14 @@ class Fetcher:
                 if flight.sealed and isinstance(restart := await self._restart(flight, flight.partial, ref, ""), NotKept):
                     raise restart from error
                 log.info("fetch of %s broke at byte %d (%s); resuming", flight.digest, flight.received, error)
-                pause = min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
-                await asyncio.sleep(max(pause, (error.again_at or 0.0) - self._monotonic()))
+                await asyncio.sleep(max(_pause(attempt), (error.again_at or 0.0) - self._monotonic()))
+
+    def _check_wanted(self, flight: Flight) -> None:
+        """Raises RequestError for what has to make way, or is abandoned."""
+        if flight.cut is not None:
+            raise flight.cut
+        if self._is_abandoned(flight):
+            raise upstream_error(503, "nobody waits for it any more")
 
     async def _attempt(self, flight: Flight, partial: Partial, ref: Reference, headers: HeaderList) -> None:
         if partial.size:
@@ -614,7 +679,8 @@ class Fetcher:
         if size is not None and flight.size is None:
             if not await self._accept(flight, size - partial.size):
                 raise NotKept
-            flight.size = size
+            # What may begin anew may have another one then.
+            flight.size = None if flight.sealed else size
         if not flight.streaming:
             flight.streaming = True
             flight.notify()
@@ -660,7 +726,8 @@ class Fetcher:
         except OSError as error:
             self.store.report_write_error(error)
             return NotKept()
-        flight.received = 0
+        flight.received, flight.size, flight.codings = 0, None, ()
+        self._promise(flight, 0)
         return _StartOver()
 
     async def _receive(self, flight: Flight, partial: Partial, ref: Reference, response: UpstreamResponse, skip: int) -> None:
@@ -731,23 +798,58 @@ class Fetcher:
     async def _unpack(self, flight: Flight, encoded: Partial, ref: Reference) -> None:
         """Undoes the codings of what came, which is not the object as it is: now it is on disk, and nobody has any of it."""
         try:
-            pieces = _unpacked(encoded, Decoder(flight.codings))
+            check_known(flight.codings)
         except UnknownCoding as error:
             raise await self._mismatch(encoded, ref, f"{_WRONG}, nor can they be decoded: {error}") from None
         # Its descriptor stays open until the last piece is read.
         self.store.release(encoded, close=False, keep=False)
-        flight.codings, flight.received = (), 0
+        codings, flight.codings, flight.received = flight.codings, (), 0
         try:
             flight.partial = partial = await self.store.open_partial(flight.digest, ref.registry)
         except OSError as error:
             self.store.report_write_error(error)
             raise NotKept from error
+        await self._turn_to_decode(flight)
+        self.budget.take(WINDOW)
         try:
-            while batch := await self.store.in_thread(_batch, pieces):
-                await self._keep_chunks(flight, partial, ref, batch)
+            await self._decode(flight, encoded, codings, partial, ref)
         except BadCoding as error:
             raise await self._mismatch(partial, ref, f"{_WRONG}: {error}") from None
+        finally:
+            self.budget.give(WINDOW)
+            self._decoding.leave(flight.asker.registry)
         await self._finish(flight, partial, ref)
+
+    async def _turn_to_decode(self, flight: Flight) -> None:
+        registry = flight.asker.registry
+        turn = asyncio.ensure_future(self._decoding.enter(registry))
+        try:
+            while not (await asyncio.wait({turn}, timeout=LOOK_FOR_WAY))[0]:
+                self._check_wanted(flight)
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._decoding.leave(registry)
+            turn.cancel()
+            raise
+
+    async def _decode(
+        self, flight: Flight, encoded: Partial, codings: Sequence[str], partial: Partial, ref: Reference
+    ) -> None:
+        decoder, at = Decoder(codings, BLOB_SECONDS, SECONDS_OF_MIB), 0
+        pieces: Iterator[bytes] = iter(())
+        try:
+            while data := await self.store.in_thread(encoded.read, at, at + LARGE_CHUNK):
+                at += len(data)
+                pieces, is_all = decoder.feed(data), False
+                while not is_all:
+                    self._check_wanted(flight)
+                    batch, is_all = await next_slice(pieces)
+                    if batch:
+                        await self._keep_chunks(flight, partial, ref, batch)
+            decoder.finish()
+        finally:
+            # An error keeps this frame, and they keep the window.
+            del decoder, pieces
 
     async def _mismatch(self, partial: Partial, ref: Reference, message: str) -> RequestError:
         """Wrong bytes: nothing of them is kept."""
@@ -836,8 +938,25 @@ class Fetcher:
             raise upstream_error(502, "upstream's manifest ended early")
 
     async def _keep_manifest(self, ref: Reference, headers: HeaderList, data: bytearray) -> ManifestContent:
+        if not (codings := codings_of(headers)):
+            return await self._keep_decoded(ref, headers, data)
         try:
-            if len(data) > LARGE_MANIFEST or codings_of(headers):
+            decoded = await self._undone(ref, data, codings, KEPT_MAX, _expected(ref, headers)[0])
+        except RequestError as error:
+            if error.failure.code is Code.DIGEST_INVALID:
+                self._on_verify_failure(ref.registry)
+            raise
+        if self._manifest_bytes + len(decoded) > MANIFESTS_MAX:
+            raise NotKept
+        self._manifest_bytes += len(decoded)
+        try:
+            return await self._keep_decoded(ref, headers, decoded)
+        finally:
+            self._manifest_bytes -= len(decoded)
+
+    async def _keep_decoded(self, ref: Reference, headers: HeaderList, data: bytes | bytearray) -> ManifestContent:
+        try:
+            if len(data) > LARGE_MANIFEST:
                 async with self._large_manifest:
                     found = await asyncio.to_thread(_examine, ref, headers, data)
             else:
@@ -861,7 +980,7 @@ class Fetcher:
 
 @dataclass(frozen=True, slots=True)
 class _Examined:
-    """A manifest's bytes, decoded, with the digest that they have, and its type. `description` is what they say themselves."""
+    """A manifest's bytes with the digest that they have, and its type. `description` is what they say themselves."""
 
     digest: str
     media_type: str
@@ -870,12 +989,9 @@ class _Examined:
 
 
 def _examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> _Examined:
-    """What upstream sent as a manifest. Raises RequestError for what is not the one that was asked for."""
+    """What upstream sent, decoded, as a manifest. Raises RequestError for what is not the one that was asked for."""
     expected, algorithm = _expected(ref, headers)
     digest = digest_of(data, algorithm)
-    if digest != expected and (codings := codings_of(headers)):
-        data = _decoded(data, codings, expected)
-        digest = digest_of(data, algorithm)
     description = describe(data)
     media_type = description.media_type
     if description.schema == 1:
@@ -901,18 +1017,6 @@ def _is_whole(ref: Reference, headers: HeaderList, data: bytearray) -> bool:
     return bool(expected) and digest_of(data, algorithm) == expected
 
 
-def _decoded(data: bytes | bytearray, codings: Sequence[str], digest: str = "") -> bytearray:
-    """A small object that came encoded. Raises RequestError; `digest` is what it was to have, empty if nobody knows."""
-    try:
-        return decode(data, codings, KEPT_MAX)
-    except UnknownCoding as error:
-        raise upstream_error(502, f"upstream encoded it although nobody asked for that: {error}") from None
-    except BadCoding as error:
-        message = f"upstream encoded it although nobody asked for that: {error}"
-        code = Code.DIGEST_INVALID if digest else Code.UNKNOWN
-        raise RequestError(Failure(502, code, message, Blame.UPSTREAM, {"digest": digest} if digest else {})) from None
-
-
 def _stated_type(ref: Reference, headers: HeaderList) -> str:
     """The type to pass on with what is no manifest by its bytes. Raises RequestError for a page in place of a manifest."""
     stated = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
@@ -930,6 +1034,10 @@ def _to_remember(relay: Relay) -> Relay:
         return replace(relay, headers=headers)
     # As an answer to a HEAD it gets a body of ours.
     return replace(relay, headers=without(headers, "content-type"), body=b"", from_head=True)
+
+
+def _pause(attempt: int) -> float:
+    return min(5.0, 0.1 * float(2**attempt)) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 class _StartOver(Exception):
@@ -960,41 +1068,27 @@ def _drop(chunks: Sequence[Chunk], skip: int) -> tuple[list[Chunk], int]:
     return kept, skip
 
 
-class Decoded:
-    """A response whose codings are undone as it is read. Its length is not known."""
+class Whole:
+    """A response whose body is in memory, decoded, and counts until it is closed; without a body it breaks when it is read."""
 
-    def __init__(self, response: UpstreamResponse, codings: Sequence[str]) -> None:
-        self._response = response
-        self._codings = codings
-        self._decoder: Decoder | None = None
-        self._pieces: Iterator[bytes] = iter(())
+    def __init__(self, response: UpstreamResponse, body: bytes | None, budget: Budget) -> None:
         self.status = response.status
-        self.headers = without(response.headers, "content-encoding", "content-length")
+        length = () if body is None else (("Content-Length", str(len(body))),)
+        self.headers: HeaderList = (*without(response.headers, "content-encoding", "content-length"), *length)
         self.elsewhere = response.elsewhere
+        self._held = None if body is None else Held(body, budget)
 
     async def read(self) -> Sequence[Chunk]:
-        """As the response's own, up to 128 KiB at once. Raises UpstreamBroken."""
-        try:
-            self._decoder = self._decoder or Decoder(self._codings)
-            while True:
-                if piece := next(filter(None, self._pieces), b""):
-                    return [piece]
-                if not (chunks := await self._response.read()):
-                    self._decoder.finish()
-                    return []
-                self._pieces = self._decoder.feed(b"".join(chunks))
-        except BadCoding as error:
-            raise UpstreamBroken(f"its body cannot be decoded: {error}") from None
+        """As the response's own, up to 64 KiB at once. Raises UpstreamBroken."""
+        if self._held is None:
+            raise UpstreamBroken("its body cannot be decoded")
+        piece = await self._held.read()
+        return [piece] if piece else []
 
     def close(self) -> None:
         """As the response's own."""
-        self._response.close()
-
-
-def decoded(response: UpstreamResponse) -> UpstreamResponse:
-    """The response without its codings; `read` raises UpstreamBroken for those that are not known."""
-    codings = codings_of(response.headers)
-    return Decoded(response, codings) if codings else response
+        if self._held is not None:
+            self._held.close()
 
 
 def _is_an_answer(ref: Reference, status: int, *, part: bool) -> bool:
@@ -1002,48 +1096,6 @@ def _is_an_answer(ref: Reference, status: int, *, part: bool) -> bool:
     if ref.kind in (Kind.MANIFEST, Kind.BLOB):
         return status == 200 or (status == 206 and part) or 400 <= status < 600
     return (200 <= status < 300 or 400 <= status < 600) and status not in (204, 205, 206)
-
-
-def _without_codings(ref: Reference, method: str, response: UpstreamResponse) -> UpstreamResponse:
-    """The response as what is behind here can use it: objects as they came, as their digest says whether they are encoded.
-
-    Raises RequestError for a coding that is not known.
-    """
-    codings = codings_of(response.headers)
-    if codings and method == "HEAD":
-        # The length is one of other bytes than the object's.
-        response.headers = without(response.headers, "content-encoding", "content-length")
-    elif codings and response.status >= 400:
-        return decoded(response)
-    elif codings and ref.kind not in (Kind.MANIFEST, Kind.BLOB):
-        try:
-            Decoder(codings)
-        except UnknownCoding as error:
-            response.close()
-            raise upstream_error(502, f"upstream encoded it although nobody asked for that: {error}") from None
-        return decoded(response)
-    return response
-
-
-def _unpacked(encoded: Partial, decoder: Decoder) -> Iterator[bytes]:
-    """What is decoded of a file. Raises BadCoding. Blocks."""
-    at = 0
-    while data := encoded.read(at, at + LARGE_CHUNK):
-        at += len(data)
-        yield from decoder.feed(data)
-    decoder.finish()
-
-
-def _batch(pieces: Iterator[bytes]) -> list[Chunk]:
-    """The next pieces, as many as are worth a thread; none at the end."""
-    batch, size = list[Chunk](), 0
-    for piece in pieces:
-        if piece:
-            batch.append(piece)
-            size += len(piece)
-        if size >= LARGE_CHUNK:
-            return batch
-    return batch
 
 
 def _bound[K, V](table: dict[K, V], limit: int = 10_000) -> None:

@@ -1,6 +1,8 @@
 """What flights cost in memory, however many there are and in whatever pieces their bytes come."""
 
+import gzip
 import hashlib
+import json
 import socket
 import threading
 import time
@@ -8,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+import zstandard
 
 from tests.faults.client import Client
 from tests.faults.scene import blob_target, manifest_target, registry_table
 from tests.hostile.peers import MIB, PATIENCE, RawOrigin, Watch, head, rss_anon, whole
 from tests.policy.conftest import Starter
 from tests.real.procs import wait_until
+from tests.support.images import digest_of, random_bytes
 
 # Generous deadlines: what is measured here is memory, and nothing is to end before that.
 PATIENT = {"progress_timeout": "30s", "head_timeout": "20s", "connect_timeout": "10s", "max_fetches": "1000"}
@@ -184,3 +188,64 @@ def test_tiny_chunks_do_not_hold_the_loop(own: Starter) -> None:
             wait_until(lambda: daemon.metric("cacheyd_flights") == 0, "the flights end", seconds=PATIENCE)
         assert watch.peak < 100 * MIB, watch.peak / MIB
         assert watch.stall < 0.3, watch.stall
+
+
+def patient_clients(running: ExitStack, port: int, targets: list[str], headers: dict[str, str] | None = None) -> None:
+    """Clients that ask, and read nothing."""
+    for target in targets:
+        running.enter_context(Client(port, patience=PATIENCE, receive_buffer=4096)).ask(target, headers)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["lists", "one list", "decoded"])
+def test_bodies_in_memory_count_until_they_are_sent(own: Starter, kind: str) -> None:
+    """200 clients that did not read held 600 MB of lists, or 800 MB of what had come encoded."""
+    clients = 100
+    tags = json.dumps({"name": "a/b", "tags": ["t" * 100] * 19_000}).encode()
+    blob = random_bytes(30_000, 1) + bytes(4 * MIB - 40_000)
+    packed = gzip.compress(blob)
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        if b"/tags/" in request:
+            connection.sendall(whole(tags, "Content-Type: application/json"))
+        elif b"\r\nrange:" in request.lower():
+            connection.sendall(whole(packed, "Content-Encoding: gzip"))
+        else:
+            origin.stopping.wait(PATIENCE)
+
+    with RawOrigin(answer) as origin:
+        daemon = own.daemon(registry_table("evil.test", origin.url), {**PATIENT, "flight_memory": "32MiB"})
+        ranged = {"Range": "bytes=0-99"} if kind == "decoded" else None
+        with ExitStack() as running, Watch(daemon) as watch:
+            if kind == "decoded":
+                targets = [blob_target("a/b", digest_of(blob), "evil.test")] * clients
+            else:
+                targets = [f"/v2/a/b/tags/list?n={0 if kind == 'one list' else n}&ns=evil.test" for n in range(clients)]
+            patient_clients(running, daemon.port, targets, ranged)
+            time.sleep(2.5)
+        assert watch.grown < 140 * MIB, watch.grown / MIB
+        assert watch.stall < 1
+        with Client(daemon.port, patience=PATIENCE) as client:
+            # All of it is given back.
+            wait_until(lambda: client.exchange(targets[0], ranged).status == 200, "there is room", seconds=5)
+
+
+def test_windows_of_decoders_are_few(own: Starter) -> None:
+    """Each had 8 MiB: 64 lists held 400 MB."""
+    plain = b"".join(random_bytes(9000, n) + bytes(MIB) for n in range(12))
+    parameters = zstandard.ZstdCompressionParameters(window_log=23, compression_level=1)
+    engine = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    packed = engine.compress(plain) + engine.flush()
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(whole(packed, "Content-Encoding: zstd", "Content-Type: application/json"))
+
+    with RawOrigin(answer) as origin:
+        daemon = own.daemon(registry_table("evil.test", origin.url), PATIENT)
+        targets = [f"/v2/a/b/tags/list?n={n}&ns=evil.test" for n in range(40)]
+        targets += [blob_target("a/b", some_digest(n), "evil.test") for n in range(40)]
+        with ExitStack() as running, Watch(daemon) as watch:
+            patient_clients(running, daemon.port, targets)
+            time.sleep(3)
+        assert watch.grown < 140 * MIB, watch.grown / MIB
+        assert watch.stall < 1

@@ -21,6 +21,7 @@ ORDER = (
     "cacheyd.descriptors",
     "cacheyd.budget",
     "cacheyd.slots",
+    "cacheyd.decoding",
     "cacheyd.logs",
     "cacheyd.metrics",
     "cacheyd.reference",
