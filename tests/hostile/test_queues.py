@@ -124,7 +124,7 @@ def coming(world: World, method: str, target: str) -> Iterator[None]:
 
     def come() -> None:
         with ExitStack() as running:
-            while not ended.wait(TAKES / 10):
+            while not ended.wait(TAKES / 2):
                 world.number += 1
                 running.enter_context(world.ask(method, target, f"made-up{world.number}"))
 
