@@ -729,8 +729,7 @@ class Cache:
             others = running is not None and running.asker.repository != ref.repository
             if others and not permitted and self.access.verifies(ref):
                 # It began since this client was let through: what is in one repository may not be in another.
-                if not await self.access.ask(ref, request.headers):
-                    raise upstream_error(502, "upstream answered with something else where a blob was asked for")
+                await self._prove(request)
                 permitted = True
                 continue
             flight = self.fetcher.flight(ref, request.headers)
@@ -758,7 +757,8 @@ class Cache:
         """Asks upstream whether this client may have a blob. Raises Relayed with its refusal, RequestError."""
         ref, headers = request.ref, request.headers
         if self.access.verifies(ref):
-            await self.access.ask(ref, headers)
+            if not await self.access.ask(ref, headers):
+                raise upstream_error(502, "upstream answered with something else where a blob was asked for")
             return
         method = "HEAD"
         response = await self.fetcher.open(ref, method, headers)
