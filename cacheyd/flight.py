@@ -250,6 +250,8 @@ class Flight:
 
     def fail(self, error: FlightError) -> None:
         """Ends the flight without an object."""
+        # All who wait get it, and some keep it: what its frames hold, megabytes of a body, is not to stay for that.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         self.error = error
         self.notify()
 
@@ -267,7 +269,7 @@ class Flight:
         while not self.streaming and not self.over:
             await self.changed()
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)
 
     async def settled(self, seconds: float) -> None:
         """Waits up to `seconds` until it is verified; raises what the flight failed with by then."""
@@ -285,7 +287,7 @@ class Flight:
         except TimeoutError:
             return
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)
 
 
 class FlightReader:
