@@ -179,7 +179,9 @@ def test_upstream_sends_wrong_bytes(scene: Scene, part: str, offset: int) -> Non
 
 def test_upstream_sends_wrong_bytes_early_in_a_layer(scene: Scene) -> None:
     """containerd has them when they are noticed, and refuses the layer; tried again it gets it from the second server."""
-    scene.origin.fault(f"GET .*/blobs/{scene.layer}", corrupt_at=LAYER_SIZE // 2)
+    # What is before the stall is at the client when the end comes.
+    late = LAYER_SIZE * 3 // 4
+    scene.origin.fault(f"GET .*/blobs/{scene.layer}", corrupt_at=LAYER_SIZE // 2, stall_at=late, stall_for=0.5)
     with Origin() as good:
         good.push("lab/big", "1.0", scene.image)
         hosts = scene.hosts(good.url)
