@@ -144,12 +144,7 @@ class Access:
         a login: then what is asked for by its digest is fetched with this login, and only the bytes prove anything.
         """
         generation = self._generation
-        method, blob = "HEAD", ref.kind is Kind.BLOB
-        response = await self._fetcher.open(ref, method, headers, as_client=True)
-        if response.status in NO_HEAD or says_nothing_of_get(response):
-            response.close()
-            method = "GET"
-            response = await self._fetcher.open(ref, method, (*headers, ONE_BYTE) if blob else headers, as_client=True)
+        method, response = await ask_of(self._fetcher, ref, headers, as_client=True)
         if response.status != 200 and not (method == "GET" and _is_one_byte(ref, response.status)):
             raise Relayed(await self._fetcher.relay(response, from_head=method == "HEAD"))
         response.close()
@@ -238,6 +233,18 @@ class Gone:
         return logins is not None and _told(headers) in logins
 
 
+async def ask_of(
+    fetcher: Fetcher, ref: Reference, headers: HeaderList, *, as_client: bool = False
+) -> tuple[str, UpstreamResponse]:
+    """Upstream's answer about an object, by HEAD or else by GET, and by which; of a blob, one byte is asked for then."""
+    response = await fetcher.open(ref, "HEAD", headers, as_client=as_client)
+    if response.status not in NO_HEAD and not says_nothing_of_get(response):
+        return "HEAD", response
+    response.close()
+    headers = (*headers, ONE_BYTE) if ref.kind is Kind.BLOB else headers
+    return "GET", await fetcher.open(ref, "GET", headers, as_client=as_client)
+
+
 def says_nothing_of_get(response: UpstreamResponse) -> bool:
     """Whether the answer to a HEAD is that of a host to which the registry redirected, and which takes a GET only."""
     return response.elsewhere and response.status in REFUSED_ELSEWHERE
@@ -249,7 +256,7 @@ def _looks_like(ref: Reference, response: UpstreamResponse, stored: Stored | Non
     stated = header(response.headers, "docker-content-digest") or ""
     if media_type.startswith("text/html") or (ref.digest and stated and stated != ref.digest):
         return False
-    size = _size_of(response)
+    size = stated_size(response)
     if stored is not None and size is not None:
         return size == stored.size
     if DIGEST.fullmatch(stated):
@@ -258,7 +265,8 @@ def _looks_like(ref: Reference, response: UpstreamResponse, stored: Stored | Non
     return media_type in MANIFEST_TYPES if ref.kind is Kind.MANIFEST else stored is None
 
 
-def _size_of(response: UpstreamResponse) -> int | None:
+def stated_size(response: UpstreamResponse) -> int | None:
+    """The size in bytes of the object that a success is about, or a part of it; None if it is not said."""
     if response.status == 416:
         return 0
     if response.status != 206:

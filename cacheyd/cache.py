@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cacheyd import policy
-from cacheyd.access import EMPTY, ONE_BYTE, REFUSED, Access, says_nothing_of_get
+from cacheyd.access import EMPTY, ONE_BYTE, REFUSED, Access, ask_of, says_nothing_of_get, stated_size
 from cacheyd.answer import (
     BYPASS,
     FEW_LEFT,
@@ -68,8 +68,8 @@ FAR_AHEAD, PIECE_WAIT = 8 << 20, 0.5
 OPEN_END = 1 << 20
 # A flight that has no head after so long does not keep a small piece waiting (seconds).
 PIECE_HEAD = 0.1
-# An upstream that answers a range with all of a blob, or in a coding, is not asked for ranges for so long (seconds); so many
-# registries are known to do so.
+# A blob of which a range was answered with all of it, or in a coding, is not asked for in ranges for so long (seconds); so
+# many are known. One by one: any client can find one that is labelled wrong, and is not to slow down others of its registry.
 WHOLE_ONLY, MAX_WHOLE_ONLY = 60.0, 1000
 # No registry's clients may be more than half of those who wait, but so many in any case.
 FEW_WAITING = 64
@@ -128,7 +128,7 @@ class Cache:
         self.cooldown.look = Created(fetcher, self.cooldown.learn).look
         fetcher.admit = self.cooldown.admit
         self._clock, self._monotonic = clock, monotonic
-        self._whole_only: dict[str, float] = {}
+        self._whole_only: dict[tuple[str, str], float] = {}
         self._on_ignored = on_ignored
         self._below_floor = below_floor
         self._check_allowed = check_allowed
@@ -428,13 +428,8 @@ class Cache:
         response = await self.fetcher.open(request.ref, "GET", (*request.headers, ONE_BYTE))
         try:
             # Of what is encoded nobody knows the size.
-            size = None if codings_of(response.headers) else content_length(response.headers)
-            if size is not None and response.status == 206:
-                part = parse_content_range(header(response.headers, "content-range"))
-                size = part[2] if part is not None else None
-            elif response.status == 416 and request.ref.digest in EMPTY:
-                size = 0
-            elif response.status != 200:
+            size = None if codings_of(response.headers) else stated_size(response)
+            if response.status not in (200, 206) and not (response.status == 416 and request.ref.digest in EMPTY):
                 return relay_answer(request.ref, await self.fetcher.relay(response), result, head=True)
         finally:
             response.close()
@@ -448,7 +443,8 @@ class Cache:
         None where it gives no such piece, or has no turn for one. `size` is the blob's, where it is known.
         """
         ref = request.ref
-        if self._monotonic() < self._whole_only.get(ref.registry, 0.0):
+        blob = ref.registry, ref.digest or ""
+        if self._monotonic() < self._whole_only.get(blob, 0.0):
             return None
         fields = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
         try:
@@ -469,7 +465,7 @@ class Cache:
         if part is None:
             # All of it, or in a coding: once is enough, and for that there is the flight.
             response.close()
-            self._whole_only[ref.registry] = self._monotonic() + WHOLE_ONLY
+            self._whole_only[blob] = self._monotonic() + WHOLE_ONLY
             while len(self._whole_only) > MAX_WHOLE_ONLY:
                 del self._whole_only[next(iter(self._whole_only))]
             return None
@@ -760,12 +756,7 @@ class Cache:
             if not await self.access.ask(ref, headers):
                 raise upstream_error(502, "upstream answered with something else where a blob was asked for")
             return
-        method = "HEAD"
-        response = await self.fetcher.open(ref, method, headers)
-        if response.status in NO_HEAD or response.status == 404 or says_nothing_of_get(response):
-            response.close()
-            method = "GET"
-            response = await self.fetcher.open(ref, method, (*headers, ONE_BYTE))
+        method, response = await ask_of(self.fetcher, ref, headers)
         if response.status in PERSONAL:
             raise Relayed(await self.fetcher.relay(response, from_head=method == "HEAD"))
         response.close()

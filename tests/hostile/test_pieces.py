@@ -37,7 +37,7 @@ def pieces(data: bytes, answer: Answer, *, slow: bool = True) -> Callable[[socke
     return handle
 
 
-def ask(daemon: object, port: int, digest: str, spec: str) -> Reply:
+def ask(port: int, digest: str, spec: str) -> Reply:
     with Client(port, patience=15.0) as client:
         client.ask(blob_target("a/b", digest, "evil.test"), {"Range": f"bytes={spec}"})
         return client.read_reply()
@@ -59,7 +59,7 @@ def test_a_whole_blob_is_no_piece(own: Starter, spec: str) -> None:
 
     with RawOrigin(handle) as origin:
         daemon = own.daemon(registry_table("evil.test", origin.url), {"head_timeout": "2s"})
-        reply = ask(daemon, daemon.port, digest_of(good), spec)
+        reply = ask(daemon.port, digest_of(good), spec)
     assert reply.body != bad
     assert reply.status in (502, 503, 504)
 
@@ -78,7 +78,7 @@ def test_a_piece_is_as_long_as_it_says(own: Starter, kind: str) -> None:
 
     with RawOrigin(pieces(GOOD, answer)) as origin:
         daemon = own.daemon(registry_table("evil.test", origin.url))
-        reply = ask(daemon, daemon.port, digest_of(GOOD), "5000000-5000099")
+        reply = ask(daemon.port, digest_of(GOOD), "5000000-5000099")
     assert reply.status == 502 or (reply.status == 206 and len(reply.body) <= 100 and reply.end != "complete"), reply
 
 
@@ -105,6 +105,34 @@ def test_who_ignores_ranges_sends_all_of_it_once(own: Starter) -> None:
             assert (reply.status, reply.body) == (206, GOOD[first : first + 51])
     # Those that came at the same time find out at the same time; each ends what it does not want.
     assert sent < 8 * SIZE
+
+
+def test_one_that_has_no_ranges_costs_others_nothing(own: Starter) -> None:
+    """Any client can find a layer of a registry that is labelled wrong."""
+    labelled = random_bytes(50_000, 907)
+
+    def answer(connection: socket.socket, request: bytes, first: int, last: int) -> None:
+        connection.sendall(head(206, f"Content-Range: bytes {first}-{last}/{SIZE}", f"Content-Length: {last + 1 - first}"))
+        connection.sendall(GOOD[first : last + 1])
+
+    others = pieces(GOOD, answer)
+
+    def handle(connection: socket.socket, request: bytes) -> None:
+        if digest_of(labelled).encode() not in request:
+            others(connection, request)
+        elif RANGE.search(request):
+            connection.sendall(whole(labelled, "Content-Encoding: gzip"))
+        else:
+            time.sleep(0.5)
+            connection.sendall(whole(labelled, "Content-Encoding: gzip"))
+
+    with RawOrigin(handle) as origin:
+        daemon = own.daemon(registry_table("evil.test", origin.url))
+        assert ask(daemon.port, digest_of(labelled), "-51").body == labelled[-51:]
+        watch = Stopwatch()
+        reply = ask(daemon.port, digest_of(GOOD), "-51")
+        assert (reply.status, reply.body, reply.cache) == (206, GOOD[-51:], "BYPASS")
+        assert watch.seconds < 2
 
 
 def test_slow_readers_of_pieces_are_in_nobodys_way(own: Starter) -> None:
