@@ -42,7 +42,7 @@ from cacheyd.reference import Kind, Reference
 from cacheyd.store.lists import LIST_MAX, Listed
 from cacheyd.store.store import Store
 
-# From this size on a list is looked into in a thread (bytes).
+# From this size on a list is looked into in a thread, one at a time (bytes).
 LARGE = 128 << 10
 # What is kept of the headers.
 _KEPT = frozenset({"content-type", "docker-distribution-api-version", "link", "oci-filters-applied"})
@@ -72,6 +72,7 @@ class Listings:
         self._fetcher = fetcher
         self._clock = clock
         self._below_floor = below_floor
+        self._large = asyncio.Lock()
         self._generation = 0
         self._asking: Once[Question, Asker, tuple[Relay, bool]] = Once()
 
@@ -177,7 +178,7 @@ class Listings:
                 self._keep(ref, headers, relay, personal=True)
             raise Relayed(relay)
         relay = Relay(200, end_to_end(response.headers), await self._read(response))
-        kept = await _is_list(ref.kind, relay.body) and generation == self._generation
+        kept = await self._is_list(ref.kind, relay.body) and generation == self._generation
         if kept:
             self._keep(ref, headers, relay, personal=personal)
         return relay, kept
@@ -197,19 +198,22 @@ class Listings:
             raise TooLarge
         return body
 
+    async def _is_list(self, kind: Kind, body: bytes) -> bool:
+        """Whether this is a list as the specification has it: what is not is upstream's to explain, and not kept."""
+        if len(body) > LARGE:
+            async with self._large:
+                content = await asyncio.to_thread(_parse, body)
+        else:
+            content = _parse(body)
+        member = _MEMBERS[kind]
+        # Some registries' encoders write an empty list so.
+        return member in content and isinstance(content[member], list | None)
+
     def _keep(self, ref: Reference, headers: HeaderList, relay: Relay, *, personal: bool) -> None:
         who = credentials_of(headers).hex()
         kept = tuple(item for item in relay.headers if item[0].lower() in _KEPT)
         listed = Listed(relay.status, kept, relay.body, who, self._clock())
         self.store.lists.set(_name(ref, who if personal else ""), listed)
-
-
-async def _is_list(kind: Kind, body: bytes) -> bool:
-    """Whether this is a list as the specification has it: what is not is upstream's to explain, and not kept."""
-    content = await asyncio.to_thread(_parse, body) if len(body) > LARGE else _parse(body)
-    member = _MEMBERS[kind]
-    # Some registries' encoders write an empty list so.
-    return member in content and isinstance(content[member], list | None)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
