@@ -16,7 +16,8 @@ PY := $(BIN)/python
 STAMP := $(VENV)/.locked
 LOWEST := .venv-lowest
 # What touches a dependency directly.
-LOWEST_TESTS := $(patsubst %,tests/unit/test_%.py,mitmproxy_contract head intake link listener names quick server store_index metrics images)
+LOWEST_TESTS := $(patsubst %,tests/unit/%.py,$(addprefix proxy/test_,mitmproxy_contract head intake link listener names replies server) \
+  store/test_index observe/test_metrics terminal/test_images)
 CLIENTS := containerd docker-registry skopeo nginx podman dockerd curl wrk
 
 # The newest of the supported Pythons that really starts (a pyenv shim may exist without its version).

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from cacheyd import __version__, config, images
-from cacheyd.config import SETTINGS, ConfigError, Settings
+from cacheyd import __version__
+from cacheyd.settings import settings as config
+from cacheyd.settings.settings import SETTINGS, ConfigError, Settings
+from cacheyd.terminal import images
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         settings = load()
         if args.command == "config":
-            from cacheyd.proxy.trust import check_files  # noqa: PLC0415
+            from cacheyd.proxy.outbound.trust import check_files  # noqa: PLC0415
 
             check_files(settings)
     except ConfigError as error:
@@ -137,18 +139,18 @@ def _run(args: argparse.Namespace) -> int:
             print(f"cacheyd: warning: {warning}", file=sys.stderr)
         return _check_helpers(settings) or _check_directory(settings)
     if args.command in ("warm", "export", "import"):
-        from cacheyd import session  # noqa: PLC0415
+        from cacheyd.terminal import session  # noqa: PLC0415
 
         return session.run(args, settings)
     if args.command != "serve":
-        from cacheyd import tools  # noqa: PLC0415
+        from cacheyd.terminal import tools  # noqa: PLC0415
 
         return tools.run(args, settings)
     return asyncio.run(_serve(settings, load))
 
 
 def _check_helpers(settings: Settings) -> int:
-    from cacheyd.logins import missing  # noqa: PLC0415
+    from cacheyd.upstream.logins import missing  # noqa: PLC0415
 
     lines = missing(settings)
     for line in lines:
@@ -174,7 +176,7 @@ def _check_directory(settings: Settings) -> int:
 
 async def _serve(settings: Settings, load: Callable[[], Settings]) -> int:
     # mitmproxy takes most of a second to import: not for --help, --version and wrong input.
-    from cacheyd import logs  # noqa: PLC0415
+    from cacheyd.observe import logs  # noqa: PLC0415
     from cacheyd.proxy.daemon import Daemon  # noqa: PLC0415
 
     access_log = logs.setup(debug=settings.debug)

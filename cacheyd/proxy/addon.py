@@ -16,34 +16,37 @@ from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
 from mitmproxy.proxy.mode_specs import ReverseMode
 
-from cacheyd import __version__, config, descriptors, status
-from cacheyd.answer import API_VERSION, Answer, error_answer, text_answer
-from cacheyd.auth import Authorizer
-from cacheyd.budget import Budget
-from cacheyd.cache import Cache, Request
-from cacheyd.commands import Commands, plain
-from cacheyd.config import ConfigError, Settings
-from cacheyd.control import ControlServer
-from cacheyd.errors import Code, HeaderList, RequestError, cache_error, client_error, reason
-from cacheyd.fetch import Fetcher
-from cacheyd.logins import missing
-from cacheyd.logs import AccessLine, AccessLog
-from cacheyd.metrics import CONTENT_TYPE, Metrics
-from cacheyd.origins import Origins
-from cacheyd.proxy.connection import FETCH
-from cacheyd.proxy.exchange import without_end
-from cacheyd.proxy.head import Head
-from cacheyd.proxy.layers import Layers
-from cacheyd.proxy.link import HEADS, ClientLink, Link
-from cacheyd.proxy.listener import ListenerTls, ListenerTlsLayer
-from cacheyd.proxy.stream import ANSWER, SENT, CacheHttpLayer, Gone, PlainRefused, Pump
-from cacheyd.proxy.transport import MitmTransport
-from cacheyd.proxy.trust import check_files
-from cacheyd.reference import Kind, Page, Reference, parse_target
+from cacheyd import __version__
+from cacheyd.admin import status
+from cacheyd.admin.commands import Commands, plain
+from cacheyd.admin.control import ControlServer
+from cacheyd.admin.transfer import export_handler, import_handlers
+from cacheyd.admin.warm import warm_handler
+from cacheyd.cache.answer import API_VERSION, Answer, error_answer, text_answer
+from cacheyd.cache.cache import Cache, Request
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.observe.logs import AccessLine, AccessLog
+from cacheyd.observe.metrics import CONTENT_TYPE, Metrics
+from cacheyd.protocol.errors import Code, HeaderList, RequestError, cache_error, client_error, reason
+from cacheyd.protocol.reference import Kind, Page, Reference, parse_target
+from cacheyd.proxy.inbound.head import Head
+from cacheyd.proxy.inbound.layers import Layers
+from cacheyd.proxy.inbound.link import HEADS, ClientLink, Link
+from cacheyd.proxy.inbound.listener import ListenerTls, ListenerTlsLayer
+from cacheyd.proxy.inbound.stream import ANSWER, SENT, CacheHttpLayer, Gone, PlainRefused, Pump
+from cacheyd.proxy.outbound.connection import FETCH
+from cacheyd.proxy.outbound.exchange import without_end
+from cacheyd.proxy.outbound.transport import MitmTransport
+from cacheyd.proxy.outbound.trust import check_files
+from cacheyd.resources import open_files as descriptors
+from cacheyd.resources.budget import Budget
+from cacheyd.settings import settings as config
+from cacheyd.settings.settings import ConfigError, Settings
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.store import Store, free_space
-from cacheyd.transfer import export_handler, import_handlers
-from cacheyd.warm import warm_handler
+from cacheyd.upstream.auth import Authorizer
+from cacheyd.upstream.logins import missing
+from cacheyd.upstream.origins import Origins
 
 log = logging.getLogger(__name__)
 

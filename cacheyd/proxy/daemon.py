@@ -6,9 +6,9 @@ from collections.abc import Callable
 from mitmproxy import ctx, master, options
 from mitmproxy.addons import next_layer, proxyserver
 
-from cacheyd.config import Settings
-from cacheyd.logs import AccessLog
+from cacheyd.observe.logs import AccessLog
 from cacheyd.proxy.addon import RegistryCache
+from cacheyd.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 

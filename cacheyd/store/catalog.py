@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from cacheyd import parse
-from cacheyd.reference import Kind
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings import values as parse
 from cacheyd.store.rows import Stored, TagVariant, add_repository, is_index, shared
 
 # How deep indexes within indexes are followed (real ones: one level).

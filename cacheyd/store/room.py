@@ -5,7 +5,8 @@ import logging
 import os
 from collections.abc import Callable
 
-from cacheyd import parse, policy
+from cacheyd.cache import freshness as policy
+from cacheyd.settings import values as parse
 from cacheyd.store import partials
 from cacheyd.store.shelf import Shelf
 

@@ -6,8 +6,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cacheyd.manifest import kept_type, kind_of, parse_object
-from cacheyd.reference import DIGEST, DOCKER_LIST, OCI_INDEX, Kind
+from cacheyd.protocol.manifest import kept_type, kind_of, parse_object
+from cacheyd.protocol.reference import DIGEST, DOCKER_LIST, OCI_INDEX, Kind
 from cacheyd.store.index import Row
 
 MAX_VARIANTS = 8

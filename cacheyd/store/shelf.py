@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import override
 
-from cacheyd.config import Settings
-from cacheyd.once import Once
-from cacheyd.reference import Kind
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.settings import Settings
+from cacheyd.singleflight import Once
 from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.index import Index, Row

@@ -13,8 +13,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from cacheyd import parse
-from cacheyd.config import Settings
+from cacheyd.settings import values as parse
+from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import BlobDir, Partial
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.room import Room

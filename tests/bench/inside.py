@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from cacheyd.config import Settings
-from cacheyd.parse import Size
+from cacheyd.settings.settings import Settings
+from cacheyd.settings.values import Size
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.store import Store
 from tests.bench.population import ASKED, REGISTRY, Image, images

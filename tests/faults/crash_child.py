@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from random import Random
 
-from cacheyd.answer import BYPASS
-from cacheyd.cache import Cache, Request
-from cacheyd.config import Settings
-from cacheyd.fetch import Fetcher
-from cacheyd.flight import BodyBroken
-from cacheyd.parse import Size
-from cacheyd.reference import OCI_INDEX, OCI_MANIFEST, Kind, Reference
+from cacheyd.cache.answer import BYPASS
+from cacheyd.cache.cache import Cache, Request
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.flight import BodyBroken
+from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind, Reference
+from cacheyd.settings.settings import Settings
+from cacheyd.settings.values import Size
 from cacheyd.store import room, upkeep
 from cacheyd.store.store import Store
 from tests.faults.crash_content import MAX_SIZE, Content, ContentUpstream

@@ -17,7 +17,7 @@ from tests.real.procs import wait_until
 from tests.support.images import Blob, Image, make_image, random_bytes
 from tests.support.origin import Fault, FaultSpec, Origin, Request
 
-# As in cacheyd.flight, from the clients' side: the end of a body that nobody gets before it is verified.
+# As in cacheyd.cache.flight, from the clients' side: the end of a body that nobody gets before it is verified.
 HOLD = 64 << 10
 # Blobs from this size on are streamed; smaller ones are verified before their head is sent.
 STREAMED = 1 << 20

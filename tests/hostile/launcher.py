@@ -1,9 +1,9 @@
 """`cacheyd` with a clock that can be set (SIGUSR1: an hour back) and with constants changed.
 
-HOSTILE_CONSTANTS is a list such as `cacheyd.proxy.link.HANDSHAKE_DEADLINE=1.5`, with semicolons between; HOSTILE_SLOW_START
-delays the opening of the store (seconds); HOSTILE_NAMES names a domain all of whose hosts are at 127.0.0.1; HOSTILE_FAULTS
-is a list of functions such as `cacheyd.proxy.connection.FetchConnection._start_tls`: the one that is named in the file
-HOSTILE_FAULT_FILE raises.
+HOSTILE_CONSTANTS is a list such as `cacheyd.proxy.inbound.link.HANDSHAKE_DEADLINE=1.5`, with semicolons between;
+HOSTILE_SLOW_START delays the opening of the store (seconds); HOSTILE_NAMES names a domain all of whose hosts are at
+127.0.0.1; HOSTILE_FAULTS is a list of functions such as `cacheyd.proxy.outbound.connection.FetchConnection._start_tls`:
+the one that is named in the file HOSTILE_FAULT_FILE raises.
 """
 
 import asyncio

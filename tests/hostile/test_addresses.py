@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from cacheyd.proxy import trust
-from cacheyd.proxy.trust import forbidden_kind, forbidden_name, kin_kinds
+from cacheyd.proxy.outbound import trust
+from cacheyd.proxy.outbound.trust import forbidden_kind, forbidden_name, kin_kinds
 from tests.faults.daemon import Daemon
 from tests.hostile.netns import ALSO_HERE, HERE, THERE, Neighbour, with_neighbour
 from tests.hostile.peers import RawOrigin, head, whole

@@ -42,7 +42,7 @@ def daemon(shared: Starter, ca: TestCA, context: ssl.SSLContext) -> Daemon:
     cert, key = ca.issue("127.0.0.1")
     config = f'tls_cert = "{cert}"\ntls_key = "{key}"\n{registry_table(NS, origin.url)}'
     kind = type("Tls", (LaunchedTls,), {"context": context})
-    changed = {"HOSTILE_CONSTANTS": f"cacheyd.proxy.link.HANDSHAKE_DEADLINE={DEADLINE}"}
+    changed = {"HOSTILE_CONSTANTS": f"cacheyd.proxy.inbound.link.HANDSHAKE_DEADLINE={DEADLINE}"}
     daemon = shared.daemon(config, {"head_timeout": "10s"}, env=changed, kind=kind)
     for data in (HUGE, MIDDLE):
         target = blob_target(REPO, digest_of(data), NS)

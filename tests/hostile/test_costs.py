@@ -15,11 +15,16 @@ from typing import Any
 import pytest
 from mitmproxy import http
 
-from cacheyd import answer, auth, cache, codings, cooldown, fetch, logs, manifest, origins, ranges, reference, tree, urls
-from cacheyd.errors import RequestError
-from cacheyd.fetch import UpstreamBroken
-from cacheyd.proxy import head, intake, transport, trust
-from cacheyd.reference import Kind, Reference
+from cacheyd.admin import tree
+from cacheyd.cache import answer, cache, cooldown, fetch
+from cacheyd.cache.fetch import UpstreamBroken
+from cacheyd.observe import logs
+from cacheyd.protocol import codings, manifest, ranges, reference, urls
+from cacheyd.protocol.errors import RequestError
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.proxy.inbound import head
+from cacheyd.proxy.outbound import intake, transport, trust
+from cacheyd.upstream import auth, origins
 
 ROOT = Path(__file__).parents[2]
 HEAD = 64 << 10
@@ -80,101 +85,104 @@ def _access_line(value: str) -> str:
     return logs.AccessLine(0, "GET", "reg.test", value[:255], value[:135], 200, 1, "HIT", 1.0, "x", value).text()
 
 
-HOST = ("cacheyd.reference._HOST", "cacheyd.reference._IPV6", "cacheyd.reference._NUMBER", "cacheyd.reference._PORT")
+HOST = (
+    "reference._HOST",
+    "reference._IPV6",
+    "reference._NUMBER",
+    "reference._PORT",
+)
 CASES = (
-    Case("target", reference.parse_target, ("cacheyd.reference._ROUTE", "cacheyd.reference._TAGS_ROUTE",
-         "cacheyd.reference.NAME",
-         "cacheyd.reference.TAG", "cacheyd.reference.DIGEST"), "/v2/"),
+    Case("target", reference.parse_target, ("reference._ROUTE", "reference._TAGS_ROUTE",
+         "reference.NAME",
+         "reference.TAG", "reference.DIGEST"), "/v2/"),
     Case("query", reference.parse_target, (), "/v2/app/tags/list?"),
     Case("ns", reference.canonical_registry, HOST),
     Case("ns in brackets", reference.canonical_registry, HOST, "["),
     Case("host", reference.canonical_host, HOST),
     Case("port", reference.split_port, HOST, "host:"),
-    Case("Accept", lambda value: reference.accepted_types((value,)), ("cacheyd.reference._types",)),
-    Case("Accept lines", _as_lines, ("cacheyd.reference._types",)),
-    Case("Range", ranges.parse_range, ("cacheyd.ranges._SPEC",), "bytes="),
+    Case("Accept", lambda value: reference.accepted_types((value,)), ("reference._types",)),
+    Case("Accept lines", _as_lines, ("reference._types",)),
+    Case("Range", ranges.parse_range, ("ranges._SPEC",), "bytes="),
     Case("If-Range", lambda value: ranges.if_range_holds(value, '"x"')),
     Case("If-None-Match", lambda value: cache._not_modified(value, "sha256:x")),
-    Case("Content-Range", ranges.parse_content_range, ("cacheyd.ranges._CONTENT_RANGE",)),
+    Case("Content-Range", ranges.parse_content_range, ("ranges._CONTENT_RANGE",)),
     Case("Content-Range's numbers", ranges.parse_content_range, (), "bytes 0-"),
     Case("Content-Length", lambda value: fetch.content_length((("content-length", value),)),
-         ("cacheyd.fetch.content_length",)),
+         ("fetch.content_length",)),
     Case("Retry-After", lambda value: fetch.retry_after((("retry-after", value),)),
-         ("cacheyd.limits._SECONDS", "cacheyd.limits._IMF", "cacheyd.limits._RFC850", "cacheyd.limits._ASCTIME")),
+         ("ratelimit._SECONDS", "ratelimit._IMF", "ratelimit._RFC850", "ratelimit._ASCTIME")),
     Case("Connection", lambda value: fetch.end_to_end((("connection", value),))),
-    Case("ratelimit-remaining", origins._REMAINING.fullmatch, ("cacheyd.origins._REMAINING",)),
-    Case("Link", lambda value: answer._next_page(value, TAGS), ("cacheyd.answer._next_page",)),
+    Case("ratelimit-remaining", origins._REMAINING.fullmatch, ("origins._REMAINING",)),
+    Case("Link", lambda value: answer._next_page(value, TAGS), ("answer._next_page",)),
     Case("Link's query", lambda value: answer._next_page(value, TAGS), (), "<x?", intake.MAX_VALUE),
-    Case("challenges", lambda value: auth.parse_challenges((("www-authenticate", value),)), ("cacheyd.auth._value",)),
-    Case("a challenge", auth._challenges, ("cacheyd.auth._value",), "Bearer ", auth.CHALLENGES_MAX),
-    Case("a challenge's realm", auth._challenges, ("cacheyd.auth._value",), 'Bearer realm="', auth.CHALLENGES_MAX),
+    Case("challenges", lambda value: auth.parse_challenges((("www-authenticate", value),)), ("auth._value",)),
+    Case("a challenge", auth._challenges, ("auth._value",), "Bearer ", auth.CHALLENGES_MAX),
+    Case("a challenge's realm", auth._challenges, ("auth._value",), 'Bearer realm="', auth.CHALLENGES_MAX),
     Case("realm", lambda value: auth.realm_belongs(value, "https://reg.test", ("https://auth.test",)), (), "https://"),
-    Case("token answer", lambda value: auth._parse_token(value.encode()), ("cacheyd.auth._TOKEN",),
+    Case("token answer", lambda value: auth._parse_token(value.encode()), ("auth._TOKEN",),
          longest=auth.ANSWER_MAX),
     Case("token", lambda value: auth._parse_token(json.dumps({"token": value}).encode()), (), longest=auth.ANSWER_MAX // 6),
-    Case("URL", urls.parse_url, ("cacheyd.urls._URL", "cacheyd.urls._CONTROLS")),
+    Case("URL", urls.parse_url, ("urls._URL", "urls._CONTROLS")),
     Case("URL's host", urls.parse_url, (), "https://"),
     Case("URL's path", urls.parse_url, (), "https://reg.test/"),
     Case("Location", lambda value: urls.resolve("https://reg.test/v2/", urls.from_field(value)),
-         ("cacheyd.urls._SCHEME", "cacheyd.urls.resolve")),
+         ("urls._SCHEME", "urls.resolve")),
     Case("Location's path", lambda value: urls.resolve("https://reg.test/v2/", value), (), "/"),
     Case("Location's scheme", lambda value: urls.resolve("https://reg.test/v2/", value), (), "https"),
     Case("name behind a proxy", trust.forbidden_name),
     Case("request head", lambda value: head.parse_head(value.encode("latin-1")),
-         ("cacheyd.proxy.head._METHOD", "cacheyd.proxy.head._TARGET", "cacheyd.proxy.head._VERSION")),
+         ("head._METHOD", "head._TARGET", "head._VERSION")),
     Case("request header", lambda value: head.parse_head(b"GET / HTTP/1.1\r\n" + value.encode("latin-1")),
-         ("cacheyd.proxy.head._NAME", "cacheyd.proxy.head._VALUE")),
+         ("head._NAME", "head._VALUE")),
     Case("request body's length", lambda value: head._body_length((("content-length", value),), False),
-         ("cacheyd.proxy.head._LENGTH",)),
-    Case("absolute target", head._origin_form, ("cacheyd.proxy.head._origin_form",), "http://"),
-    Case("bytes of a client", _next_head, ("cacheyd.proxy.head._BARE_LF", "cacheyd.proxy.head._EMPTY_LINES")),
-    Case("headers to upstreams", transport._CONTROLS.search, ("cacheyd.proxy.transport._CONTROLS",)),
-    Case("response header", partial(_take, "X"), ("cacheyd.proxy.intake._NAME", "cacheyd.proxy.intake._BREAK",
-         "cacheyd.proxy.intake._VALUE")),
-    Case("Content-Type", partial(_take, "Content-Type"), ("cacheyd.proxy.intake._CONTENT_TYPE",)),
+         ("head._LENGTH",)),
+    Case("absolute target", head._origin_form, ("head._origin_form",), "http://"),
+    Case("bytes of a client", _next_head, ("head._BARE_LF", "head._EMPTY_LINES")),
+    Case("headers to upstreams", transport._CONTROLS.search, ("transport._CONTROLS",)),
+    Case("response header", partial(_take, "X"), ("intake._NAME", "intake._BREAK",
+         "intake._VALUE")),
+    Case("Content-Type", partial(_take, "Content-Type"), ("intake._CONTENT_TYPE",)),
     Case("raw response head", lambda value: intake.problem_of(value.encode("latin-1"))),
     Case("raw status line", lambda value: intake.problem_of(value.encode("latin-1")),
-         ("cacheyd.proxy.intake._STATUS_LINE",), "HTTP/1.1 200 "),
-    Case("raw Content-Length", _lengths, ("cacheyd.proxy.intake._LENGTHS",), "HTTP/1.1 200 OK\r\nContent-Length: "),
+         ("intake._STATUS_LINE",), "HTTP/1.1 200 "),
+    Case("raw Content-Length", _lengths, ("intake._LENGTHS",), "HTTP/1.1 200 OK\r\nContent-Length: "),
     Case("Content-Encoding", lambda value: codings.codings_of((("content-encoding", value),))),
     *(Case(f"{coding} body", partial(_decode, coding)) for coding in ("gzip", "deflate", "zstd")),
     Case("zstd frames", partial(_decode, "zstd"), (), "\x28\xb5\x2f\xfd"),
     Case("end of a response head", lambda value: intake._HEAD_END.search(value.encode("latin-1")),
-         ("cacheyd.proxy.intake._HEAD_END", "cacheyd.proxy.intake._INTERIM")),
-    Case("Link of a list", lambda value: tree._next_query((("link", value),)), ("cacheyd.tree._next_query",)),
+         ("intake._HEAD_END", "intake._INTERIM")),
+    Case("Link of a list", lambda value: tree._next_query((("link", value),)), ("tree._next_query",)),
     Case("Link's page", lambda value: tree._next_query((("link", value),)), (), "<x?", intake.MAX_VALUE),
-    Case("an image's date", cooldown.parse_created, ("cacheyd.cooldown._CREATED",)),
+    Case("an image's date", cooldown.parse_created, ("cooldown._CREATED",)),
     Case("a date of many digits", cooldown._CREATED.fullmatch, (), "2025-01-01T00:00:00."),
-    Case("a digest's tag", cooldown._OF_DIGEST.fullmatch, ("cacheyd.cooldown._OF_DIGEST",), "sha256-" + "a" * 64 + "."),
+    Case("a digest's tag", cooldown._OF_DIGEST.fullmatch, ("cooldown._OF_DIGEST",), "sha256-" + "a" * 64 + "."),
     Case("access log", _access_line),
     # What an access line is made of has been parsed, and is short.
     Case("quoted in the log", logs._one_line, longest=4 << 10),
-    Case("a manifest's media type", manifest.is_media_type, ("cacheyd.manifest._MEDIA_TYPE",), "application/"),
+    Case("a manifest's media type", manifest.is_media_type, ("manifest._MEDIA_TYPE",), "application/"),
     Case("a manifest's platform", lambda value: manifest._platform("linux", "arm", value),
-         ("cacheyd.manifest._level", "cacheyd.manifest._PART"), "v"),
+         ("manifest._level", "manifest._PART"), "v"),
 )  # fmt: skip
 # Those of a challenge are tried one after the other.
-CHALLENGE = tuple(
-    f"cacheyd.auth.{name}" for name in ("_WORD", "_SCHEME", "_TOKEN68", "_EQUALS", "_QUOTED", "_UNQUOTED", "_GAP")
-)
+CHALLENGE = tuple(f"auth.{name}" for name in ("_WORD", "_SCHEME", "_TOKEN68", "_EQUALS", "_QUOTED", "_UNQUOTED", "_GAP"))
 
 # Regexes that only see what an operator, or cacheyd itself, has written.
 TRUSTED = {
-    "cacheyd.config._URL_LOGIN": "settings, for the messages about them",
-    "cacheyd.parse._DURATION": "settings", "cacheyd.parse._DURATION_PART": "settings", "cacheyd.parse._SIZE": "settings",
-    "cacheyd.parse.duration": "settings", "cacheyd.parse.share": "settings", "cacheyd.parse.parse": "settings",
-    "cacheyd.config._SERVICE": "the environment", "cacheyd.config._SERVICE_URL": "the same",
-    "cacheyd.rules._PART": "settings", "cacheyd.rules._registry": "no wildcard in it",
-    "cacheyd.rules._with_one_registry": "settings", "cacheyd.rules._read": "settings",
-    "cacheyd.workloads._YAML_LINE": "files that an operator names", "cacheyd.workloads._NO_TEXT": "the same",
-    "cacheyd.reference._BARE_DIGEST": "names in settings, arguments and such files",
-    "cacheyd.rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
-    "cacheyd.helpers._PART": "answers of credential providers", "cacheyd.helpers._NAMED": "their errors, 1,000 characters",
-    "cacheyd.helpers._LONG": "the same", "cacheyd.helpers._USER_INFO": "the same", "cacheyd.helpers.clean": "the same",
-    "cacheyd.inventory._SHORT_DIGEST": "arguments of commands", "cacheyd.inventory.parse_target": "arguments of commands",
-    "cacheyd.layout._BLOB": "archives that an operator imports", "cacheyd.layout._checked_path": "the same",
-    "cacheyd.store.blobs._HEX": "names of files in the cache directory",
-    "cacheyd.store.partials.IMPORT": "the same", "cacheyd.store.partials._FETCH": "the same",
+    "settings._URL_LOGIN": "settings, for the messages about them",
+    "values._DURATION": "settings", "values._DURATION_PART": "settings", "values._SIZE": "settings",
+    "values.duration": "settings", "values.share": "settings", "values.parse": "settings",
+    "settings._SERVICE": "the environment", "settings._SERVICE_URL": "the same",
+    "rules._PART": "settings", "rules._registry": "no wildcard in it",
+    "rules._with_one_registry": "settings", "rules._read": "settings",
+    "workloads._YAML_LINE": "files that an operator names", "workloads._NO_TEXT": "the same",
+    "reference._BARE_DIGEST": "names in settings, arguments and such files",
+    "rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
+    "helpers._PART": "answers of credential providers", "helpers._NAMED": "their errors, 1,000 characters",
+    "helpers._LONG": "the same", "helpers._USER_INFO": "the same", "helpers.clean": "the same",
+    "inventory._SHORT_DIGEST": "arguments of commands", "inventory.parse_target": "arguments of commands",
+    "layout._BLOB": "archives that an operator imports", "layout._checked_path": "the same",
+    "blobs._HEX": "names of files in the cache directory",
+    "partials.IMPORT": "the same", "partials._FETCH": "the same",
 }  # fmt: skip
 
 
@@ -206,9 +214,14 @@ def test_no_input_costs_more_than_its_share(case: Case) -> None:
 
 
 def _pattern(name: str) -> re.Pattern[Any] | None:
+    """By `module.NAME`; wherever the module of that name stands."""
     module, _, constant = name.rpartition(".")
-    found = getattr(importlib.import_module(module), constant)
-    return found if isinstance(found, re.Pattern) else None
+    for path in (ROOT / "cacheyd").rglob(f"{module}.py"):
+        full = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if hasattr(importlib.import_module(full), constant):
+            found = getattr(importlib.import_module(full), constant)
+            return found if isinstance(found, re.Pattern) else None
+    return None
 
 
 @pytest.mark.parametrize("name", sorted({*CHALLENGE, *(name for case in CASES for name in case.covers)}))
@@ -245,7 +258,7 @@ def test_each_regex_is_here() -> None:
     for path in (ROOT / "cacheyd").rglob("*.py"):
         source = path.read_text()
         assert "from re import" not in source
-        found.update(_regexes(ast.parse(source), ".".join(path.relative_to(ROOT).with_suffix("").parts)))
+        found.update(_regexes(ast.parse(source), path.stem))
     measured = {*CHALLENGE, *(name for case in CASES for name in case.covers)}
     assert found - measured - set(TRUSTED) == set()
     assert (measured | set(TRUSTED)) - found == set()

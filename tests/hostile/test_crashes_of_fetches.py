@@ -21,7 +21,7 @@ DIGEST = digest_of(BLOB)
 MANIFEST = b'{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}'
 # Deadlines are 20 s and more; a crash is told within (seconds), on a machine that is busy.
 QUICK = 3.0
-CONNECTION, TRANSPORT = "cacheyd.proxy.connection", "cacheyd.proxy.transport"
+CONNECTION, TRANSPORT = "cacheyd.proxy.outbound.connection", "cacheyd.proxy.outbound.transport"
 # Where it may happen, on the way to a head.
 FAULTS = (
     f"{CONNECTION}.FetchConnection.send",
@@ -34,11 +34,11 @@ FAULTS = (
     f"{CONNECTION}.FetchConnection.drain_writers",
     f"{CONNECTION}._Requests._handle_event",
     f"{CONNECTION}.make_connection",
-    "cacheyd.proxy.exchange.Exchange.head",
-    "cacheyd.proxy.intake.problem_of",
-    "cacheyd.proxy.intake.StrictHttp1Client.read_headers",
-    "cacheyd.proxy.names.Names.addresses",
-    "cacheyd.proxy.wire.Wire.read",
+    "cacheyd.proxy.outbound.exchange.Exchange.head",
+    "cacheyd.proxy.outbound.intake.problem_of",
+    "cacheyd.proxy.outbound.intake.StrictHttp1Client.read_headers",
+    "cacheyd.proxy.outbound.names.Names.addresses",
+    "cacheyd.proxy.outbound.wire.Wire.read",
     f"{TRANSPORT}.MitmTransport._dial",
     f"{TRANSPORT}.MitmTransport._follow",
     f"{TRANSPORT}.MitmTransport._origin",
@@ -48,14 +48,19 @@ FAULTS = (
     f"{TRANSPORT}.take_head",
     "mitmproxy.proxy.layers.http._http1.Http1Client.send",
     "mitmproxy.proxy.layers.tls.TLSLayer.tls_interact",
-    "cacheyd.auth.Authorizer.fetch",
-    "cacheyd.origins.Origins._first",
+    "cacheyd.upstream.auth.Authorizer.fetch",
+    "cacheyd.upstream.origins.Origins._first",
 )
 # And in the answer of a token service, or in a body.
-TOKEN_FAULTS = ("cacheyd.auth._parse_token", "cacheyd.auth._request_token", "cacheyd.auth.parse_challenges")
+TOKEN_FAULTS = (
+    "cacheyd.upstream.auth._parse_token",
+    "cacheyd.upstream.auth._request_token",
+    "cacheyd.upstream.auth.parse_challenges",
+)
 BODY_FAULTS = (
-    "cacheyd.fetch.Fetcher._begin", "cacheyd.fetch.Fetcher._receive", "cacheyd.proxy.exchange.Exchange.data",
-    "cacheyd.proxy.exchange.Exchange.end", "cacheyd.proxy.exchange.Exchange.read",
+    "cacheyd.cache.fetch.Fetcher._begin", "cacheyd.cache.fetch.Fetcher._receive",
+    "cacheyd.proxy.outbound.exchange.Exchange.data",
+    "cacheyd.proxy.outbound.exchange.Exchange.end", "cacheyd.proxy.outbound.exchange.Exchange.read",
     f"{TRANSPORT}.FetchResponse.read", f"{TRANSPORT}.MitmTransport.release",
 )  # fmt: skip
 

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from cacheyd.config import ConfigError, load
-from cacheyd.proxy.trust import check_files
+from cacheyd.proxy.outbound.trust import check_files
+from cacheyd.settings.settings import ConfigError, load
 from tests.faults.client import Reply, Stopwatch
 from tests.hostile.launched import Launched
 from tests.hostile.peers import RawOrigin, whole

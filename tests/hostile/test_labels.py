@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cacheyd.metrics import MAX_LABELS, Metrics
+from cacheyd.observe.metrics import MAX_LABELS, Metrics
 from tests.hostile.peers import head, whole
 from tests.hostile.scripted import Scripted, scripted
 from tests.policy.conftest import Starter

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cacheyd import control
-from cacheyd.images import import_images
-from cacheyd.layout import Image, write_layout
-from cacheyd.manifest import Descriptor
-from cacheyd.reference import parse_image
+from cacheyd.admin import control
+from cacheyd.protocol.manifest import Descriptor
+from cacheyd.protocol.reference import parse_image
 from cacheyd.store.blobs import BlobDir
+from cacheyd.terminal.images import import_images
+from cacheyd.terminal.layout import Image, write_layout
 from tests.faults.daemon import Daemon
 from tests.faults.scene import blob_target, manifest_target, registry_table
 from tests.policy.conftest import Starter

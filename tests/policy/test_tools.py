@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cacheyd import control
+from cacheyd.admin import control
 from tests.faults.daemon import Daemon
 from tests.faults.scene import blob_target, manifest_target, registry_table
 from tests.policy.conftest import Starter

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.layout import Image, Unpacked, images_in, write_layout
-from cacheyd.manifest import Descriptor, own_platform
-from cacheyd.reference import parse_image
+from cacheyd.protocol.manifest import Descriptor, own_platform
+from cacheyd.protocol.reference import parse_image
+from cacheyd.terminal.layout import Image, Unpacked, images_in, write_layout
 from tests.real.conftest import MakeCache, need
 from tests.real.containerd import Containerd, write_hosts
 from tests.real.lab import SHORT_REGISTRY, Lab, contents, image_for, new_image, registry_table

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cacheyd import policy
-from cacheyd.config import Settings
-from cacheyd.reference import Kind
+from cacheyd.cache import freshness as policy
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.lists import Lists

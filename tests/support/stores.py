@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cacheyd.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from cacheyd.store.blobs import Mapped, digest_of
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store

@@ -5,8 +5,8 @@ import http.client
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from cacheyd.errors import HeaderList
-from cacheyd.fetch import UpstreamBroken
+from cacheyd.cache.fetch import UpstreamBroken
+from cacheyd.protocol.errors import HeaderList
 
 
 class PlainResponse:

@@ -19,8 +19,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cacheyd import config
-from cacheyd.reference import Reference, parse_target
+from cacheyd.protocol.reference import Reference, parse_target
+from cacheyd.settings import settings as config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

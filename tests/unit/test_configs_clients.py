@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cacheyd import config
-from cacheyd.reference import Kind, Reference, canonical_registry, parse_target
+from cacheyd.protocol.reference import Kind, Reference, canonical_registry, parse_target
+from cacheyd.settings import settings as config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CONTAINERS = ["cri-o", "podman"]

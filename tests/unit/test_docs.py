@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from cacheyd.config import SETTINGS, Scope, Setting
-from cacheyd.metrics import Metrics
+from cacheyd.observe.metrics import Metrics
+from cacheyd.settings.settings import SETTINGS, Scope, Setting
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -33,19 +33,13 @@ def test_the_readme_names_only_metrics_that_exist() -> None:
         assert name.removesuffix("_total") in source or name in Metrics().render().decode(), name
 
 
-def test_contributing_says_what_each_module_is_for() -> None:
-    """A new module gets its place in the table, a row or a name in one; what is gone is taken out."""
+def test_contributing_says_what_each_wing_is_for() -> None:
+    """A new wing gets its row in the table; what is gone is taken out."""
     root = README.parent
-    rows = re.findall(r"^\| (`cacheyd/[^|]*) \| (.+) \|$", (root / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    named: list[str] = []
-    for names, _ in rows:
-        folder = ""
-        for name in re.findall(r"`([^`]+)`", names):
-            if name.startswith("cacheyd/"):
-                folder = name.rpartition("/")[0]
-            named += [f"{folder}/{name.rpartition('/')[2]}"] if not name.endswith("/") else []
-    modules = {str(path.relative_to(root).with_suffix("")) for path in (root / "cacheyd").rglob("*.py")}
-    assert sorted(named) == sorted(name for name in modules if not name.endswith("__"))
+    rows = re.findall(r"^\| (`cacheyd/[^|]*) \| .+ \|$", (root / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    named = [name.rstrip("/").rpartition("/")[2] for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    wings = [path.stem for path in (root / "cacheyd").iterdir() if path.is_dir() or path.suffix == ".py"]
+    assert sorted(named) == sorted(name for name in wings if not name.startswith("__"))
 
 
 def test_the_memory_of_a_pod_is_what_the_readme_says() -> None:

@@ -1,0 +1,219 @@
+"""Pulls images into the cache ahead of their clients, through the same decisions and flights as clients' pulls."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cacheyd.admin.tree import Failed, Reason, Session, Tree, close, told
+from cacheyd.cache.cache import Cache
+from cacheyd.cache.fetch import Transport
+from cacheyd.cache.flight import Flight, FlightReader, NotKept
+from cacheyd.protocol.errors import RequestError
+from cacheyd.protocol.manifest import Descriptor, Platform, own_platform, parse_platform
+from cacheyd.protocol.reference import ImageName, Kind, parse_image
+from cacheyd.settings.values import counted
+from cacheyd.terminal.images import MAX_LAYERS
+
+log = logging.getLogger(__name__)
+
+LAYERS = 4
+# A layer's progress is told so often (seconds), and not while so many events wait for their reader.
+TELL_EVERY, MAX_UNREAD = 0.2, 1000
+SKIPPED = "SKIPPED"
+
+type Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be warmed. `platforms` None means all; `logins` are `user:password` by the image's full name.
+
+    `referrers` says that signatures, SBOMs and whatever else refers to the images are wanted, too.
+    """
+
+    images: tuple[ImageName, ...]
+    platforms: tuple[Platform, ...] | None
+    logins: Mapping[str, str] = field(default_factory=dict)
+    layers: int = LAYERS
+    referrers: bool = False
+
+
+def parse_order(args: Mapping[str, Any]) -> Order:
+    """An order as it comes from a client. Raises ValueError."""
+    images, platforms, logins = args.get("images"), args.get("platforms", []), args.get("logins", {})
+    layers, referrers = args.get("layers", LAYERS), args.get("referrers", False)
+    if not (_texts(images) and images):
+        raise ValueError("no image is named")
+    if platforms is not None and not _texts(platforms):
+        raise ValueError("platforms must be a list of texts")
+    if not isinstance(logins, dict) or not _texts(list(logins.values())):
+        raise ValueError("logins must be texts by image")
+    if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
+        raise ValueError(f"from 1 to {MAX_LAYERS} layers can be fetched at once")
+    if not isinstance(referrers, bool):
+        raise ValueError("referrers must be true or false")
+    wanted = None if platforms is None else tuple(map(parse_platform, platforms)) or (own_platform(),)
+    return Order(tuple(map(parse_image, dict.fromkeys(images))), wanted, logins, layers, referrers)
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+class Warmer:
+    """Warms one order: images in sequence, the layers of each side by side. `tell` gets the events."""
+
+    def __init__(self, cache: Cache, transport: Transport, order: Order, tell: Callable[[Event], None]) -> None:
+        self._cache = cache
+        self._transport = transport
+        self._order = order
+        self._tell = tell
+        self._turns = asyncio.Semaphore(order.layers)
+
+    async def run(self) -> Event:
+        """All of it; how many images are complete, how many are not, and how many are but for what refers to them."""
+        failed = without = 0
+        for image in self._order.images:
+            outcome = await self._image(image)
+            failed += outcome["event"] == "failed"
+            without += "referrers_failed" in outcome
+            self._tell(outcome)
+        more = {"referrers_failed": without} if without else {}
+        return {"images": len(self._order.images), "failed": failed, **more}
+
+    async def _image(self, image: ImageName) -> Event:
+        """One image; how it went: `failed`, or `done` if all of it is in the cache now. Never raises Failed.
+
+        What refers to it may be missing even so: then `done` says why.
+        """
+        name = str(image)
+        self._tell({"event": "image", "image": name})
+        session = Session(self._cache, self._transport, image, self._order.logins.get(name, ""))
+        tree = Tree(session, self._order.platforms, attested=self._order.referrers)
+        try:
+            root = await tree.grow(image.reference)
+        except Failed as error:
+            return self._failed(name, str(error))
+        own, count = frozenset(tree.blobs), len(tree.reasons)
+        if self._order.referrers:
+            await tree.grow_referrers()
+        lacks = await self._lacks(name, session, tree)
+        if reasons := [*tree.reasons[:count], *(lack for lack in lacks if lack.what in own)]:
+            return self._failed(name, told(reasons))
+        size = sum(blob.size for blob in tree.blobs.values() if not blob.foreign)
+        log.info("warmed %s: %s, %d bytes", name, root, size)
+        done: Event = {"event": "done", "image": name, "digest": root, "bytes": size}
+        if self._order.referrers:
+            done["referrers"] = tree.referrers
+        if session.held:
+            done["held"] = session.held
+        if reasons := [*tree.reasons[count:], *(lack for lack in lacks if lack.what not in own)]:
+            done["referrers_failed"] = told(reasons)
+            log.warning("what refers to %s is not all there: %s", name, done["referrers_failed"])
+        return done
+
+    def _failed(self, name: str, reason: str) -> Event:
+        log.warning("warming %s failed: %s", name, reason)
+        return {"event": "failed", "image": name, "reason": reason}
+
+    async def _lacks(self, name: str, session: Session, tree: Tree) -> list[Reason]:
+        """The blobs that are not in the cache, and why."""
+        found = await self._layers(name, session, tree.blobs)
+        found += [Reason(digest, why) for digest, why in tree.doubts.items() if await session.is_manifest(digest)]
+        known = {lack.what for lack in found}
+        kept = [blob.digest for blob in tree.blobs.values() if not blob.foreign and blob.digest not in known]
+        gone = [digest for digest in kept if not session.is_kept(digest)]
+        why = f"{len(gone)} of {counted(len(tree.blobs), 'layer')} were removed again: max_size or the disk is too small"
+        return [*found, *(Reason(digest, why) for digest in gone)]
+
+    async def _layers(self, name: str, session: Session, blobs: Mapping[str, Descriptor]) -> list[Reason]:
+        """Configs and layers; why some of them are not there."""
+        async with asyncio.TaskGroup() as group:
+            tasks = {blob.digest: group.create_task(self._layer(name, session, blob)) for blob in blobs.values()}
+        return [Reason(digest, why) for digest, task in tasks.items() if (why := task.result())]
+
+    async def _layer(self, name: str, session: Session, blob: Descriptor) -> str:
+        """Has a layer in the cache; why it is not there."""
+        event = {"event": "layer", "image": name, "digest": blob.digest, "size": blob.size}
+        if blob.foreign:
+            self._tell({**event, "event": "layer-done", "result": SKIPPED})
+            return ""
+        async with self._turns:
+            try:
+                result = await self._fetch(session, blob, lambda received: self._tell({**event, "received": received}))
+            except Failed as error:
+                self._tell({**event, "event": "layer-failed", "reason": str(error)})
+                return str(error)
+        self._tell({**event, "event": "layer-done", "result": result})
+        return ""
+
+    async def _fetch(self, session: Session, blob: Descriptor, progress: Callable[[int], None]) -> str:
+        """Has the blob in the cache, and says where it came from. Raises Failed."""
+        progress(0)
+        answer = await session.get(Kind.BLOB, blob.digest)
+        flight = answer.source.flight if isinstance(answer.source, FlightReader) else None
+        close(answer)
+        if flight is not None:
+            await self._follow(flight, blob, progress)
+        elif answer.stored is None:
+            raise Failed(self._not_kept(blob.size))
+        return answer.result
+
+    async def _follow(self, flight: Flight, blob: Descriptor, progress: Callable[[int], None]) -> None:
+        """Waits until the flight has landed: verified and on disk. Raises Failed."""
+        told = time.monotonic()
+        with flight.wanted():
+            while not flight.ended:
+                await flight.changed()
+                if time.monotonic() - told >= TELL_EVERY:
+                    told = time.monotonic()
+                    progress(flight.received)
+        if isinstance(flight.error, RequestError):
+            raise Failed(flight.error.failure.message)
+        if flight.error is not None and not isinstance(flight.error, NotKept):
+            raise Failed(str(flight.error))
+        if flight.stored is None:
+            raise Failed(self._not_kept(flight.size or blob.size))
+
+    def _not_kept(self, size: int) -> str:
+        store = self._cache.store
+        if not store.writable:
+            return "not kept: the disk refuses writes"
+        largest = store.settings.max_size.of(store.blobs.total())
+        if largest and size > largest:
+            return f"not kept: larger than max_size ({size} of {largest} bytes)"
+        return "not kept: there is no room on the disk"
+
+
+async def warm(cache: Cache, transport: Transport, order: Order) -> AsyncGenerator[Event]:
+    """Warms an order while it is iterated over; the last event is the summary. Flights go on when it is left."""
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    def tell(event: Event) -> None:
+        if event["event"] != "layer" or events.qsize() < MAX_UNREAD:
+            events.put_nowait(event)
+
+    task = asyncio.create_task(Warmer(cache, transport, order, tell).run())
+    task.add_done_callback(lambda _: events.put_nowait(None))
+    try:
+        while (event := await events.get()) is not None:
+            yield event
+        yield {"event": "end", **task.result()}
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def warm_handler(cache: Cache, transport: Transport) -> Callable[[dict[str, Any]], AsyncIterator[Event]]:
+    """Answers the command `warm`, whose arguments are those of `parse_order`."""
+
+    async def handler(args: dict[str, Any]) -> AsyncIterator[Event]:
+        async with contextlib.aclosing(warm(cache, transport, parse_order(args))) as events:
+            async for event in events:
+                yield event
+
+    return handler

@@ -1,0 +1,172 @@
+"""When an image was made by its own word: annotations of its index or manifest, and `created` of its config.
+
+OCI image-spec, "Annotations" (`org.opencontainers.image.created`) and "Image Configuration" (`created`). Of an index that
+does not say it itself, one manifest of a usual platform is looked into. What is fetched for it is what a pull fetches next,
+and it is kept.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from cacheyd.cache.cooldown import parse_created
+from cacheyd.cache.fetch import Fetcher, UpstreamBroken, without
+from cacheyd.cache.flight import NotKept, Relayed
+from cacheyd.protocol.errors import Code, HeaderList, RequestError, upstream_error
+from cacheyd.protocol.manifest import Descriptor, own_platform, parse_descriptor, parse_object, parse_platform, select
+from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, ImageName, Kind, Reference
+from cacheyd.singleflight import Once
+from cacheyd.store.blobs import Mapped
+from cacheyd.store.rows import Description, Stored, TagVariant
+
+log = logging.getLogger(__name__)
+
+CREATED = "org.opencontainers.image.created"
+# Clients wait no longer than this for a date; the look goes on for so long (seconds).
+WAIT, DEADLINE = 4.0, 30.0
+# One that failed is tried again after this time (seconds), and so many are known to have failed.
+RETRY, MAX_TRIED = 60.0, 1000
+# The largest manifest and config that are looked into, and what is parsed in a thread (bytes).
+OBJECT_MAX, LARGE = 1 << 20, 64 << 10
+_ACCEPT = ("Accept", ", ".join((DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX)))
+_MANIFESTS = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
+_USUAL = (*map(parse_platform, ("linux/amd64", "linux/arm64")), own_platform())
+
+type Learn = Callable[[Reference, str, float | None], None]
+
+
+class Created:
+    """Looks dates up, each once for all who wait for it; `learn` gets what was found (None: the image says nothing)."""
+
+    def __init__(self, fetcher: Fetcher, learn: Learn, clock: Callable[[], float] = time.monotonic) -> None:
+        self._fetcher = fetcher
+        self._learn = learn
+        self._clock = clock
+        self._looking: Once[str, float, None] = Once()
+        self._tried: dict[str, float] = {}
+
+    async def look(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> None:
+        """Looks into what a tag leads to, with the client's own login; `data` are its bytes where they are known.
+
+        Ends after a few seconds in any case; a look that takes longer goes on, and `learn` is called in the end.
+        """
+        key, now = f"{ref.name}@{variant.digest}", self._clock()
+        if now < self._tried.get(key, 0.0):
+            return
+        began, done = self._looking.join(key, now, lambda: self._look(ref, headers, variant.digest, data))
+        try:
+            async with asyncio.timeout(max(0.0, began + WAIT - now)):
+                await done
+        except TimeoutError:
+            log.debug("%s: the age of %s is not known yet", ref.name, variant.digest)
+
+    async def _look(self, ref: Reference, headers: HeaderList, digest: str, data: bytes) -> None:
+        headers = (*without(headers, "accept"), _ACCEPT)
+        image = ImageName(ref.registry, ref.repository)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                found = await self._find(image, headers, digest, data)
+        except (Relayed, RequestError, NotKept, UpstreamBroken, OSError) as error:
+            log.debug("%s: the age of %s is not to be had: %r", ref.name, digest, error)
+            while len(self._tried) >= MAX_TRIED:
+                del self._tried[next(iter(self._tried))]
+            self._tried[f"{ref.name}@{digest}"] = self._clock() + RETRY
+        else:
+            self._learn(ref, digest, found)
+
+    async def _find(self, image: ImageName, headers: HeaderList, digest: str, data: bytes) -> float | None:
+        content = await _parse(data or await self._manifest(image, headers, digest))
+        entries = content.get("manifests")
+        if isinstance(entries, list):
+            if (found := _latest(_annotated((content, *entries)))) is not None:
+                return found
+            child = _usual(entries)
+            content = await _parse(await self._manifest(image, headers, child.digest)) if child else {}
+        return _latest([*_annotated([content]), await self._config(image, headers, content.get("config"))])
+
+    async def _config(self, image: ImageName, headers: HeaderList, fields: object) -> object:
+        try:
+            config = parse_descriptor(fields, "")
+        except ValueError:
+            return None
+        if config.size > OBJECT_MAX:
+            return None
+        return (await _parse(await self._blob(image, headers, config.digest))).get("created")
+
+    async def _manifest(self, image: ImageName, headers: HeaderList, digest: str) -> bytes:
+        stored = self._stored(image, digest)
+        if stored is None or not stored.media_type:
+            content = await self._fetcher.manifest(image.part(Kind.MANIFEST, digest), headers, frozenset())
+            if content.data:
+                return content.data
+            stored = self._fetcher.store.find(digest)
+        return self._read(stored)
+
+    def _stored(self, image: ImageName, digest: str) -> Stored | None:
+        """What is here, and from this very registry."""
+        stored = self._fetcher.store.find(digest)
+        here = stored is not None and any(name.partition("/")[0] == image.registry for name in stored.within)
+        return stored if here else None
+
+    def _read(self, stored: Stored | None) -> bytes:
+        body = None if stored is None or stored.size > OBJECT_MAX else self._fetcher.store.body(stored)
+        return bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body or b""
+
+    async def _blob(self, image: ImageName, headers: HeaderList, digest: str) -> bytes:
+        if (stored := self._stored(image, digest)) is not None:
+            return self._read(stored)
+        fetcher, store = self._fetcher, self._fetcher.store
+        response = await fetcher.open(image.part(Kind.BLOB, digest), "GET", headers)
+        try:
+            if response.status != 200:
+                raise upstream_error(502, f"upstream answered {response.status}")
+            data = (await fetcher.unpacked(image.part(Kind.BLOB, digest), response, digest)).body
+        except RequestError as error:
+            if error.failure.code is Code.DIGEST_INVALID:
+                fetcher.mismatched(image.registry)
+            raise
+        finally:
+            response.close()
+        if store.writable and await store.make_room(len(data)):
+            await store.put(digest, data, "", within=image.name, description=Description())
+        return data
+
+
+async def _parse(data: bytes) -> dict[str, Any]:
+    """A JSON object; empty for what is none."""
+    try:
+        if len(data) > LARGE:
+            return await asyncio.to_thread(parse_object, data) if len(data) <= OBJECT_MAX else {}
+        return parse_object(data)
+    except ValueError:
+        return {}
+
+
+def _annotated(things: Iterable[object]) -> Iterator[object]:
+    for thing in things:
+        annotations = thing.get("annotations") if isinstance(thing, dict) else None
+        if isinstance(annotations, dict):
+            yield annotations.get(CREATED)
+
+
+def _latest(values: Iterable[object]) -> float | None:
+    """The latest of what are dates."""
+    return max((found for value in values if (found := parse_created(value)) is not None), default=None)
+
+
+def _usual(entries: list[object]) -> Descriptor | None:
+    """The manifest of an index that most clients would take."""
+    found = []
+    for entry in entries:
+        try:
+            descriptor = parse_descriptor(entry, OCI_MANIFEST)
+        except ValueError:
+            continue
+        if descriptor.media_type in _MANIFESTS and (descriptor.platform is None or descriptor.platform.system != "unknown"):
+            found.append(descriptor)
+    for platform in _USUAL:
+        if chosen := [one for one in select(found, [platform]) if one.platform is not None]:
+            return chosen[0]
+    return found[0] if found else None

@@ -1,0 +1,450 @@
+"""One object on its way in, and the clients that read it while it grows; the table that keeps flights single.
+
+A flight belongs to the cache and to no client: clients come and go, each reads from its own offset at its own speed.
+"""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from cacheyd.protocol.errors import HeaderList, RequestError
+from cacheyd.protocol.ranges import Part
+from cacheyd.resources.budget import Budget
+from cacheyd.singleflight import Once
+from cacheyd.store.blobs import Mapped, Partial
+from cacheyd.store.rows import Stored
+
+# What is held back of a blob until its digest is verified, so that nobody gets a complete wrong one (bytes).
+HOLD = 64 << 10
+# Large bodies go out in windows of so many bytes; each complete window has one mapping for all its readers.
+WINDOW = 4 << 20
+# Answers that may be different for other credentials, or in another repository.
+PERSONAL = frozenset({401, 403, 404, 429})
+
+# What was written last stays in memory for clients that keep up, unless they are many: each may hold on to a chunk that
+# the others are done with. Chunks below the least size come from the file: each object of its own costs memory (bytes).
+RECENT, MAX_RECENT_READERS, LEAST_RECENT = 4 << 20, 8, 16 << 10
+# Up to so much is copied where a window is not complete yet, and so little where many clients wait (bytes).
+COPY, LEAST_COPY = 1 << 20, 16 << 10
+
+
+class BodyBroken(Exception):
+    """A body that cannot go on: the client's connection is to be closed short of Content-Length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """An upstream's answer to be passed on as it is: never kept. Small, so it is held in memory.
+
+    `from_head` says that it answered a HEAD, so that it has no body although a GET's would have one. `again_at` is when
+    another one can be had, on the monotonic clock, where that is soon: a rate limit's.
+    """
+
+    status: int
+    headers: HeaderList
+    body: bytes
+    from_head: bool = False
+    again_at: float | None = None
+
+
+class Relayed(Exception):
+    """The upstream answered with something that is not the object."""
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__(f"upstream answered {relay.status}")
+        self.relay = relay
+
+    @property
+    def again_at(self) -> float | None:
+        """As the relay's."""
+        return self.relay.again_at
+
+
+class NotKept(Exception):
+    """The object cannot be kept (disk full or unwritable): the request is to bypass the store."""
+
+
+type FlightError = Relayed | RequestError | NotKept
+
+
+class Asker(NamedTuple):
+    """Who asks, as far as it can make a difference: credentials are a hash."""
+
+    registry: str
+    repository: str
+    credentials: bytes
+
+    def shares(self, other: "Asker", error: Relayed | RequestError) -> bool:
+        """Whether a failure of `other`'s request is one of this asker's, too."""
+        if self == other:
+            return True
+        if self.registry != other.registry:
+            return False
+        return not (isinstance(error, Relayed) and error.relay.status in PERSONAL)
+
+
+type Question = tuple[int | str | bytes, ...]
+
+
+async def ask_once[Result](
+    once: Once[Question, Asker, Result],
+    question: Question,
+    mine: Asker,
+    start: Callable[[], Coroutine[Any, Any, Result]],
+) -> Result:
+    """What `start` brings, once for all who ask the same meanwhile. Raises what it does.
+
+    Who waited for somebody else's request and does not share its failure asks for himself then, once for all with his login:
+    made-up logins are many, and nobody is to wait for each of them.
+    """
+    theirs, asked = once.join(question, mine, start)
+    try:
+        return await asked
+    except (Relayed, RequestError) as error:
+        if mine.shares(theirs, error):
+            raise
+    _, own = once.join((*question, mine.credentials), mine, start)
+    return await own
+
+
+class Source(Protocol):
+    """A body that is read piece by piece; both hits and flights are."""
+
+    async def read(self) -> bytes | memoryview:
+        """The next piece, empty at the end. Raises BodyBroken."""
+
+    def close(self) -> None:
+        """Nobody reads on."""
+
+
+class Flight:
+    """The state of one fetch, made for `asker`. Only `fetch` changes it; each change wakes those who wait.
+
+    `readers` read its body, `audience` counts all who want it, those included who wait for its head or its end.
+    """
+
+    def __init__(self, digest: str, asker: Asker, budget: Budget | None = None) -> None:
+        self.digest = digest
+        self.asker = asker
+        self.budget = budget or Budget(RECENT * 32)
+        self.partial: Partial | None = None
+        self.size: int | None = None
+        self.received = 0
+        self.streaming = False
+        self.verified = False
+        self.error: FlightError | None = None
+        self.stored: Stored | None = None
+        self.readers = 0
+        self.audience = 0
+        self.ended = False
+        # When it got its turn, from which byte on, and since when nobody wants it (seconds of a monotonic clock).
+        self.began = 0.0
+        self.resumed_at = 0
+        # What it may displace beyond what any stranger may (bytes).
+        self.credit = 0
+        # What it is still to bring of the bytes for which room was made.
+        self.promised = 0
+        self.alone_since: float | None = None
+        # Another login that waits for it and need not share its failure; whether there are several.
+        self._other: Asker | None = None
+        self.contested = False
+        # The codings of the body that is coming; sealed: nobody gets any of it before it is verified, as these bytes may not
+        # be those of the object.
+        self.codings: tuple[str, ...] = ()
+        self.sealed = False
+        # Why it has to end before its time, and what ends the response that it reads.
+        self.cut: RequestError | None = None
+        self.on_cut: Callable[[], None] | None = None
+        self._recent: deque[tuple[int, bytes | bytearray | memoryview]] = deque()
+        self._recent_bytes = 0
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def remember(self, start: int, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Keeps what was just written for the clients that are at the end of it: they need not read it from the file."""
+        if self.readers > MAX_RECENT_READERS:
+            self._forget_recent(0)
+            return
+        for chunk in chunks:
+            if len(chunk) >= LEAST_RECENT:
+                self._recent.append((start, chunk))
+                self.budget.take(len(chunk))
+                self._recent_bytes += len(chunk)
+            start += len(chunk)
+        self._forget_recent(self.budget.share(RECENT, 0))
+
+    def _forget_recent(self, most: int) -> None:
+        while self._recent_bytes > most:
+            _, chunk = self._recent.popleft()
+            self.budget.give(len(chunk))
+            self._recent_bytes -= len(chunk)
+
+    def recent(self, at: int, limit: int) -> tuple[bytes | memoryview, int]:
+        """The bytes from `at` on up to `limit` that are still in memory, as far as one chunk has them, else none; and how
+        many bytes stay in memory with them.
+        """
+        for start, chunk in self._recent:
+            if start <= at < start + len(chunk):
+                return memoryview(chunk)[at - start : limit - start], len(chunk)
+        return b"", 0
+
+    def rate(self, now: float) -> float:
+        """Bytes a second since it got its turn."""
+        return (self.received - self.resumed_at) / max(now - self.began, 1e-3)
+
+    def cut_off(self, error: RequestError) -> None:
+        """Has it end with this error as soon as it can."""
+        self.cut = error
+        if self.on_cut is not None:
+            self.on_cut()
+
+    def joined(self, who: Asker) -> None:
+        """Notes who waits for it."""
+        if who != self.asker:
+            self.contested = self.contested or self._other not in (None, who)
+            self._other = who
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """Somebody wants it while the block runs."""
+        self.audience += 1
+        try:
+            yield
+        finally:
+            self.audience -= 1
+
+    def end(self) -> None:
+        """Nothing of it changes any more, `stored` included; what is in memory goes."""
+        self._forget_recent(0)
+        self.ended = True
+        self.notify()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Registry and digest."""
+        return self.asker.registry, self.digest
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.verified or self.error is not None
+
+    @property
+    def readable(self) -> int:
+        """How many bytes from the start a client may have by now."""
+        if self.verified:
+            return self.received
+        if self.sealed:
+            return 0
+        return max(0, min(self.received, self.received if self.size is None else self.size) - HOLD)
+
+    def notify(self) -> None:
+        """Wakes all who wait."""
+        waiting, self._waiting = self._waiting, set()
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def fail(self, error: FlightError) -> None:
+        """Ends the flight without an object."""
+        # All who wait get it, and some keep it: what its frames hold, megabytes of a body, is not to stay for that.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        self.error = error
+        self.notify()
+
+    async def changed(self) -> None:
+        """Waits for the next change."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+
+    async def opened(self) -> None:
+        """Waits until upstream has answered; raises what the flight failed with."""
+        while not self.streaming and not self.over:
+            await self.changed()
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+
+    async def settled(self, seconds: float) -> None:
+        """Waits up to `seconds` until it is verified; raises what the flight failed with by then."""
+        await self._until(lambda: self.over, seconds)
+
+    async def begun(self, seconds: float) -> None:
+        """Waits up to `seconds` for the first byte that a client may have; raises what the flight failed with by then."""
+        await self._until(lambda: self.over or self.readable > 0, seconds)
+
+    async def _until(self, holds: Callable[[], bool], seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while not holds():
+                    await self.changed()
+        except TimeoutError:
+            return
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+
+
+class FlightReader:
+    """Reads bytes `start` to `end` (None: to the end) of a flight while it grows.
+
+    The last HOLD bytes of them, as of the whole, wait until the digest is verified: no answer is complete before.
+    """
+
+    def __init__(self, flight: Flight, start: int, end: int | None) -> None:
+        # None once it is closed: who read keeps this reader for a while, and the flight keeps the file's descriptor.
+        self.flight: Flight | None = flight
+        flight.readers += 1
+        flight.audience += 1
+        self._at = start
+        self._end = end
+        # Where the bytes end that may go before the digest is verified.
+        self._unverified_end = max(start, end - HOLD) if end is not None else None
+
+    async def read(self) -> bytes | memoryview:
+        """The next piece as soon as there is one; empty at the end. Raises BodyBroken when the flight failed."""
+        while True:
+            if self._end is not None and self._at >= self._end:
+                return b""
+            flight = self.flight
+            # What was encoded gets a new file when it is decoded.
+            partial = None if flight is None else flight.partial
+            if flight is None or flight.error is not None or partial is None:
+                raise BodyBroken("closed" if flight is None else str(flight.error))
+            if self._at < (limit := self._limit(flight)):
+                return self._take(flight, partial, limit)
+            if flight.verified:
+                return b""
+            await flight.changed()
+
+    def _limit(self, flight: Flight) -> int:
+        end = self._end if flight.verified else self._unverified_end
+        return flight.readable if end is None else min(flight.readable, end)
+
+    def _take(self, flight: Flight, partial: Partial, limit: int) -> bytes | memoryview:
+        index, offset = divmod(self._at, WINDOW)
+        window_end = (index + 1) * WINDOW
+        piece, held = flight.recent(self._at, limit)
+        if piece and held <= flight.budget.share(RECENT):
+            pass
+        elif window_end <= flight.received:
+            piece = partial.window(index, WINDOW)[offset : offset + limit - self._at]
+        else:
+            most = flight.budget.share(COPY, LEAST_COPY)
+            piece = partial.read(self._at, min(limit, self._at + most, window_end))
+        if not piece:
+            raise BodyBroken("the partial file is shorter than it was")
+        self._at += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self.flight is not None:
+            self.flight.readers -= 1
+            self.flight.audience -= 1
+        self.flight = None
+
+
+class MappedReader:
+    """Reads part of a stored object in windows of its shared mapping; `on_broken` hears of a file that cannot be read."""
+
+    def __init__(self, mapped: Mapped, start: int, end: int, on_broken: Callable[[], None] = lambda: None) -> None:
+        self._mapped = mapped
+        self._at = start
+        self._end = end
+        self._on_broken = on_broken
+        self._first: memoryview | None = None
+
+    def begin(self) -> bool:
+        """Whether the first window can be read, so that there can be a head that promises it."""
+        try:
+            self._first = self.take()
+        except BodyBroken:
+            return False
+        return True
+
+    async def read(self) -> bytes | memoryview:
+        """The next window, empty at the end."""
+        return self.take()
+
+    def take(self) -> memoryview:
+        """The next window, empty at the end. Raises BodyBroken."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        start, self._at = self._at, min(self._end, self._at + WINDOW)
+        try:
+            return self._mapped.view(start, self._at)
+        except OSError as error:
+            self._on_broken()
+            raise BodyBroken(f"the file cannot be read: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Nothing to let go of: views keep the mapping."""
+
+
+class MultipartReader:
+    """Reads several parts of a stored object as multipart/byteranges (RFC 9110 section 14.6)."""
+
+    def __init__(
+        self, view: Callable[[int, int], bytes | memoryview], parts: Sequence[Part], size: int, content_type: str
+    ) -> None:
+        self.boundary = secrets.token_hex(16)
+        head = f"--{self.boundary}\r\nContent-Type: {content_type}\r\nContent-Range: "
+        self._pieces: list[bytes | Part] = []
+        for part in parts:
+            self._pieces += [f"{head}{part.content_range(size)}\r\n\r\n".encode(), part, b"\r\n"]
+        self._pieces.append(f"--{self.boundary}--\r\n".encode())
+        self._pieces.reverse()
+        self._view = view
+        self.length = sum(piece.length if isinstance(piece, Part) else len(piece) for piece in self._pieces)
+
+    async def read(self) -> bytes | memoryview:
+        """The next piece, empty at the end."""
+        if not self._pieces:
+            return b""
+        piece = self._pieces.pop()
+        if isinstance(piece, bytes):
+            return piece
+        end = min(piece.end, piece.start + WINDOW)
+        if end < piece.end:
+            self._pieces.append(Part(end, piece.end))
+        return self._view(piece.start, end)
+
+    def close(self) -> None:
+        """Nothing to let go of: views keep the mapping."""
+
+
+class FlightTable:
+    """At most one flight per registry and digest. No await stands between a look at the table and a change of it.
+
+    By registry, too: anybody may name a registry that sends wrong bytes, or none for ever, and must harm nobody else.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[tuple[str, str], Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(list(self._flights.values()))
+
+    def get(self, registry: str, digest: str) -> Flight | None:
+        """The flight that is under way, if there is one."""
+        return self._flights.get((registry, digest))
+
+    def add(self, flight: Flight) -> None:
+        """Registers a new flight; its place must be free."""
+        assert flight.key not in self._flights
+        self._flights[flight.key] = flight
+
+    def remove(self, flight: Flight) -> None:
+        """Frees its place."""
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]

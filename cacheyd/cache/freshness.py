@@ -1,0 +1,79 @@
+"""Pure decisions, with `now` as an argument."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+from cacheyd.protocol.reference import SCHEMA_1, SCHEMA_1_SIGNED, Reference, accepts, are_all
+from cacheyd.settings.settings import Settings
+from cacheyd.store.rows import TagVariant
+
+_SCHEMA_1 = frozenset({SCHEMA_1, SCHEMA_1_SIGNED, "application/json"})
+
+
+# Of more types, or longer ones, nothing is remembered: those that registries know are ten, of 80 characters at most.
+MAX_ASKED, MAX_ASKED_TYPE = 32, 127
+
+
+def asked_types(types: frozenset[str]) -> frozenset[str]:
+    """The media types in Accept that registries choose a manifest by: docker-registry, for one, ignores wildcards."""
+    return _asked_cached(types) if len(types) <= MAX_ASKED else _asked(types)
+
+
+def _asked(types: frozenset[str]) -> frozenset[str]:
+    return frozenset(t for t in types if "*" not in t) - _SCHEMA_1
+
+
+_asked_cached = lru_cache(maxsize=1024)(_asked)
+
+
+def is_memorable(asked: frozenset[str]) -> bool:
+    """Whether what a tag meant for a client that asked with these types is to be remembered: they are remembered with it."""
+    return len(asked) <= MAX_ASKED and all(len(name) <= MAX_ASKED_TYPE for name in asked) and are_all(asked)
+
+
+def tag_ttl(settings: Settings, ref: Reference) -> float:
+    """How long what is known of a tag holds, in seconds: by the first pattern that matches, else `tag_ttl`."""
+    registry = settings.registry(ref.registry)
+    return next((ttl for pattern, ttl in registry.tag_ttls if fnmatchcase(ref.reference, pattern)), registry.tag_ttl)
+
+
+def same_answer(variant: TagVariant, asked: frozenset[str], types: frozenset[str]) -> bool:
+    """Whether upstream would give a client that asks with `asked` what it gave for `variant`.
+
+    It does for the same Accept. For a shorter one it does if the type it chose is on it: a client that can do less than
+    that one was never offered more. For a longer one it may choose something better, so that is asked for.
+    """
+    if not accepts(types, variant.media_type):
+        return False
+    return asked == variant.asked or (variant.media_type.lower() in asked and asked <= variant.asked)
+
+
+def find_variant(variants: Iterable[TagVariant], asked: frozenset[str], types: frozenset[str]) -> TagVariant | None:
+    """The newest of a tag's variants that is right for this client."""
+    found = [variant for variant in variants if same_answer(variant, asked, types)]
+    return max(found, key=lambda variant: variant.checked, default=None)
+
+
+def is_fresh(variant: TagVariant, ttl: float, now: float) -> bool:
+    """Whether the tag need not be asked for again; a clock that went backwards makes it stale, not eternal."""
+    return 0 <= now - variant.checked < ttl
+
+
+def may_be_stale(variant: TagVariant, stale_if_error: float, now: float) -> bool:
+    """Whether the tag may be served although upstream could not confirm it."""
+    return now - variant.checked < stale_if_error
+
+
+def to_free(stored: int, max_size: int, free: int | None, min_free: int, *, low: float = 0.9, size: int = 0) -> int:
+    """How many bytes have to go for `size` more: none below the limits, beyond one of them so many that the low one holds.
+
+    `low` is the low watermark as a share of `max_size`; of `min_free` as much more stays free.
+    """
+    over = 0
+    if max_size and stored + size > max_size:
+        low_size = int(max_size * low)
+        over = stored + size - (low_size if size <= low_size else max_size)
+    if free is not None and free - size < min_free:
+        over = max(over, int(min_free * (2 - low)) - (free - size))
+    return over

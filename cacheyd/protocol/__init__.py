@@ -1,0 +1,1 @@
+"""The words of the specifications, as values: no I/O."""

@@ -1,0 +1,146 @@
+"""TLS on the listener: HTTP/1.1 only, bounded hellos, certificates read anew when their files change."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.tls import ClientTLSLayer
+from OpenSSL import SSL
+
+from cacheyd.settings.settings import ConfigError, Settings
+
+log = logging.getLogger(__name__)
+
+CHECK_EVERY = 1.0
+# A ClientHello that is longer, its records' heads included, is refused (bytes); browsers' have 2,000.
+MAX_HELLO = 16 << 10
+# What is said of a handshake that failed: its bytes, where mitmproxy could not parse them, would fill the log (characters).
+MAX_REASON = 120
+
+
+def _select_alpn(_: SSL.Connection, offered: list[bytes]) -> Any:
+    return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def make_server_context(settings: Settings) -> SSL.Context:
+    """The context for the certificate in force; raises ConfigError if the files do not make one."""
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_alpn_select_callback(_select_alpn)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    # Idle connections, of which there may be thousands, keep no buffers.
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    context.set_options(SSL.OP_NO_RENEGOTIATION)
+    try:
+        context.use_certificate_chain_file(str(settings.tls_cert))
+        context.use_privatekey_file(str(settings.tls_key or settings.tls_cert))
+        context.check_privatekey()
+    except SSL.Error:
+        raise ConfigError(f"tls_cert = {str(settings.tls_cert)!r}: expected a PEM certificate chain and its key") from None
+    if settings.client_ca is not None:
+        try:
+            context.load_verify_locations(str(settings.client_ca))
+        except SSL.Error:
+            raise ConfigError(f"client_ca = {str(settings.client_ca)!r}: expected PEM certificates") from None
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+        context.set_session_id(b"cacheyd")
+    return context
+
+
+class HelloMeter:
+    """Says when a ClientHello (RFC 8446 section 4) is complete, and looks at each of its bytes once."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._begun = bytearray()
+        self._length = 0
+        self._seen = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Whether it is complete with these bytes. Raises ValueError for what is none, or is too long."""
+        self._seen += len(data)
+        self._pending += data
+        while len(self._pending) >= 5:
+            size = int.from_bytes(self._pending[3:5])
+            if self._pending[0] != 22 or self._pending[1] != 3 or size == 0:
+                raise ValueError("no TLS handshake")
+            if len(self._pending) < 5 + size:
+                break
+            self._begun += self._pending[5 : min(5 + size, 9)]
+            self._length += size
+            del self._pending[: 5 + size]
+            if len(self._begun) >= 4 and self._length >= 4 + int.from_bytes(self._begun[1:4]):
+                return True
+        if self._seen > MAX_HELLO:
+            raise ValueError("the ClientHello is too long")
+        return False
+
+
+class ListenerTlsLayer(ClientTLSLayer):
+    """mitmproxy's TLS towards clients, but a ClientHello is not parsed anew for each piece of it, nor kept without end."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._meter: HelloMeter | None = HelloMeter()
+        self._hello = bytearray()
+
+    def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
+        """As in the base class, which gets the ClientHello whole."""
+        if self._meter is not None:
+            try:
+                complete = self._meter.feed(data)
+            except ValueError as error:
+                return False, str(error)
+            self._hello += data
+            if not complete:
+                return False, None
+            data, self._meter = bytes(self._hello), None
+            self._hello.clear()
+        done, failed = yield from super().receive_handshake_data(data)
+        return done, failed[:MAX_REASON] if failed is not None else None
+
+
+class ListenerTls:
+    """Gives each connection the newest certificate that works."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._checked = clock()
+        self._stamps = self._stamp()
+        self._context = make_server_context(settings)
+
+    def _files(self) -> list[Path]:
+        found = (self._settings.tls_cert, self._settings.tls_key, self._settings.client_ca)
+        return [path for path in found if path is not None]
+
+    def _stamp(self) -> list[tuple[int, int, int]]:
+        try:
+            return [(s.st_mtime_ns, s.st_size, s.st_ino) for s in (path.stat() for path in self._files())]
+        except OSError:
+            return []
+
+    def connection(self) -> SSL.Connection:
+        """The server's side of a new connection."""
+        if self._clock() - self._checked >= CHECK_EVERY:
+            self._checked = self._clock()
+            stamps = self._stamp()
+            if stamps and stamps != self._stamps:
+                self._reload(stamps)
+        conn = SSL.Connection(self._context)
+        conn.set_accept_state()
+        return conn
+
+    def _reload(self, stamps: list[tuple[int, int, int]]) -> None:
+        try:
+            self._context = make_server_context(self._settings)
+        except ConfigError as error:
+            # Often a key that is not written yet: looked at again with the next change.
+            log.error("%s; the certificate of before stays", error)
+        else:
+            log.info("the listener's certificate was read anew")
+        self._stamps = stamps

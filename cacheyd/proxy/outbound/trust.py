@@ -1,0 +1,263 @@
+"""Which hosts are trusted with what: TLS contexts, addresses, proxies."""
+
+import errno
+import hashlib
+import ipaddress
+import socket
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import certifi
+from mitmproxy.proxy.mode_specs import UpstreamMode
+from OpenSSL import SSL, crypto
+
+from cacheyd.protocol.reference import canonical_host, embedded
+from cacheyd.protocol.urls import Url, default_port
+from cacheyd.proxy.inbound.listener import make_server_context
+from cacheyd.settings.settings import ConfigError, Settings
+from cacheyd.upstream.auth import basic
+
+# Keys of authorities that are public, while their roots are still trusted and nothing here reads lists of revocations:
+# "EM OV TLS CA - G3C" (https://emudhra.we-have-a-problem.com/; tools come with it).
+COMPROMISED = frozenset({"63ecefee431d49523bc1136c4e72d0206a477086caf606cd5cf025686c109cf8"})
+
+type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """How TLS to an origin is made: files as in the settings."""
+
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a connection goes to: scheme, host and port, how it is trusted, and the proxy on the way there.
+
+    `trusted_address` says that it may be at any address; `kin` are hosts where, if one of them is at a forbidden kind of
+    address, this one may be at the same kind.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    trust: Trust = Trust()
+    trusted_address: bool = False
+    proxy: str = ""
+    kin: tuple[str, ...] = ()
+
+    @property
+    def authority(self) -> str:
+        """The Host header (RFC 9110 section 7.2)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == default_port(self.scheme) else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> Url:
+        """Its root."""
+        return Url(self.scheme, self.host, self.port, "/")
+
+    def same_site(self, other: "Origin") -> bool:
+        """The same origin in the sense of RFC 9110 section 4.3.1: credentials for one are for the other."""
+        return (self.scheme, self.host, self.port) == (other.scheme, other.host, other.port)
+
+
+def make_ssl_context(trust: Trust) -> SSL.Context:
+    """A TLS client context: the system's authorities, certifi's, and those of `ca_file`. HTTP/1.1 only. Raises SSL.Error."""
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    if trust.insecure:
+        context.set_verify(SSL.VERIFY_NONE)
+    else:
+        context.set_verify(SSL.VERIFY_PEER, _verify)
+    context.set_default_verify_paths()
+    context.load_verify_locations(certifi.where())
+    if trust.ca_file is not None:
+        context.load_verify_locations(str(trust.ca_file))
+    if trust.client_cert is not None:
+        context.use_certificate_chain_file(str(trust.client_cert))
+        context.use_privatekey_file(str(trust.client_key or trust.client_cert))
+    return context
+
+
+def _verify(conn: SSL.Connection, cert: crypto.X509, error: int, depth: int, valid: int) -> bool:
+    """Whether a certificate of a chain is taken: what OpenSSL says, but none with a key that everybody has."""
+    return bool(valid) and key_digest(cert) not in COMPROMISED
+
+
+def key_digest(cert: crypto.X509) -> str:
+    """The SHA-256 of a certificate's public key (RFC 7469 section 2.4: its SubjectPublicKeyInfo)."""
+    return hashlib.sha256(crypto.dump_publickey(crypto.FILETYPE_ASN1, cert.get_pubkey())).hexdigest()
+
+
+def check_files(settings: Settings) -> None:
+    """Reads every certificate of the settings, and the names of proxies; raises ConfigError for one that cannot be used."""
+    for name, row in (("", settings.defaults), *settings.registries.items()):
+        where = f'registries."{name}"' if name else "defaults"
+        try:
+            if row.proxy:
+                proxy_mode(row.proxy)
+        except ValueError:
+            raise ConfigError(f"{where}: proxy: expected the URL of a proxy whose host can be one") from None
+        if row.ca_file is None and row.client_cert is None:
+            continue
+        try:
+            make_ssl_context(Trust(row.ca_file, row.client_cert, row.client_key))
+        except SSL.Error:
+            files = ", ".join(str(path) for path in (row.ca_file, row.client_cert, row.client_key) if path)
+            raise ConfigError(f"{where}: {files}: expected PEM files with certificates, and the key of client_cert") from None
+    if settings.tls_cert is not None:
+        make_server_context(settings)
+
+
+def make_connection(context: SSL.Context, host: str, *, verify: bool) -> SSL.Connection:
+    """A TLS client connection that takes only a certificate for `host`, a name or an address."""
+    conn = SSL.Connection(context)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        conn.set_tlsext_host_name(host.encode())
+        if verify:
+            _require_host(conn, host.encode())
+    else:
+        if verify:
+            _require_ip(conn, address.packed)
+    conn.set_connect_state()
+    return conn
+
+
+def _require_host(conn: SSL.Connection, host: bytes) -> None:
+    # pyOpenSSL has no public call for this; mitmproxy's own TlsConfig does the same.
+    param = SSL._lib.SSL_get0_param(conn._ssl)  # type: ignore[attr-defined]
+    SSL._lib.X509_VERIFY_PARAM_set_hostflags(param, SSL._lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)  # type: ignore[attr-defined]
+    SSL._openssl_assert(SSL._lib.X509_VERIFY_PARAM_set1_host(param, host, len(host)) == 1)  # type: ignore[attr-defined]
+
+
+def _require_ip(conn: SSL.Connection, packed: bytes) -> None:
+    param = SSL._lib.SSL_get0_param(conn._ssl)  # type: ignore[attr-defined]
+    SSL._openssl_assert(SSL._lib.X509_VERIFY_PARAM_set1_ip(param, packed, len(packed)) == 1)  # type: ignore[attr-defined]
+
+
+# Where clouds tell a machine its secrets, besides link-local addresses: Azure, Oracle, Alibaba, AWS, Google, Oracle, Linode,
+# Scaleway. All of 169.254.0.0/16 is among them, as no registry is there and so much else is (ECS, EKS).
+_METADATA = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "169.254.0.0/16", "168.63.129.16/32", "192.0.0.192/32", "100.100.100.200/32", "fe80::a9fe:a9fe/128",
+            "fd00:ec2::/112", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128", "fd00:a9fe:a9fe::1/128", "fd00:42::42/128",
+        ),
+    )
+)  # fmt: skip
+_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
+# Names that lead to such addresses where nobody here looks them up.
+_METADATA_NAMES = frozenset(
+    {
+        "metadata", "metadata.google.internal", "metadata.goog", "metadata.azure.internal", "metadata.tencentyun.com",
+        "instance-data", "instance-data.ec2.internal",
+    }
+)  # fmt: skip
+_LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
+# What an operator runs at one kind of address may lead on to another one of these kinds.
+_KIN = {
+    "loopback": ("loopback", "this host"),
+    "unspecified": ("loopback", "unspecified", "this host"),
+    "this host": ("this host",),
+    "link-local": ("link-local",),
+}
+
+
+def forbidden_kind(address: str) -> str:
+    """What is wrong with an address that only a configured registry may have: this host, its link, cloud metadata, groups.
+
+    Empty for all others. Private networks are not forbidden: registries are there. Nor are most reserved IPv6 addresses,
+    NAT64 among them.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return next((kind for one in (*embedded(ip), ip) if (kind := _kind(one))), "") or ("this host" if is_own(ip) else "")
+
+
+def _kind(ip: Address) -> str:
+    reserved = ip.version == 4 and ip.is_reserved  # 240.0.0.0/4 and the broadcast address.
+    kinds = {
+        "loopback": ip.is_loopback, "unspecified": ip.is_unspecified or ip in _THIS_NETWORK,
+        "metadata": any(ip in network for network in _METADATA), "link-local": ip.is_link_local,
+        "multicast": ip.is_multicast, "reserved": reserved,
+    }  # fmt: skip
+    return next((kind for kind, found in kinds.items() if found), "")
+
+
+def is_own(ip: Address) -> bool:
+    """Whether an address is one of this host's interfaces: those the kernel lets a socket be bound to."""
+    if _binds_any(ip.version):
+        # Bound to what it is not (haproxy and keepalived want that): then, whether packets there would come from there.
+        with closing(_socket(ip.version, socket.SOCK_DGRAM)) as sock:
+            try:
+                sock.connect((str(ip), 9))  # Sends nothing.
+            except OSError:
+                return False
+            return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]) == ip
+    return _binds(ip)
+
+
+@cache
+def _binds_any(version: int) -> bool:
+    """Whether `net.ipv4.ip_nonlocal_bind`, or IPv6's own, is set: an address for documentation is nobody's."""
+    return _binds(ipaddress.ip_address("192.0.2.1" if version == 4 else "2001:db8::1"))
+
+
+def _binds(ip: Address) -> bool:
+    try:
+        with closing(_socket(ip.version, socket.SOCK_STREAM)) as sock:
+            sock.bind((str(ip), 0))
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return True
+
+
+def _socket(version: int, kind: socket.SocketKind) -> socket.socket:
+    return socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, kind)
+
+
+def forbidden_name(host: str) -> str:
+    """What is wrong with a host by its name alone, empty for nothing: behind a proxy nobody here looks it up."""
+    name = host.rstrip(".").lower()
+    try:
+        name = canonical_host(f"[{name}]" if ":" in name and name[:1] != "[" else name).strip("[]")
+        return forbidden_kind(name)
+    except ValueError:
+        if name in _LOCAL_NAMES or name.endswith(".localhost"):
+            return "loopback"
+        return "metadata" if name in _METADATA_NAMES else ""
+
+
+def kin_kinds(kinds: Iterable[str]) -> set[str]:
+    """The kinds of addresses where something may be that belongs to what is at these."""
+    return {kin for kind in kinds for kin in _KIN.get(kind, ())}
+
+
+def proxy_mode(proxy: str) -> UpstreamMode:
+    """mitmproxy's notation of a proxy URL. Raises ValueError for a host that it does not take."""
+    url = urlsplit(proxy)
+    name = url.hostname or ""
+    host = canonical_host(f"[{name}]" if ":" in name else name.removesuffix("."))
+    mode = UpstreamMode.parse(f"upstream:{url.scheme}://{host}:{url.port or default_port(url.scheme)}")
+    assert isinstance(mode, UpstreamMode)
+    return mode
+
+
+def proxy_login(proxy: str) -> str:
+    """Proxy-Authorization for a proxy URL with user and password, empty for one without."""
+    url = urlsplit(proxy)
+    if url.username is None:
+        return ""
+    return basic(f"{unquote(url.username)}:{unquote(url.password or '')}")

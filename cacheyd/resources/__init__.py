@@ -1,0 +1,1 @@
+"""What peers may cost: memory, turns, CPU, open files."""

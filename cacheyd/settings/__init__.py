@@ -1,0 +1,1 @@
+"""Settings: the table, their values, the rules made of patterns."""

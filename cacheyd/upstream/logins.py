@@ -1,0 +1,257 @@
+"""Stored logins: from the settings, from a file, and from programs that give short-lived ones.
+
+What a program answered is kept until it expires, and renewed in the background before; one run at a time for each
+registry, in a task that belongs to no request. A program that fails is left alone for a pause, as a dead origin is.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cacheyd.cache.fetch import UpstreamBroken
+from cacheyd.protocol.reference import Reference, canonical_registry
+from cacheyd.protocol.urls import parse_url
+from cacheyd.settings import settings as config
+from cacheyd.settings.settings import ConfigError, RegistrySettings, Settings
+from cacheyd.singleflight import Once
+from cacheyd.upstream import helpers
+from cacheyd.upstream.helpers import AuthFile, HelperError, Provided
+
+log = logging.getLogger(__name__)
+
+# After a failure a program is not run for so long, doubled with each further one (seconds).
+PAUSE, PAUSE_MAX = 5.0, 60.0
+# An answer is kept for at least so long, so that the requests of one pull share it, and for at most so long (seconds).
+LIFE_MIN, LIFE_MAX = 5.0, 86400.0
+# Into this share of its life an answer is used as it is; then it is renewed while it still holds.
+RENEW_AT = 0.75
+# A program is run again because a registry refused its login, but no more often than this (seconds): registries refuse
+# good ones, too, where the repository is not for them.
+REFUSED_EVERY = 10.0
+# Answers that are for one image alone, of each registry.
+MAX_IMAGES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """`got`, `renew` and `expires` are times. `mark` is the state of the auth file that it is from."""
+
+    provided: Provided = field(repr=False)
+    renew: float
+    expires: float
+    mark: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Place:
+    """What is known of one registry's login. `kept` is by image; the empty one stands for all."""
+
+    kept: dict[str, _Answer] = field(default_factory=dict, repr=False)
+    runs: Once[str, str, _Answer] = field(default_factory=Once)
+    pause: float = 0.0
+    paused_until: float = 0.0
+    paused_mark: tuple[int, ...] = ()
+    refused_at: float = float("-inf")
+
+    def is_paused(self, now: float, mark: tuple[int, ...]) -> bool:
+        """Whether it failed just now; a file that has changed since is another one."""
+        return now < self.paused_until and mark == self.paused_mark
+
+    def find(self, image: str) -> _Answer | None:
+        return self.kept.get(image) or self.kept.get("")
+
+    def keep(self, image: str, answer: _Answer) -> None:
+        self.kept.pop(image, None)
+        self.kept[image] = answer
+        if len(self.kept) > MAX_IMAGES:
+            del self.kept[next(iter(self.kept))]
+
+
+class Logins:
+    """The stored logins of all registries. `clock` is one that never jumps."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._places: dict[str, _Place] = {}
+        self._running: set[asyncio.Task[_Answer]] = set()
+
+    def forget(self) -> None:
+        """After a change of settings: what is known, and what runs now, is for nobody who comes later."""
+        # New places: what a run of before brings is put into the old ones.
+        self._places = {}
+
+    async def close(self) -> None:
+        """Ends what runs."""
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def get(self, settings: Settings, ref: Reference) -> str:
+        """The registry's login as `user:password`. Raises UpstreamBroken if it is not to be had."""
+        registry = settings.registry(ref.registry)
+        if not has_source(registry):
+            return _own(registry)
+        image = image_of(settings, ref)
+        place, mark = self._place(ref.registry), _mark(registry)
+        answer = place.find(image)
+        if answer is not None and answer.mark == mark and self._clock() < answer.expires:
+            if self._clock() >= answer.renew and not place.is_paused(self._clock(), mark):
+                self._run(place, settings, ref, image)
+            return _login(answer, image, ref.registry)
+        while True:
+            if place.is_paused(self._clock(), mark):
+                raise UpstreamBroken("its login could not be had just now; it is tried again in a moment", refused=True)
+            theirs, running = self._run(place, settings, ref, image)
+            try:
+                answer = await running
+            except HelperError as error:
+                raise UpstreamBroken("its login cannot be had; the log says why", refused=True) from error
+            if theirs == image or not answer.provided.of_image:
+                return _login(answer, image, ref.registry)
+            # It was run for another image: this one has its turn now.
+            await asyncio.sleep(0)
+
+    async def other(self, settings: Settings, ref: Reference, refused: str) -> str:
+        """A login instead of one that was refused, empty if there is none."""
+        if not has_source(settings.registry(ref.registry)):
+            return ""
+        place, image = self._place(ref.registry), image_of(settings, ref)
+        try:
+            if await self.get(settings, ref) == refused:
+                # One that runs now may be for others whose login was refused, too.
+                if not place.runs.tasks():
+                    if self._clock() - place.refused_at < REFUSED_EVERY or self._clock() < place.paused_until:
+                        return ""
+                    place.refused_at = self._clock()
+                _, running = self._run(place, settings, ref, image)
+                await running
+            login = await self.get(settings, ref)
+        except (UpstreamBroken, HelperError):
+            return ""
+        return login if login != refused else ""
+
+    def _place(self, registry: str) -> _Place:
+        # Configured registries only come here, so these are not many.
+        return self._places.setdefault(registry, _Place())
+
+    def _run(self, place: _Place, settings: Settings, ref: Reference, image: str) -> tuple[str, asyncio.Future[_Answer]]:
+        theirs, running = place.runs.join("", image, lambda: self._ask(place, settings, ref, image))
+        running.add_done_callback(_see)
+        for task in place.runs.tasks():
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        return theirs, running
+
+    async def _ask(self, place: _Place, settings: Settings, ref: Reference, image: str) -> _Answer:
+        """Runs the program, or reads the file. Raises HelperError after it was logged."""
+        registry = settings.registry(ref.registry)
+        mark = _mark(registry)
+        try:
+            provided = await _provided(settings, ref, image)
+        except HelperError as error:
+            place.pause = min(PAUSE_MAX, place.pause * 2) if place.pause else PAUSE
+            place.paused_until, place.paused_mark = self._clock() + place.pause, mark
+            log.error("the login of %s cannot be had: %s; not tried again for %g s", ref.registry, error, place.pause)
+            raise
+        place.pause = place.paused_until = 0.0
+        now, life = self._clock(), helpers.LIFE if provided.life is None else provided.life
+        life = min(LIFE_MAX, max(LIFE_MIN, life))
+        answer = _Answer(provided, now + life * RENEW_AT, now + life, mark)
+        place.keep(image if provided.of_image else "", answer)
+        return answer
+
+
+def _see(running: asyncio.Future[_Answer]) -> None:
+    """Nobody may be waiting for what is renewed."""
+    if not running.cancelled():
+        running.exception()
+
+
+def has_source(registry: RegistrySettings) -> bool:
+    """Whether the login is with a program or in an auth file."""
+    return registry.auth == "credentials" and bool(
+        registry.credential_helper or registry.credential_command or registry.auth_file
+    )
+
+
+def _own(registry: RegistrySettings) -> str:
+    """The login of the settings, empty for anonymous."""
+    if registry.auth != "credentials":
+        return ""
+    try:
+        return f"{registry.username}:{config.password(registry)}"
+    except ConfigError as error:
+        log.error("%s", error)
+        raise UpstreamBroken("the stored login cannot be read", refused=True) from None
+
+
+def _login(answer: _Answer, image: str, registry: str) -> str:
+    login = answer.provided.login(image)
+    if not login:
+        raise UpstreamBroken(f"there is no login for {registry} where it is configured to be", refused=True)
+    return login
+
+
+def _mark(registry: RegistrySettings) -> tuple[int, ...]:
+    """Tells states of the auth file apart."""
+    if registry.auth_file is None:
+        return ()
+    try:
+        found = os.stat(registry.auth_file)
+    except OSError:
+        return (0,)
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+async def _provided(settings: Settings, ref: Reference, image: str) -> Provided:
+    registry, name = settings.registry(ref.registry), image.partition("/")[0]
+    deadline = min(helpers.DEADLINE, settings.head_timeout)
+    if registry.credential_helper:
+        login = await helpers.docker_login(registry.credential_helper, helpers.server_of(name), deadline)
+        return Provided({name: login}, None, of_image=False)
+    if registry.credential_command:
+        return await helpers.provided_login(registry.credential_command, image, deadline)
+    assert registry.auth_file
+    file = await asyncio.to_thread(AuthFile.read, registry.auth_file)
+    narrow = file.is_narrow(name) or file.is_narrow(ref.registry)
+    login = await file.login(image if narrow else name, deadline)
+    if not login and name != ref.registry:
+        login = await file.login(f"{ref.registry}/{ref.repository}" if narrow else ref.registry, deadline)
+    return Provided({name: login}, None, of_image=narrow)
+
+
+def server_name(settings: Settings, registry: str) -> str:
+    """The registry whose login is asked for: of several upstreams, or one under another name, the first one's host."""
+    url = parse_url(settings.upstreams(registry)[0])
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return canonical_registry(host if url.port == 443 else f"{host}:{url.port}")
+
+
+def image_of(settings: Settings, ref: Reference) -> str:
+    """The image (`registry/repository`) as its own registry names it; a base with `/v2` in its path has the beginning."""
+    base = settings.upstreams(ref.registry)[0]
+    _, _, within = f"{parse_url(base).path.rstrip('/')}/".partition("/v2/")
+    return f"{server_name(settings, ref.registry)}/{within}{ref.repository}"
+
+
+def missing(settings: Settings) -> list[str]:
+    """What the settings, and auth files that they name, say is to be run for a login and cannot be found; a line for each."""
+    lines = []
+    for name, registry in settings.registries.items():
+        if not has_source(registry):
+            continue
+        programs = [helpers.executable(registry.credential_helper)] if registry.credential_helper else []
+        programs += registry.credential_command[:1]
+        if registry.auth_file:
+            try:
+                found = AuthFile.read(registry.auth_file).helpers(server_name(settings, name))
+            except HelperError as error:
+                lines.append(f'registries."{name}".auth_file: {error}')
+                continue
+            programs += map(helpers.executable, found)
+        lines += [f'registries."{name}": {program} cannot be found' for program in programs if not helpers.find(program)]
+    return lines

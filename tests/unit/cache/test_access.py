@@ -1,0 +1,314 @@
+"""Who may have what, where it is close: between a look and a join, in what was left behind, and in the tables' bounds."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from cacheyd.cache.access import Gone
+from cacheyd.cache.answer import Answer
+from cacheyd.cache.cache import Cache, Request
+from cacheyd.cache.fetch import Fetcher, UpstreamBroken, UpstreamRequest, credentials_of, header
+from cacheyd.cache.flight import BodyBroken
+from cacheyd.protocol.errors import HeaderList
+from cacheyd.protocol.reference import OCI_MANIFEST, Kind, Reference
+from cacheyd.settings.settings import RegistrySettings, Settings
+from cacheyd.store.blobs import digest_of
+from cacheyd.store.rows import Stored, add_repository
+from cacheyd.store.store import Store
+from cacheyd.upstream.origins import MAX_TRACKED, Breaker
+from tests.support.stores import Clock
+
+DATA = bytes(range(256)) * 2000
+OTHER = b"something else" * 100
+ALICE, BOB = "alice", "bob"
+SECRET, OWN = "secret/img", "bob/img"
+
+
+class Response:
+    """A whole response; `held` is waited for before its body."""
+
+    elsewhere = False
+
+    def __init__(self, status: int, data: bytes, held: asyncio.Event | None = None) -> None:
+        self.status = status
+        self.headers: HeaderList = (("Content-Length", str(len(data))),)
+        self._data = [data] if data else []
+        self._held = held
+
+    async def read(self) -> list[bytes]:
+        if self._held is not None:
+            await self._held.wait()
+        data, self._data = self._data, []
+        return data
+
+    def close(self) -> None:
+        self._data = []
+
+
+class Registry:
+    """Alice's repository with `DATA`, and Bob's without it."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str]] = []
+        self.held: asyncio.Event | None = None
+        self.down = False
+        self.on_head: Callable[[], object] = lambda: None
+
+    async def open(self, request: UpstreamRequest) -> Response:
+        self.log.append((request.method, request.ref.repository))
+        await asyncio.sleep(0)
+        if self.down:
+            raise UpstreamBroken("down")
+        if request.method == "HEAD":
+            self.on_head()
+        who, data = header(request.headers, "authorization"), {SECRET: DATA, OWN: OTHER}[request.ref.repository]
+        if who != {SECRET: ALICE, OWN: BOB}[request.ref.repository]:
+            return Response(403, b"{}")
+        if request.ref.digest != digest_of(data):
+            return Response(404, b"{}")
+        if header(request.headers, "range") == f"bytes={len(data)}-":
+            return Response(416, b"")
+        if request.method == "HEAD":
+            head = Response(200, b"")
+            head.headers = (("Content-Length", str(len(data))),)
+            return head
+        return Response(200, data, self.held)
+
+
+class Scene:
+    """A cache in front of it."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store, self.clock, self.registry = store, clock, Registry()
+        self.settings = Settings(retries=0, registries={"reg.test": RegistrySettings(configured=True, access="verify")})
+        self.fetcher = Fetcher(store, self.registry, self.settings)
+        self.cache = Cache(store, self.fetcher, self.settings)
+
+    async def ask(self, login: str, repository: str, data: bytes = DATA, method: str = "GET") -> tuple[int, bytes]:
+        """Status and body."""
+        answer = await self.cache.answer(request(login, repository, data, method))
+        return answer.status, await received(answer)
+
+    async def landed(self) -> None:
+        async with asyncio.timeout(5):
+            while len(self.fetcher.flights):
+                await asyncio.sleep(0.001)
+
+
+def request(login: str, repository: str, data: bytes, method: str = "GET") -> Request:
+    digest = digest_of(data)
+    return Request(method, Reference("reg.test", repository, Kind.BLOB, digest, digest, "reg.test"), authorized(login))
+
+
+def authorized(*logins: str) -> HeaderList:
+    return tuple(("Authorization", login) for login in logins)
+
+
+def tag(name: str) -> Reference:
+    return Reference("reg.test", SECRET, Kind.MANIFEST, name, None, "reg.test")
+
+
+async def received(answer: Answer) -> bytes:
+    body = bytearray(answer.body)
+    if answer.source is not None:
+        try:
+            while piece := await answer.source.read():
+                body += piece
+        except BodyBroken:
+            pass
+        finally:
+            answer.source.close()
+    return bytes(body)
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    clock = Clock()
+    store = Store(tmp_path / "cache", clock=clock)
+    await store.start()
+    scene = Scene(store, clock)
+    yield scene
+    await scene.fetcher.stop()
+    await store.stop()
+
+
+# Between a look and a join
+
+
+async def test_a_flight_that_begins_after_the_look_is_not_joined(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bob may read his repository, and nothing was here when he came; then Alice's flight began."""
+    assert (await scene.ask(BOB, OWN, OTHER))[0] == 200
+    await scene.landed()
+    scene.registry.held = asyncio.Event()
+    alices: list[asyncio.Task[tuple[int, bytes]]] = []
+
+    async def recover(digest: str, *, wait: float | None = None) -> Stored | None:
+        if not alices:
+            alices.append(asyncio.create_task(scene.ask(ALICE, SECRET)))
+            while not len(scene.fetcher.flights):
+                await asyncio.sleep(0)
+        return None
+
+    monkeypatch.setattr(scene.store, "recover", recover)
+    bobs = asyncio.create_task(scene.ask(BOB, OWN))
+    await asyncio.sleep(0.05)
+    scene.registry.held.set()
+    assert await bobs == (404, b"{}")
+    assert await alices[0] == (200, DATA)
+
+
+@pytest.mark.parametrize("down", [False, True])
+async def test_what_is_complete_but_no_object_yet_is_asked_for(scene: Scene, down: bool) -> None:
+    """All bytes of Alice's had come when the process ended, or the disk refused the rest."""
+    partial = await scene.store.open_partial(digest_of(DATA), "reg.test")
+    await scene.store.append(partial, [DATA])
+    scene.store.release(partial)
+    assert (await scene.ask(BOB, OWN, OTHER))[0] == 200
+    await scene.landed()
+    scene.registry.down = down
+    status, body = await scene.ask(BOB, OWN)
+    assert (status, DATA[:50] in body) == (502 if down else 404, False)
+    assert scene.store.find(digest_of(DATA)) is None
+    scene.registry.down = False
+    assert await scene.ask(ALICE, SECRET) == (200, DATA)
+    await scene.landed()
+    assert (await scene.ask(BOB, OWN))[0] == 404
+
+
+async def test_a_reload_while_upstream_is_asked(scene: Scene) -> None:
+    assert (await scene.ask(ALICE, SECRET))[0] == 200
+    await scene.landed()
+    scene.cache.forget()
+    before = len(scene.registry.log)
+
+    def reload_twice() -> None:
+        if len(scene.registry.log) <= before + 2:
+            scene.cache.forget()
+
+    scene.registry.on_head = reload_twice
+    assert await scene.ask(ALICE, SECRET) == (200, DATA)
+    assert scene.registry.log[before:] == [("HEAD", SECRET)] * 3, "until nothing changed meanwhile"
+
+
+async def test_a_reload_that_opens_the_registry_while_upstream_is_asked(scene: Scene) -> None:
+    assert (await scene.ask(ALICE, SECRET))[0] == 200
+    await scene.landed()
+    scene.cache.forget()
+
+    def opened() -> None:
+        settings = Settings(retries=0)
+        scene.fetcher.settings = scene.cache.settings = settings
+        scene.cache.forget()
+
+    scene.registry.on_head = opened
+    assert await scene.ask(ALICE, SECRET) == (200, DATA)
+    assert [method for method, _ in scene.registry.log].count("GET") == 1
+
+
+# Tables
+
+
+def test_logins_are_told_apart_by_all_their_lines() -> None:
+    different = [(), ("",), ("alice",), ("", "alice"), ("alice", ""), ("alice", "bob"), ("bob", "alice"), ("bob",)]
+    assert len({credentials_of(authorized(*lines)) for lines in different}) == len(different)
+    assert credentials_of((("AUTHORIZATION", "alice"),)) == credentials_of(authorized("alice"))
+
+
+def test_gone_is_for_one_login_and_one_tag() -> None:
+    gone = Gone()
+    gone.add(tag("1.0"), authorized(BOB))
+    gone.add(tag("1.0"), authorized(BOB))
+    assert len(gone) == 1
+    assert gone.has(tag("1.0"), authorized(BOB))
+    assert not gone.has(tag("1.0"), authorized(ALICE))
+    assert not gone.has(tag("1.0"), ())
+    assert not gone.has(tag("1.1"), authorized(BOB))
+    assert not gone.has(tag("1.0"), (("Accept", OCI_MANIFEST), *authorized(BOB)))
+    gone.discard(tag("1.0"), authorized(ALICE))
+    gone.discard(tag("1.1"), authorized(BOB))
+    assert gone.has(tag("1.0"), authorized(BOB))
+    gone.discard(tag("1.0"), authorized(BOB))
+    assert not gone.has(tag("1.0"), authorized(BOB))
+    assert not gone
+
+
+def test_gone_is_bounded_whatever_strangers_ask_for() -> None:
+    gone = Gone(limit=100)
+    for number in range(1000):
+        gone.add(tag("one"), authorized(str(number)))
+        gone.add(tag(str(number)), ())
+    assert len(gone) == 100
+    assert gone.has(tag("999"), ())
+    assert gone._count == sum(map(len, gone._logins.values()))
+
+
+async def test_tags_that_nobody_knows_need_not_be_remembered(scene: Scene) -> None:
+    scene.cache.access.refused(tag("unknown"), authorized(BOB), 404)
+    assert not scene.cache.access._gone
+
+
+def test_nobody_pushes_another_registry_out() -> None:
+    names: tuple[str, ...] = ("private.test/a",)
+    for number in range(1000):
+        names = add_repository(names, f"evil.test/{number}", 64)
+    assert names == ("private.test/a", *(f"evil.test/{number}" for number in range(937, 1000)))
+    for number in range(1000):
+        names = add_repository(names, f"evil{number}.test/a", 64)
+    assert len(names) == 64
+    assert names[0] == "private.test/a"
+    assert names[-1] == "evil999.test/a"
+    for number in range(100):
+        names = add_repository(names, f"private.test/{number}", 64)
+    assert {name.partition("/")[0] for name in names} > {"private.test", "evil999.test"}
+    assert add_repository(names, names[5], 64) == names
+
+
+def test_after_a_reload_no_origin_is_dead() -> None:
+    clock = Clock(100.0)
+    breaker = Breaker(clock)
+    breaker.failed("https://a.test", timeout=True, since=99.0)
+    assert not breaker.admit("https://a.test")
+    clock.now += 1
+    breaker.forget()
+    assert breaker.admit("https://a.test")
+    # What was asked before says nothing of the origin as it is asked now.
+    breaker.failed("https://a.test", timeout=True, since=100.5)
+    assert breaker.admit("https://a.test")
+    breaker.failed("https://a.test", timeout=True, since=101.0)
+    assert not breaker.admit("https://a.test")
+
+
+def test_made_up_names_do_not_make_the_breaker_forget_what_is_dead() -> None:
+    clock = Clock(100.0)
+    breaker = Breaker(clock)
+    breaker.failed("https://dead.test", timeout=True, since=99.0)
+    breaker.answered("https://lives.test")
+    for number in range(2 * MAX_TRACKED):
+        breaker.failed(f"https://made-up.test:{number}", timeout=False, since=99.0)
+        if number % 1000 == 0:
+            breaker.answered("https://lives.test")
+    assert breaker.dead() == ["https://dead.test"]
+    assert len(breaker) <= MAX_TRACKED
+    # It still knows that this one answered meanwhile.
+    breaker.failed("https://lives.test", timeout=True, since=99.5)
+    assert breaker.admit("https://lives.test")
+    for number in range(2 * MAX_TRACKED):
+        breaker.failed(f"https://dead{number}.test", timeout=True, since=99.0)
+    assert len(breaker) <= MAX_TRACKED
+
+
+def test_what_is_slow_makes_no_origin_a_dead_one_nor_keeps_it_dead() -> None:
+    clock = Clock(100.0)
+    breaker = Breaker(clock)
+    origin = "https://a.test"
+    for _ in range(10):
+        breaker.failed(origin, timeout=True, since=99.0, slow=True)
+    assert breaker.admit(origin)
+    breaker.failed(origin, timeout=False, since=99.0)
+    assert not breaker.admit(origin), "together with another failure"
+    clock.now += 5
+    assert breaker.admit(origin)
+    breaker.failed(origin, timeout=True, since=99.0, slow=True)
+    assert breaker.admit(origin), "the next one finds out"
