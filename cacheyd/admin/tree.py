@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from cacheyd import __version__
 from cacheyd.cache.answer import BYPASS, HELD, Answer
+from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache, Request
-from cacheyd.cache.fetch import Transport, UpstreamBroken, header
-from cacheyd.cache.flight import BodyBroken
-from cacheyd.protocol.errors import HeaderList, RequestError
+from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.errors import reason as phrase
+from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.manifest import (
     ARTIFACTS,
     Descriptor,
@@ -38,6 +38,7 @@ from cacheyd.protocol.reference import (
 )
 from cacheyd.settings.values import counted
 from cacheyd.upstream.auth import answer_challenge
+from cacheyd.upstream.port import Transport, UpstreamBroken
 
 # As containerd asks, so that what is known of a tag then is right for it.
 ACCEPT = ", ".join((DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX, "*/*"))

@@ -8,15 +8,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cacheyd.admin.orders import MAX_LAYERS
 from cacheyd.admin.tree import Failed, Reason, Session, Tree, close, told
 from cacheyd.cache.cache import Cache
-from cacheyd.cache.fetch import Transport
 from cacheyd.cache.flight import Flight, FlightReader, NotKept
 from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.manifest import Descriptor, Platform, own_platform, parse_platform
 from cacheyd.protocol.reference import ImageName, Kind, parse_image
 from cacheyd.settings.values import counted
-from cacheyd.terminal.images import MAX_LAYERS
+from cacheyd.upstream.port import Transport
 
 log = logging.getLogger(__name__)
 

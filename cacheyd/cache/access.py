@@ -19,9 +19,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from cacheyd.cache import freshness as policy
-from cacheyd.cache.fetch import Fetcher, UpstreamResponse, content_length, credentials_of, header
-from cacheyd.cache.flight import Relayed
-from cacheyd.protocol.errors import HeaderList, upstream_error
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.requester import credentials_of
+from cacheyd.protocol.errors import upstream_error
+from cacheyd.protocol.headers import HeaderList, content_length, header
 from cacheyd.protocol.ranges import parse_content_range
 from cacheyd.protocol.reference import (
     DIGEST,
@@ -38,6 +39,7 @@ from cacheyd.protocol.reference import (
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store
+from cacheyd.upstream.port import Relayed, UpstreamResponse
 
 # Names are kept as hashes, so that a grant takes 250 bytes and what is gone 600 at most.
 MAX_GRANTS = 50_000

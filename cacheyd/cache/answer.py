@@ -8,12 +8,14 @@ from email.utils import formatdate
 from functools import lru_cache
 from urllib.parse import quote
 
-from cacheyd.cache.fetch import NO_ROOM, UpstreamBroken, UpstreamResponse, content_length, end_to_end, header, without
-from cacheyd.cache.flight import BodyBroken, Relay, Relayed, Source
-from cacheyd.protocol.errors import Blame, Code, Failure, HeaderList, RequestError, cache_error
+from cacheyd.cache.bodies import BodyBroken, Source
+from cacheyd.cache.fetch import NO_ROOM
+from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_error
+from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
 from cacheyd.protocol.reference import DIGEST, Kind, Reference, is_ns, name_to_ask
 from cacheyd.resources.budget import FLOOR, Budget, Held
 from cacheyd.store.rows import Stored
+from cacheyd.upstream.port import Relay, Relayed, UpstreamBroken, UpstreamResponse
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 PROXIED_BY = ("X-Proxied-By", "cacheyd")

@@ -29,27 +29,17 @@ from cacheyd.cache.answer import (
     stream_answer,
     why_stale,
 )
+from cacheyd.cache.bodies import MappedReader, MultipartReader
 from cacheyd.cache.cooldown import Cooldown, shown
 from cacheyd.cache.created import Created
-from cacheyd.cache.fetch import Fetcher, UpstreamResponse, asker, content_length, end_to_end, header, without
-from cacheyd.cache.flight import (
-    HOLD,
-    PERSONAL,
-    Asker,
-    Flight,
-    FlightReader,
-    MappedReader,
-    MultipartReader,
-    NotKept,
-    Question,
-    Relay,
-    Relayed,
-    ask_once,
-)
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.flight import HOLD, Flight, FlightReader, NotKept
 from cacheyd.cache.lists import Listings, TooLarge
+from cacheyd.cache.requester import Asker, Question, ask_once, asker
 from cacheyd.cache.verified import VerifiedSource
 from cacheyd.protocol.codings import codings_of
-from cacheyd.protocol.errors import HeaderList, RequestError, cache_error, upstream_error
+from cacheyd.protocol.errors import RequestError, cache_error, upstream_error
+from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
 from cacheyd.protocol.manifest import NO_TYPES
 from cacheyd.protocol.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_content_range, parse_range
 from cacheyd.protocol.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
@@ -58,6 +48,7 @@ from cacheyd.singleflight import Once
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store
+from cacheyd.upstream.port import PERSONAL, Relay, Relayed, UpstreamResponse
 from cacheyd.upstream.ratelimit import Patience
 
 # A piece of up to so many bytes is asked of upstream on its own where a flight has more than that to go (bytes), or does

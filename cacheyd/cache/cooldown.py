@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from cacheyd.cache import freshness as policy
-from cacheyd.protocol.errors import Code, HeaderList, RequestError, client_error
+from cacheyd.protocol.errors import Code, RequestError, client_error
+from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import ImageName, Kind, Reference, accepts
 from cacheyd.settings.rules import Ages
 from cacheyd.settings.settings import Settings

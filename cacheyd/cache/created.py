@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cacheyd.cache.cooldown import parse_created
-from cacheyd.cache.fetch import Fetcher, UpstreamBroken, without
-from cacheyd.cache.flight import NotKept, Relayed
-from cacheyd.protocol.errors import Code, HeaderList, RequestError, upstream_error
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.flight import NotKept
+from cacheyd.protocol.errors import Code, RequestError, upstream_error
+from cacheyd.protocol.headers import HeaderList, without
 from cacheyd.protocol.manifest import Descriptor, own_platform, parse_descriptor, parse_object, parse_platform, select
 from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, ImageName, Kind, Reference
 from cacheyd.singleflight import Once
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Description, Stored, TagVariant
+from cacheyd.upstream.port import Relayed, UpstreamBroken
 
 log = logging.getLogger(__name__)
 

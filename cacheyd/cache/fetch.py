@@ -1,29 +1,16 @@
 """Drives fetches: chunks to the sink thread, resume, verification, commit. Defines the `Upstream` that it needs."""
 
 import asyncio
-import hashlib
 import logging
 import random
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from cacheyd.cache.flight import (
-    PERSONAL,
-    Asker,
-    Flight,
-    FlightError,
-    FlightTable,
-    NotKept,
-    Question,
-    Relay,
-    Relayed,
-    ask_once,
-)
+from cacheyd.cache.flight import Flight, FlightError, FlightTable, NotKept
 from cacheyd.cache.freshness import is_memorable
+from cacheyd.cache.requester import Asker, Question, ask_once, asker, credentials_of
 from cacheyd.protocol.codings import (
     BLOB_SECONDS,
     SECONDS_OF_MIB,
@@ -34,7 +21,8 @@ from cacheyd.protocol.codings import (
     check_known,
     codings_of,
 )
-from cacheyd.protocol.errors import Blame, Code, Failure, HeaderList, RequestError, cache_error, explain, upstream_error
+from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_error, explain, upstream_error
+from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
 from cacheyd.protocol.manifest import is_media_type, signed_payload
 from cacheyd.protocol.ranges import parse_content_range
 from cacheyd.protocol.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Kind, Reference
@@ -48,7 +36,18 @@ from cacheyd.store.rows import Description, TagVariant, describe
 from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
 from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import LARGE_CHUNK, Store
-from cacheyd.upstream.ratelimit import LEAST, Limits, stated_wait
+from cacheyd.upstream.port import (
+    PERSONAL,
+    Chunk,
+    Relay,
+    Relayed,
+    Upstream,
+    UpstreamBroken,
+    UpstreamRequest,
+    UpstreamResponse,
+    read_all,
+)
+from cacheyd.upstream.ratelimit import LEAST, RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, Limits, wanted_wait
 from cacheyd.upstream.ratelimit import Key as LimitKey
 
 log = logging.getLogger(__name__)
@@ -85,95 +84,12 @@ MISMATCH_PAUSE = 60.0
 CONTESTED = 5.0
 # Wrong bytes once may be chance on the way; so often in a row, they are what the upstream has.
 PERSISTENT = 2
-RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
 # A fetch that waits for its turn looks so often whether another one has to make way (seconds): one that nobody waits for,
 # or the slowest below this rate (bytes a second), but none in its first seconds.
 LOOK_FOR_WAY, WAY_EVERY, SLOW, YOUNG = 1.0, 0.1, 64 << 10, 5.0
 # Progress of so many bytes makes the next break a first one again.
 PROGRESS = 64 << 10
 _WRONG = "upstream sent bytes that do not have this digest"
-_HOP_BY_HOP = frozenset(
-    {
-        "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
-        "trailers", "transfer-encoding", "upgrade",
-    }
-)  # fmt: skip
-
-
-type Chunk = bytes | bytearray | memoryview
-
-
-class UpstreamBroken(Exception):
-    """The upstream gave no response, or broke off in one.
-
-    `timeout` tells a deadline from the rest, `refused` that it was not even asked, and `elsewhere` that it was not the
-    registry's own host that failed but one that it redirected to. `hopeless`: the same request would fail again.
-    `answered`: the host that was asked first sent something, so it is there.
-    `wait`: a token service has a rate limit, and wants to be left alone for so long (seconds); `again_at`: a registry has,
-    and may be asked again then.
-    """
-
-    def __init__(self, message: str, *, timeout: bool = False, refused: bool = False) -> None:
-        super().__init__(message)
-        self.timeout = timeout
-        self.refused = refused
-        self.elsewhere = False
-        self.hopeless = False
-        self.answered = False
-        self.wait: float | None = None
-        self.again_at: float | None = None
-
-
-# Noted in an exception that ends a request of which something has come already.
-HEARD = "something came of the upstream"
-
-
-def was_heard(error: TimeoutError) -> bool:
-    """Whether the upstream had sent something when its time was over."""
-    return HEARD in getattr(error.__cause__, "__notes__", ())
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
-    """What is asked of an upstream. `headers` hold Accept, Authorization, User-Agent and Range only.
-
-    `as_client` says that the client's own login counts, whatever the registry's settings say; `piece` that it is of a small
-    part of a blob, which its client takes as fast as it likes.
-    """
-
-    ref: Reference
-    method: str
-    headers: HeaderList
-    as_client: bool = False
-    piece: bool = False
-
-
-class UpstreamResponse(Protocol):
-    """A response whose head has arrived, redirects followed; `elsewhere` if one led to another host than was asked."""
-
-    status: int
-    headers: HeaderList
-    elsewhere: bool
-
-    async def read(self) -> Sequence[Chunk]:
-        """What has come of the body since, at least one byte; empty at its end. Raises UpstreamBroken."""
-
-    def close(self) -> None:
-        """No more of it is wanted; safe to call at any time."""
-
-
-class Transport(Protocol):
-    """HTTP to upstreams, redirects followed; `registry` says whose settings hold for TLS, proxy and addresses."""
-
-    async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> UpstreamResponse:
-        """Sends the request and waits for the head of the response. Raises UpstreamBroken."""
-
-
-class Upstream(Protocol):
-    """Origin registries, over whatever transport."""
-
-    async def open(self, request: UpstreamRequest) -> UpstreamResponse:
-        """The head of the registry's response. Raises UpstreamBroken, and RequestError for what is not to be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,71 +107,6 @@ type Admit = Callable[[Reference, HeaderList, TagVariant, bytes], Awaitable[bool
 
 async def _no_opinion(ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> bool:
     return False
-
-
-def header(headers: HeaderList, name: str) -> str | None:
-    """The first value of a header, None if it is not there."""
-    return next((value for key, value in headers if key.lower() == name), None)
-
-
-def without(headers: HeaderList, *names: str) -> HeaderList:
-    """All but the headers of these names (in lower case)."""
-    return tuple(item for item in headers if item[0].lower() not in names)
-
-
-def end_to_end(headers: HeaderList) -> HeaderList:
-    """Without hop-by-hop headers and those that Connection names (RFC 9110 section 7.6.1)."""
-    named = {token.strip().lower() for key, value in headers if key.lower() == "connection" for token in value.split(",")}
-    return without(headers, *_HOP_BY_HOP, *named)
-
-
-def credentials_of(headers: HeaderList) -> bytes:
-    """What tells two clients' credentials apart without keeping them."""
-    # All lines of it: which of them an upstream believes is its own affair.
-    lines = [value for key, value in headers if key.lower() == "authorization"]
-    return hashlib.blake2b("\n".join((*lines, "")).encode(), digest_size=16).digest()
-
-
-def asker(ref: Reference, headers: HeaderList) -> Asker:
-    """Who asks for something."""
-    return Asker(ref.registry, ref.repository, credentials_of(headers))
-
-
-def content_length(headers: HeaderList) -> int | None:
-    """Content-Length in bytes, None if it is missing or no number."""
-    value = header(headers, "content-length") or ""
-    return int(value) if re.fullmatch(r"\d{1,18}", value) else None
-
-
-def wanted_wait(headers: HeaderList, now: float) -> float | None:
-    """How long a Retry-After, in seconds or as a date, wants to be waited (seconds); None where there is none that can be
-    meant. `now` is Unix time.
-    """
-    return stated_wait(header(headers, "retry-after"), header(headers, "date"), now)
-
-
-def retry_after(headers: HeaderList, now: float | None = None) -> float:
-    """Seconds of a Retry-After, bounded; one second where there is none."""
-    wait = wanted_wait(headers, time.time() if now is None else now)
-    return RATE_LIMIT_DEFAULT if wait is None else min(wait, RATE_LIMIT_MAX)
-
-
-async def read_all(response: UpstreamResponse, limit: int, budget: Budget | None = None) -> bytes | None:
-    """The whole body; None if it has more than `limit` bytes, or than the budget allows. Raises UpstreamBroken."""
-    data = bytearray()
-    try:
-        while chunks := await response.read():
-            before = len(data)
-            for chunk in chunks:
-                data += chunk
-            if budget is not None:
-                budget.take(len(data) - before)
-            if len(data) > limit or (budget is not None and len(data) > budget.share(limit)):
-                return None
-        return bytes(data)
-    finally:
-        if budget is not None:
-            budget.give(len(data))
 
 
 class Fetcher:

@@ -4,26 +4,20 @@ A flight belongs to the cache and to no client: clients come and go, each reads 
 """
 
 import asyncio
-import secrets
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
 
-from cacheyd.protocol.errors import HeaderList, RequestError
-from cacheyd.protocol.ranges import Part
+from cacheyd.cache.bodies import WINDOW, BodyBroken
+from cacheyd.cache.requester import Asker
+from cacheyd.protocol.errors import RequestError
 from cacheyd.resources.budget import Budget
-from cacheyd.singleflight import Once
-from cacheyd.store.blobs import Mapped, Partial
+from cacheyd.store.blobs import Partial
 from cacheyd.store.rows import Stored
+from cacheyd.upstream.port import Relayed
 
 # What is held back of a blob until its digest is verified, so that nobody gets a complete wrong one (bytes).
 HOLD = 64 << 10
-# Large bodies go out in windows of so many bytes; each complete window has one mapping for all its readers.
-WINDOW = 4 << 20
-# Answers that may be different for other credentials, or in another repository.
-PERSONAL = frozenset({401, 403, 404, 429})
 
 # What was written last stays in memory for clients that keep up, unless they are many: each may hold on to a chunk that
 # the others are done with. Chunks below the least size come from the file: each object of its own costs memory (bytes).
@@ -32,93 +26,11 @@ RECENT, MAX_RECENT_READERS, LEAST_RECENT = 4 << 20, 8, 16 << 10
 COPY, LEAST_COPY = 1 << 20, 16 << 10
 
 
-class BodyBroken(Exception):
-    """A body that cannot go on: the client's connection is to be closed short of Content-Length."""
-
-
-@dataclass(frozen=True, slots=True)
-class Relay:
-    """An upstream's answer to be passed on as it is: never kept. Small, so it is held in memory.
-
-    `from_head` says that it answered a HEAD, so that it has no body although a GET's would have one. `again_at` is when
-    another one can be had, on the monotonic clock, where that is soon: a rate limit's.
-    """
-
-    status: int
-    headers: HeaderList
-    body: bytes
-    from_head: bool = False
-    again_at: float | None = None
-
-
-class Relayed(Exception):
-    """The upstream answered with something that is not the object."""
-
-    def __init__(self, relay: Relay) -> None:
-        super().__init__(f"upstream answered {relay.status}")
-        self.relay = relay
-
-    @property
-    def again_at(self) -> float | None:
-        """As the relay's."""
-        return self.relay.again_at
-
-
 class NotKept(Exception):
     """The object cannot be kept (disk full or unwritable): the request is to bypass the store."""
 
 
 type FlightError = Relayed | RequestError | NotKept
-
-
-class Asker(NamedTuple):
-    """Who asks, as far as it can make a difference: credentials are a hash."""
-
-    registry: str
-    repository: str
-    credentials: bytes
-
-    def shares(self, other: "Asker", error: Relayed | RequestError) -> bool:
-        """Whether a failure of `other`'s request is one of this asker's, too."""
-        if self == other:
-            return True
-        if self.registry != other.registry:
-            return False
-        return not (isinstance(error, Relayed) and error.relay.status in PERSONAL)
-
-
-type Question = tuple[int | str | bytes, ...]
-
-
-async def ask_once[Result](
-    once: Once[Question, Asker, Result],
-    question: Question,
-    mine: Asker,
-    start: Callable[[], Coroutine[Any, Any, Result]],
-) -> Result:
-    """What `start` brings, once for all who ask the same meanwhile. Raises what it does.
-
-    Who waited for somebody else's request and does not share its failure asks for himself then, once for all with his login:
-    made-up logins are many, and nobody is to wait for each of them.
-    """
-    theirs, asked = once.join(question, mine, start)
-    try:
-        return await asked
-    except (Relayed, RequestError) as error:
-        if mine.shares(theirs, error):
-            raise
-    _, own = once.join((*question, mine.credentials), mine, start)
-    return await own
-
-
-class Source(Protocol):
-    """A body that is read piece by piece; both hits and flights are."""
-
-    async def read(self) -> bytes | memoryview:
-        """The next piece, empty at the end. Raises BodyBroken."""
-
-    def close(self) -> None:
-        """Nobody reads on."""
 
 
 class Flight:
@@ -348,76 +260,6 @@ class FlightReader:
             self.flight.readers -= 1
             self.flight.audience -= 1
         self.flight = None
-
-
-class MappedReader:
-    """Reads part of a stored object in windows of its shared mapping; `on_broken` hears of a file that cannot be read."""
-
-    def __init__(self, mapped: Mapped, start: int, end: int, on_broken: Callable[[], None] = lambda: None) -> None:
-        self._mapped = mapped
-        self._at = start
-        self._end = end
-        self._on_broken = on_broken
-        self._first: memoryview | None = None
-
-    def begin(self) -> bool:
-        """Whether the first window can be read, so that there can be a head that promises it."""
-        try:
-            self._first = self.take()
-        except BodyBroken:
-            return False
-        return True
-
-    async def read(self) -> bytes | memoryview:
-        """The next window, empty at the end."""
-        return self.take()
-
-    def take(self) -> memoryview:
-        """The next window, empty at the end. Raises BodyBroken."""
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        start, self._at = self._at, min(self._end, self._at + WINDOW)
-        try:
-            return self._mapped.view(start, self._at)
-        except OSError as error:
-            self._on_broken()
-            raise BodyBroken(f"the file cannot be read: {error.strerror}") from error
-
-    def close(self) -> None:
-        """Nothing to let go of: views keep the mapping."""
-
-
-class MultipartReader:
-    """Reads several parts of a stored object as multipart/byteranges (RFC 9110 section 14.6)."""
-
-    def __init__(
-        self, view: Callable[[int, int], bytes | memoryview], parts: Sequence[Part], size: int, content_type: str
-    ) -> None:
-        self.boundary = secrets.token_hex(16)
-        head = f"--{self.boundary}\r\nContent-Type: {content_type}\r\nContent-Range: "
-        self._pieces: list[bytes | Part] = []
-        for part in parts:
-            self._pieces += [f"{head}{part.content_range(size)}\r\n\r\n".encode(), part, b"\r\n"]
-        self._pieces.append(f"--{self.boundary}--\r\n".encode())
-        self._pieces.reverse()
-        self._view = view
-        self.length = sum(piece.length if isinstance(piece, Part) else len(piece) for piece in self._pieces)
-
-    async def read(self) -> bytes | memoryview:
-        """The next piece, empty at the end."""
-        if not self._pieces:
-            return b""
-        piece = self._pieces.pop()
-        if isinstance(piece, bytes):
-            return piece
-        end = min(piece.end, piece.start + WINDOW)
-        if end < piece.end:
-            self._pieces.append(Part(end, piece.end))
-        return self._view(piece.start, end)
-
-    def close(self) -> None:
-        """Nothing to let go of: views keep the mapping."""
 
 
 class FlightTable:

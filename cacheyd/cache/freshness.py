@@ -63,17 +63,3 @@ def is_fresh(variant: TagVariant, ttl: float, now: float) -> bool:
 def may_be_stale(variant: TagVariant, stale_if_error: float, now: float) -> bool:
     """Whether the tag may be served although upstream could not confirm it."""
     return now - variant.checked < stale_if_error
-
-
-def to_free(stored: int, max_size: int, free: int | None, min_free: int, *, low: float = 0.9, size: int = 0) -> int:
-    """How many bytes have to go for `size` more: none below the limits, beyond one of them so many that the low one holds.
-
-    `low` is the low watermark as a share of `max_size`; of `min_free` as much more stays free.
-    """
-    over = 0
-    if max_size and stored + size > max_size:
-        low_size = int(max_size * low)
-        over = stored + size - (low_size if size <= low_size else max_size)
-    if free is not None and free - size < min_free:
-        over = max(over, int(min_free * (2 - low)) - (free - size))
-    return over

@@ -22,25 +22,17 @@ from cacheyd.cache.answer import (
     relay_answer,
     why_stale,
 )
-from cacheyd.cache.fetch import (
-    REMEMBERED_BODY,
-    Fetcher,
-    UpstreamBroken,
-    UpstreamResponse,
-    asker,
-    content_length,
-    credentials_of,
-    end_to_end,
-    read_all,
-)
-from cacheyd.cache.flight import Asker, Question, Relay, Relayed, ask_once
-from cacheyd.protocol.errors import HeaderList, RequestError, upstream_error
+from cacheyd.cache.fetch import REMEMBERED_BODY, Fetcher
+from cacheyd.cache.requester import Asker, Question, ask_once, asker, credentials_of
+from cacheyd.protocol.errors import RequestError, upstream_error
+from cacheyd.protocol.headers import HeaderList, content_length, end_to_end
 from cacheyd.protocol.manifest import parse_object
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import Once
 from cacheyd.store.lists import LIST_MAX, Listed
 from cacheyd.store.store import Store
+from cacheyd.upstream.port import Relay, Relayed, UpstreamBroken, UpstreamResponse, read_all
 
 # From this size on a list is looked into in a thread, one at a time (bytes).
 LARGE = 128 << 10

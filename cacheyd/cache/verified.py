@@ -5,9 +5,10 @@ import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from cacheyd.cache.fetch import Chunk, UpstreamBroken, UpstreamResponse
-from cacheyd.cache.flight import HOLD, BodyBroken
+from cacheyd.cache.bodies import BodyBroken
+from cacheyd.cache.flight import HOLD
 from cacheyd.protocol.ranges import Part
+from cacheyd.upstream.port import Chunk, UpstreamBroken, UpstreamResponse
 
 # More than this is hashed in a thread (bytes).
 LITTLE = 64 << 10

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import zstandard
 
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.protocol.headers import HeaderList
 
 # How many codings a body may have, one in the other: each more is an attack's factor, and nobody sends two.
 MAX_CODINGS = 1

@@ -7,10 +7,10 @@ from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
 
+from cacheyd.protocol.headers import HeaderList
+
 # What is said of an exception's message, which may quote a peer (characters).
 MAX_REASON = 300
-
-type HeaderList = tuple[tuple[str, str], ...]
 
 
 class Blame(StrEnum):

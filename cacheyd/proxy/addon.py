@@ -27,7 +27,8 @@ from cacheyd.cache.cache import Cache, Request
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.observe.logs import AccessLine, AccessLog
 from cacheyd.observe.metrics import CONTENT_TYPE, Metrics
-from cacheyd.protocol.errors import Code, HeaderList, RequestError, cache_error, client_error, reason
+from cacheyd.protocol.errors import Code, RequestError, cache_error, client_error, reason
+from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import Kind, Page, Reference, parse_target
 from cacheyd.proxy.inbound.head import Head
 from cacheyd.proxy.inbound.layers import Layers

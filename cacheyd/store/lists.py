@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.protocol.headers import HeaderList
 from cacheyd.store.index import Row
 
 # The largest list that is kept, and all together with their names (bytes).

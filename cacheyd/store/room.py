@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Callable
 
-from cacheyd.cache import freshness as policy
 from cacheyd.settings import values as parse
 from cacheyd.store import partials
 from cacheyd.store.shelf import Shelf
@@ -55,7 +54,7 @@ class Room:
         files = shelf.blobs.free_files()
         short_of_files = files is not None and files < FEW_FILES
         low = settings.low_watermark.share if low is None else low
-        over = policy.to_free(
+        over = to_free(
             shelf.size + unverified,
             settings.max_size.of(total),
             None if free is None else free + shelf.partial_bytes - unverified,
@@ -280,3 +279,17 @@ class Room:
                 # Somebody still reads what came of it.
                 self._shelf.idle[path] = known
         return count
+
+
+def to_free(stored: int, max_size: int, free: int | None, min_free: int, *, low: float = 0.9, size: int = 0) -> int:
+    """How many bytes have to go for `size` more: none below the limits, beyond one of them so many that the low one holds.
+
+    `low` is the low watermark as a share of `max_size`; of `min_free` as much more stays free.
+    """
+    over = 0
+    if max_size and stored + size > max_size:
+        low_size = int(max_size * low)
+        over = stored + size - (low_size if size <= low_size else max_size)
+    if free is not None and free - size < min_free:
+        over = max(over, int(min_free * (2 - low)) - (free - size))
+    return over

@@ -15,6 +15,7 @@ from itertools import batched
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, Self, TextIO
 
+from cacheyd.admin.orders import MAX_LAYERS
 from cacheyd.protocol.manifest import Descriptor, Platform, own_platform, parse_platform
 from cacheyd.protocol.reference import ImageName, parse_image
 from cacheyd.resources import open_files as descriptors
@@ -23,8 +24,6 @@ from cacheyd.terminal.layout import Image, IncompleteError, Kept, LayoutError, i
 from cacheyd.terminal.workloads import MAX_TEXT, Found, read_images
 from cacheyd.upstream.helpers import AuthFile, HelperError
 
-# The most layers that may be fetched at once.
-MAX_LAYERS = 64
 # So many digests, or images with their logins (tokens have some KiB), go into one command.
 BATCH, WARM_BATCH = 500, 100
 

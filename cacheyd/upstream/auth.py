@@ -17,18 +17,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import unquote, urlencode
 
-from cacheyd.cache.fetch import (
-    Transport,
-    UpstreamBroken,
-    UpstreamRequest,
-    UpstreamResponse,
-    header,
-    read_all,
-    wanted_wait,
-    without,
-)
 from cacheyd.protocol.codings import BadCoding, codings_of
-from cacheyd.protocol.errors import HeaderList, RequestError
+from cacheyd.protocol.errors import RequestError
+from cacheyd.protocol.headers import HeaderList, header, without
 from cacheyd.protocol.manifest import parse_object
 from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.urls import Url, from_field, is_upgrade, parse_url
@@ -36,6 +27,8 @@ from cacheyd.resources.decoding import NoTurn, undo
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.singleflight import Once
 from cacheyd.upstream.logins import Logins
+from cacheyd.upstream.port import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, read_all
+from cacheyd.upstream.ratelimit import wanted_wait
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cacheyd.cache.fetch import UpstreamBroken
 from cacheyd.protocol.reference import Reference, canonical_registry
 from cacheyd.protocol.urls import parse_url
 from cacheyd.settings import settings as config
@@ -19,6 +18,7 @@ from cacheyd.settings.settings import ConfigError, RegistrySettings, Settings
 from cacheyd.singleflight import Once
 from cacheyd.upstream import helpers
 from cacheyd.upstream.helpers import AuthFile, HelperError, Provided
+from cacheyd.upstream.port import UpstreamBroken
 
 log = logging.getLogger(__name__)
 

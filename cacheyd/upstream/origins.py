@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from cacheyd.cache.fetch import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, header, was_heard
-from cacheyd.protocol.errors import Blame, Code, Failure, HeaderList, RequestError, explain
+from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, explain
+from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.protocol.urls import parse_url
 from cacheyd.resources.slots import Slots
 from cacheyd.settings.rules import Rules
 from cacheyd.settings.settings import Settings
 from cacheyd.upstream.auth import Authorizer, target
+from cacheyd.upstream.port import Chunk, Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, was_heard
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from cacheyd.cache.flight import Relay, Relayed
 from cacheyd.protocol.errors import Failure, RequestError
+from cacheyd.protocol.headers import HeaderList, header
+from cacheyd.upstream.port import Relay, Relayed
 
 # A limit for longer than this is no limit but a mistake (seconds).
 ABSURD = 366 * 86400.0
@@ -230,3 +231,19 @@ class Patience:
                 return False
             await asyncio.sleep(min(wait + 0.001, LOOK_EVERY))
         return not gone()
+
+
+RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
+
+
+def wanted_wait(headers: HeaderList, now: float) -> float | None:
+    """How long a Retry-After, in seconds or as a date, wants to be waited (seconds); None where there is none that can be
+    meant. `now` is Unix time.
+    """
+    return stated_wait(header(headers, "retry-after"), header(headers, "date"), now)
+
+
+def retry_after(headers: HeaderList, now: float | None = None) -> float:
+    """Seconds of a Retry-After, bounded; one second where there is none."""
+    wait = wanted_wait(headers, time.time() if now is None else now)
+    return RATE_LIMIT_DEFAULT if wait is None else min(wait, RATE_LIMIT_MAX)

@@ -9,9 +9,9 @@ from pathlib import Path
 from random import Random
 
 from cacheyd.cache.answer import BYPASS
+from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache, Request
 from cacheyd.cache.fetch import Fetcher
-from cacheyd.cache.flight import BodyBroken
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from random import Random
 
-from cacheyd.cache.fetch import UpstreamBroken, UpstreamRequest
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.protocol.headers import HeaderList
+from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.images import Image, Index, make_image, make_index, random_bytes
 
 # From what is kept in memory to what is streamed and mapped (bytes).

@@ -16,15 +16,15 @@ import pytest
 from mitmproxy import http
 
 from cacheyd.admin import tree
-from cacheyd.cache import answer, cache, cooldown, fetch
-from cacheyd.cache.fetch import UpstreamBroken
+from cacheyd.cache import answer, cache, cooldown
 from cacheyd.observe import logs
-from cacheyd.protocol import codings, manifest, ranges, reference, urls
+from cacheyd.protocol import codings, headers, manifest, ranges, reference, urls
 from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.proxy.inbound import head
 from cacheyd.proxy.outbound import intake, transport, trust
-from cacheyd.upstream import auth, origins
+from cacheyd.upstream import auth, origins, ratelimit
+from cacheyd.upstream.port import UpstreamBroken
 
 ROOT = Path(__file__).parents[2]
 HEAD = 64 << 10
@@ -107,11 +107,11 @@ CASES = (
     Case("If-None-Match", lambda value: cache._not_modified(value, "sha256:x")),
     Case("Content-Range", ranges.parse_content_range, ("ranges._CONTENT_RANGE",)),
     Case("Content-Range's numbers", ranges.parse_content_range, (), "bytes 0-"),
-    Case("Content-Length", lambda value: fetch.content_length((("content-length", value),)),
-         ("fetch.content_length",)),
-    Case("Retry-After", lambda value: fetch.retry_after((("retry-after", value),)),
+    Case("Content-Length", lambda value: headers.content_length((("content-length", value),)),
+         ("headers.content_length",)),
+    Case("Retry-After", lambda value: ratelimit.retry_after((("retry-after", value),)),
          ("ratelimit._SECONDS", "ratelimit._IMF", "ratelimit._RFC850", "ratelimit._ASCTIME")),
-    Case("Connection", lambda value: fetch.end_to_end((("connection", value),))),
+    Case("Connection", lambda value: headers.end_to_end((("connection", value),))),
     Case("ratelimit-remaining", origins._REMAINING.fullmatch, ("origins._REMAINING",)),
     Case("Link", lambda value: answer._next_page(value, TAGS), ("answer._next_page",)),
     Case("Link's query", lambda value: answer._next_page(value, TAGS), (), "<x?", intake.MAX_VALUE),

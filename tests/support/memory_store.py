@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cacheyd.cache import freshness as policy
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.lists import Lists
+from cacheyd.store.room import to_free
 from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
 from cacheyd.store.sights import Sights
@@ -167,7 +167,7 @@ class MemoryStore:
 
     def _missing(self, size: int, low: float) -> int:
         held = self.size + self.partial_bytes + self.promised
-        return policy.to_free(held, self.settings.max_size.of(0), None, 0, low=low, size=size)
+        return to_free(held, self.settings.max_size.of(0), None, 0, low=low, size=size)
 
     # Writing
 

@@ -5,8 +5,8 @@ import http.client
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from cacheyd.cache.fetch import UpstreamBroken
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.protocol.headers import HeaderList
+from cacheyd.upstream.port import UpstreamBroken
 
 
 class PlainResponse:

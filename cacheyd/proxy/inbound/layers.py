@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cacheyd.cache.answer import Answer
-from cacheyd.cache.fetch import header
+from cacheyd.protocol.headers import header
 from cacheyd.protocol.reference import Kind
 
 # A layer of which no piece was asked for during this time has come to its end (seconds).

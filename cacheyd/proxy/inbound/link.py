@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from mitmproxy.proxy import commands, server
 
-from cacheyd.cache.flight import BodyBroken
+from cacheyd.cache.bodies import BodyBroken
 from cacheyd.resources.budget import Budget
 from cacheyd.settings.settings import Settings
 

@@ -19,7 +19,7 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.layers.http._http1 import make_body_reader
 
 from cacheyd.cache.answer import Answer, error_answer
-from cacheyd.cache.flight import WINDOW, BodyBroken, MappedReader, Source
+from cacheyd.cache.bodies import WINDOW, BodyBroken, MappedReader, Source
 from cacheyd.protocol.errors import Code, client_error, upstream_error
 from cacheyd.proxy.inbound.head import BadHead, Head, HeadBuffer, parse_head, render_head
 from cacheyd.proxy.inbound.link import CacheydTurnHook, Link

@@ -27,7 +27,7 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from cacheyd.cache.answer import Answer, error_answer
-from cacheyd.cache.flight import WINDOW, BodyBroken, Source
+from cacheyd.cache.bodies import WINDOW, BodyBroken, Source
 from cacheyd.protocol.errors import Code, client_error, explain
 from cacheyd.proxy.inbound.head import render_head
 from cacheyd.proxy.inbound.link import ClientLink

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from mitmproxy import http
 
-from cacheyd.cache.fetch import Chunk, UpstreamBroken
 from cacheyd.resources.budget import Budget
+from cacheyd.upstream.port import Chunk, UpstreamBroken
 
 # What may wait in memory of one body until it is on disk; the upstream is not read while there is more (bytes).
 BUFFER = 4 << 20

@@ -14,8 +14,8 @@ from mitmproxy.proxy.layers.http import ErrorCode, ReceiveHttp, RequestHeaders, 
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._http1 import Http1Client
 
-from cacheyd.cache.fetch import UpstreamBroken
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.protocol.headers import HeaderList
+from cacheyd.upstream.port import UpstreamBroken
 
 # The most header lines of a response, and the longest value of one (bytes). The whole head is bounded where it is read.
 MAX_LINES, MAX_VALUE = 100, 8 << 10

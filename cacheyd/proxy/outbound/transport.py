@@ -13,8 +13,8 @@ from mitmproxy import http
 from mitmproxy.options import Options
 from OpenSSL import SSL
 
-from cacheyd.cache.fetch import HEARD, Chunk, UpstreamBroken, content_length, header, was_heard, without
-from cacheyd.protocol.errors import Blame, Code, Failure, HeaderList, RequestError
+from cacheyd.protocol.errors import Blame, Code, Failure, RequestError
+from cacheyd.protocol.headers import HeaderList, content_length, header, without
 from cacheyd.protocol.urls import Url, from_field, is_upgrade, parse_url, resolve
 from cacheyd.proxy.outbound.connection import FetchConnection, Streams
 from cacheyd.proxy.outbound.exchange import Exchange, without_end
@@ -32,6 +32,7 @@ from cacheyd.proxy.outbound.trust import (
 from cacheyd.proxy.outbound.wire import READ, Wire
 from cacheyd.resources.budget import Budget, Pace
 from cacheyd.settings.settings import Settings
+from cacheyd.upstream.port import HEARD, Chunk, UpstreamBroken, was_heard
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_HOPS = 5

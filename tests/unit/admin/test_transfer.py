@@ -11,7 +11,7 @@ import pytest
 from cacheyd.admin.transfer import ASKED, export_handler, import_handlers
 from cacheyd.admin.tree import ACCEPT
 from cacheyd.cache.cache import Cache, Request
-from cacheyd.cache.fetch import Fetcher, UpstreamBroken, UpstreamRequest, UpstreamResponse
+from cacheyd.cache.fetch import Fetcher
 from cacheyd.protocol.manifest import Descriptor, parse_platform
 from cacheyd.protocol.reference import Kind, parse_image
 from cacheyd.settings.settings import load
@@ -21,6 +21,7 @@ from cacheyd.store.store import Store
 from cacheyd.terminal.images import _open_blob, export, image_names, import_images
 from cacheyd.terminal.layout import Image as Carried
 from cacheyd.terminal.layout import IncompleteError, LayoutError, write_layout
+from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest, UpstreamResponse
 from tests.support.images import Image, Index, make_image, make_index
 
 NAME = "ghcr.io/acme/app:1.0"

@@ -8,16 +8,18 @@ import pytest
 
 from cacheyd.cache.access import Gone
 from cacheyd.cache.answer import Answer
+from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache, Request
-from cacheyd.cache.fetch import Fetcher, UpstreamBroken, UpstreamRequest, credentials_of, header
-from cacheyd.cache.flight import BodyBroken
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.requester import credentials_of
+from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.reference import OCI_MANIFEST, Kind, Reference
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.rows import Stored, add_repository
 from cacheyd.store.store import Store
 from cacheyd.upstream.origins import MAX_TRACKED, Breaker
+from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.stores import Clock
 
 DATA = bytes(range(256)) * 2000

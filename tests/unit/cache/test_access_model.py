@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from cacheyd.cache.answer import Answer
+from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache, Request
-from cacheyd.cache.fetch import Fetcher, UpstreamBroken, UpstreamRequest, header
-from cacheyd.cache.flight import BodyBroken
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.reference import OCI_MANIFEST, Kind, Reference
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.store import Store
+from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 
 LOGINS = (None, "alice", "bob", "carol")
 REPOSITORIES = ("one/img", "two/img", "three/img")

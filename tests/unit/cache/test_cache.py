@@ -12,14 +12,16 @@ from typing import cast
 import pytest
 
 from cacheyd.cache.answer import Answer
+from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import FAR_AHEAD, Cache, Request
-from cacheyd.cache.fetch import Fetcher, UpstreamBroken, UpstreamRequest, header
-from cacheyd.cache.flight import HOLD, BodyBroken
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.flight import HOLD
+from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind, Reference, parse_target
 from cacheyd.settings.settings import Settings, load
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.store import Store
+from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import Clock
 

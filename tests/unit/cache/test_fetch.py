@@ -16,30 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.cache.fetch import (
-    FAILURE_PAUSE,
-    MANIFEST_MAX,
-    MANIFESTS_MAX,
-    MISMATCH_PAUSE,
-    RATE_LIMIT_DEFAULT,
-    RATE_LIMIT_MAX,
-    Fetcher,
-    ManifestContent,
-    UpstreamBroken,
-    UpstreamRequest,
-    content_length,
-    credentials_of,
-    end_to_end,
-    header,
-    retry_after,
-)
-from cacheyd.cache.flight import HOLD, BodyBroken, Flight, FlightReader, NotKept, Relayed
-from cacheyd.protocol.errors import Code, HeaderList, RequestError
+from cacheyd.cache.bodies import BodyBroken
+from cacheyd.cache.fetch import FAILURE_PAUSE, MANIFEST_MAX, MANIFESTS_MAX, MISMATCH_PAUSE, Fetcher, ManifestContent
+from cacheyd.cache.flight import HOLD, Flight, FlightReader, NotKept
+from cacheyd.cache.requester import credentials_of
+from cacheyd.protocol.errors import Code, RequestError
+from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED, Reference, parse_target
 from cacheyd.settings.settings import Settings, load
 from cacheyd.store.blobs import Mapped, digest_of
 from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import Store
+from cacheyd.upstream.port import Relayed, UpstreamBroken, UpstreamRequest
+from cacheyd.upstream.ratelimit import RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, retry_after
 from tests.support.stores import Clock
 
 BLOB = random.Random(1).randbytes(300_000)

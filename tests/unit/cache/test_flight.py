@@ -9,24 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.cache.flight import (
-    COPY,
-    HOLD,
-    WINDOW,
-    Asker,
-    BodyBroken,
-    Flight,
-    FlightReader,
-    FlightTable,
-    MappedReader,
-    MultipartReader,
-    NotKept,
-    Relay,
-    Relayed,
-)
+from cacheyd.cache.bodies import WINDOW, BodyBroken, MappedReader, MultipartReader
+from cacheyd.cache.flight import COPY, HOLD, Flight, FlightReader, FlightTable, NotKept
+from cacheyd.cache.requester import Asker
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.ranges import Part
 from cacheyd.store.blobs import BlobDir, digest_of
+from cacheyd.upstream.port import Relay, Relayed
 
 DIGEST = digest_of(b"a")
 ASKER = Asker("reg.example", "lab/img", b"alice")

@@ -16,6 +16,7 @@ from cacheyd.protocol.reference import (
 )
 from cacheyd.settings.settings import Settings, load
 from cacheyd.store.blobs import digest_of
+from cacheyd.store.room import to_free
 from cacheyd.store.rows import TagVariant
 
 SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
@@ -207,13 +208,13 @@ def test_the_first_pattern_that_matches_counts(name: str, seconds: float) -> Non
     ],
 )
 def test_how_much_has_to_go(stored: int, max_size: int, free: int | None, min_free: int, expected: int) -> None:
-    assert policy.to_free(stored, max_size, free, min_free) == expected
+    assert to_free(stored, max_size, free, min_free) == expected
 
 
 @pytest.mark.parametrize(("low", "expected"), [(1.0, 1), (0.9, 11), (0.5, 51), (0.01, 100)])
 def test_how_far_down_it_goes(low: float, expected: int) -> None:
-    assert policy.to_free(101, 100, None, 0, low=low) == expected
-    assert policy.to_free(0, 0, 99, 100, low=low) == expected
+    assert to_free(101, 100, None, 0, low=low) == expected
+    assert to_free(0, 0, 99, 100, low=low) == expected
 
 
 @pytest.mark.parametrize(
@@ -222,9 +223,9 @@ def test_how_far_down_it_goes(low: float, expected: int) -> None:
 )
 def test_room_for_one_object(size: int, expected: int) -> None:
     """One that is larger than the low watermark may fill the cache up to the high one."""
-    assert policy.to_free(50, 100, None, 0, size=size) == expected
-    assert policy.to_free(50, 0, 1000, 100, size=900) == 0
-    assert policy.to_free(50, 0, 1000, 100, size=901) == 11
+    assert to_free(50, 100, None, 0, size=size) == expected
+    assert to_free(50, 0, 1000, 100, size=900) == 0
+    assert to_free(50, 0, 1000, 100, size=901) == 11
 
 
 @pytest.mark.parametrize(

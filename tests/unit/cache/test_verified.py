@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from cacheyd.cache.fetch import Chunk, UpstreamBroken
-from cacheyd.cache.flight import HOLD, BodyBroken
+from cacheyd.cache.bodies import BodyBroken
+from cacheyd.cache.flight import HOLD
 from cacheyd.cache.verified import VerifiedSource
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.ranges import Part
+from cacheyd.upstream.port import Chunk, UpstreamBroken
 from tests.support.images import digest_of, random_bytes
 
 DATA = random_bytes(300_000, 1)

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy import http
 
-from cacheyd.cache.fetch import UpstreamBroken
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.protocol.headers import HeaderList
 from cacheyd.proxy.outbound.intake import MAX_LINES, MAX_VALUE, problem_of, take_head, with_one_length
+from cacheyd.upstream.port import UpstreamBroken
 
 
 def taken(*fields: tuple[bytes, bytes], status: int = 200) -> HeaderList:

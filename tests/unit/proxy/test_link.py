@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mitmproxy import connection
 
-from cacheyd.cache.flight import BodyBroken
+from cacheyd.cache.bodies import BodyBroken
 from cacheyd.proxy.inbound import link as link_module
 from cacheyd.proxy.inbound.link import ClientLink, Idle
 from cacheyd.settings.settings import Settings

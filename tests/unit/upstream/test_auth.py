@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.cache.fetch import UpstreamBroken
 from cacheyd.upstream.auth import (
     CHALLENGES_MAX,
     TOKEN_LIFE,
@@ -20,6 +19,7 @@ from cacheyd.upstream.auth import (
     parse_challenges,
     realm_belongs,
 )
+from cacheyd.upstream.port import UpstreamBroken
 
 REALM = "https://auth.test/token"
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.cache.fetch import UpstreamBroken, UpstreamRequest
-from cacheyd.protocol.errors import HeaderList
+from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import DOCKER_HUB, Kind, Reference
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.upstream import helpers
 from cacheyd.upstream.auth import Authorizer
 from cacheyd.upstream.logins import LIFE_MIN, MAX_IMAGES, PAUSE, REFUSED_EVERY, RENEW_AT, Logins, image_of, missing
+from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.programs import counted, left_alive, provides, runs_of, says, write_program
 from tests.support.stores import Clock
 

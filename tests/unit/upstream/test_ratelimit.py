@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.cache.flight import Relay, Relayed
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError
+from cacheyd.upstream.port import Relay, Relayed
 from cacheyd.upstream.ratelimit import (
     ABSURD,
     CLIENTS_WAIT,

@@ -1,0 +1,63 @@
+"""Who asks, as far as it can make a difference, and questions that are asked once for all who ask them."""
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+from cacheyd.protocol.errors import RequestError
+from cacheyd.protocol.headers import HeaderList
+from cacheyd.protocol.reference import Reference
+from cacheyd.singleflight import Once
+from cacheyd.upstream.port import PERSONAL, Relayed
+
+
+class Asker(NamedTuple):
+    """Who asks, as far as it can make a difference: credentials are a hash."""
+
+    registry: str
+    repository: str
+    credentials: bytes
+
+    def shares(self, other: "Asker", error: Relayed | RequestError) -> bool:
+        """Whether a failure of `other`'s request is one of this asker's, too."""
+        if self == other:
+            return True
+        if self.registry != other.registry:
+            return False
+        return not (isinstance(error, Relayed) and error.relay.status in PERSONAL)
+
+
+type Question = tuple[int | str | bytes, ...]
+
+
+async def ask_once[Result](
+    once: Once[Question, Asker, Result],
+    question: Question,
+    mine: Asker,
+    start: Callable[[], Coroutine[Any, Any, Result]],
+) -> Result:
+    """What `start` brings, once for all who ask the same meanwhile. Raises what it does.
+
+    Who waited for somebody else's request and does not share its failure asks for himself then, once for all with his login:
+    made-up logins are many, and nobody is to wait for each of them.
+    """
+    theirs, asked = once.join(question, mine, start)
+    try:
+        return await asked
+    except (Relayed, RequestError) as error:
+        if mine.shares(theirs, error):
+            raise
+    _, own = once.join((*question, mine.credentials), mine, start)
+    return await own
+
+
+def credentials_of(headers: HeaderList) -> bytes:
+    """What tells two clients' credentials apart without keeping them."""
+    # All lines of it: which of them an upstream believes is its own affair.
+    lines = [value for key, value in headers if key.lower() == "authorization"]
+    return hashlib.blake2b("\n".join((*lines, "")).encode(), digest_size=16).digest()
+
+
+def asker(ref: Reference, headers: HeaderList) -> Asker:
+    """Who asks for something."""
+    return Asker(ref.registry, ref.repository, credentials_of(headers))

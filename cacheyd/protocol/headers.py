@@ -1,0 +1,35 @@
+"""Header lists: pairs of names and values in the order in which they came (RFC 9110 section 5)."""
+
+import re
+
+type HeaderList = tuple[tuple[str, str], ...]
+
+
+_HOP_BY_HOP = frozenset(
+    {
+        "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+        "trailers", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+
+
+def header(headers: HeaderList, name: str) -> str | None:
+    """The first value of a header, None if it is not there."""
+    return next((value for key, value in headers if key.lower() == name), None)
+
+
+def without(headers: HeaderList, *names: str) -> HeaderList:
+    """All but the headers of these names (in lower case)."""
+    return tuple(item for item in headers if item[0].lower() not in names)
+
+
+def end_to_end(headers: HeaderList) -> HeaderList:
+    """Without hop-by-hop headers and those that Connection names (RFC 9110 section 7.6.1)."""
+    named = {token.strip().lower() for key, value in headers if key.lower() == "connection" for token in value.split(",")}
+    return without(headers, *_HOP_BY_HOP, *named)
+
+
+def content_length(headers: HeaderList) -> int | None:
+    """Content-Length in bytes, None if it is missing or no number."""
+    value = header(headers, "content-length") or ""
+    return int(value) if re.fullmatch(r"\d{1,18}", value) else None
