@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 
-class Once[Key: Hashable, Who, Result]:
+class SingleFlight[Key: Hashable, Who, Result]:
     """Running tasks by key, each with who started it. No await stands between the look and the start."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ from cacheyd.cache.created import Created
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import HOLD, Flight, FlightReader, NotKept
 from cacheyd.cache.lists import Listings, TooLarge
-from cacheyd.cache.requester import Asker, Question, ask_once, asker
+from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
 from cacheyd.cache.verified import VerifiedSource
 from cacheyd.protocol.codings import codings_of
 from cacheyd.protocol.errors import RequestError, cache_error, upstream_error
@@ -44,7 +44,7 @@ from cacheyd.protocol.manifest import NO_TYPES
 from cacheyd.protocol.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_content_range, parse_range
 from cacheyd.protocol.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
 from cacheyd.settings.settings import Settings
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store
@@ -126,7 +126,7 @@ class Cache:
         self._waiting = 0
         self._waiting_for: Counter[str] = Counter()
         self._generation = 0
-        self._resolving: Once[Question, Asker, Relay] = Once()
+        self._resolving: SingleFlight[Question, Requester, Relay] = SingleFlight()
 
     def forget(self) -> None:
         """After a change of settings: nothing that was decided, or is being asked, by the old ones is used."""
@@ -630,7 +630,7 @@ class Cache:
         ref = request.ref
         asked = policy.asked_types(accepted_types(request.accept))
         question: Question = (self._generation, ref.registry, ref.repository, ref.reference, *sorted(asked))
-        mine = asker(ref, request.headers)
+        mine = requester_of(ref, request.headers)
         try:
             return await ask_once(self._resolving, question, mine, lambda: self._head(ref, request.headers, asked))
         except Relayed as error:
@@ -705,7 +705,7 @@ class Cache:
         before they start the next flight. Raises NotKept where that did not help either.
         """
         ref = request.ref
-        mine = asker(ref, request.headers)
+        mine = requester_of(ref, request.headers)
         refused = False
         while True:
             running = self.fetcher.flights.get(ref.registry, ref.digest or "")
@@ -713,7 +713,7 @@ class Cache:
                 await self._prove(request)
                 permitted = True
                 continue
-            others = running is not None and running.asker.repository != ref.repository
+            others = running is not None and running.requester.repository != ref.repository
             if others and not permitted and self.access.verifies(ref):
                 # It began since this client was let through: what is in one repository may not be in another.
                 await self._prove(request)
@@ -732,7 +732,7 @@ class Cache:
                         # A client that gets a head and no byte, again and again, never asks elsewhere.
                         await flight.begun(SMALL_WAIT)
             except (Relayed, RequestError) as error:
-                if mine.shares(flight.asker, error):
+                if mine.shares(flight.requester, error):
                     raise
                 if refused:
                     raise NotKept from error

@@ -18,7 +18,7 @@ from cacheyd.protocol.errors import Code, RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, without
 from cacheyd.protocol.manifest import Descriptor, own_platform, parse_descriptor, parse_object, parse_platform, select
 from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, ImageName, Kind, Reference
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Description, Stored, TagVariant
 from cacheyd.upstream.port import Relayed, UpstreamBroken
@@ -46,7 +46,7 @@ class Created:
         self._fetcher = fetcher
         self._learn = learn
         self._clock = clock
-        self._looking: Once[str, float, None] = Once()
+        self._looking: SingleFlight[str, float, None] = SingleFlight()
         self._tried: dict[str, float] = {}
 
     async def look(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from cacheyd.cache.flight import Flight, FlightError, FlightTable, NotKept
 from cacheyd.cache.freshness import is_memorable
-from cacheyd.cache.requester import Asker, Question, ask_once, asker, credentials_of
+from cacheyd.cache.requester import Question, Requester, ask_once, credentials_of, requester_of
 from cacheyd.protocol.codings import (
     BLOB_SECONDS,
     SECONDS_OF_MIB,
@@ -30,7 +30,7 @@ from cacheyd.resources.budget import Budget, Held, Pace
 from cacheyd.resources.decoding import BLOBS, NoTurn, next_slice, undo
 from cacheyd.resources.slots import Slots
 from cacheyd.settings.settings import Settings
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import Partial, digest_of
 from cacheyd.store.rows import Description, TagVariant, describe
 from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
@@ -133,7 +133,7 @@ class Fetcher:
         self._clock = clock
         self._monotonic = monotonic
         self._on_verify_failure = on_verify_failure
-        self._manifests: Once[Question, Asker, ManifestContent] = Once()
+        self._manifests: SingleFlight[Question, Requester, ManifestContent] = SingleFlight()
         self._generation = 0
         self._manifest_bytes = 0
         self._large_manifest = asyncio.Lock()
@@ -339,7 +339,7 @@ class Fetcher:
         assert ref.digest
         flight = self.flights.get(ref.registry, ref.digest)
         if flight is None:
-            flight = Flight(ref.digest, asker(ref, headers), self.budget)
+            flight = Flight(ref.digest, requester_of(ref, headers), self.budget)
             self.flights.add(flight)
             task = asyncio.create_task(self._run(flight, ref, headers), name=f"flight {ref.digest[:19]}")
             if not task.done():
@@ -393,7 +393,7 @@ class Fetcher:
         self._failed[flight.key] = (until, failure, flight.received, mismatches)
 
     async def _take_slot(self, flight: Flight) -> None:
-        registry = flight.asker.registry
+        registry = flight.requester.registry
         if self._slots.try_enter(registry):
             return
         turn = asyncio.ensure_future(self._slots.enter(registry))
@@ -420,9 +420,9 @@ class Fetcher:
         mine = self._slots.taken(registry)
         old = [flight for flight in self.flights if flight.cut is None and 0 < flight.began <= now - YOUNG]
         if not self._slots.full:
-            old = [flight for flight in old if flight.asker.registry == registry]
+            old = [flight for flight in old if flight.requester.registry == registry]
         chosen = [flight for flight in old if not flight.audience] or [
-            flight for flight in old if flight.rate(now) < SLOW and self._slots.taken(flight.asker.registry) > mine
+            flight for flight in old if flight.rate(now) < SLOW and self._slots.taken(flight.requester.registry) > mine
         ]
         if chosen:
             slowest = min(chosen, key=lambda flight: flight.rate(now))
@@ -677,11 +677,11 @@ class Fetcher:
             raise await self._mismatch(partial, ref, f"{_WRONG}: {error}") from None
         finally:
             self.budget.give(WINDOW)
-            self._decoding.leave(flight.asker.registry)
+            self._decoding.leave(flight.requester.registry)
         await self._finish(flight, partial, ref)
 
     async def _turn_to_decode(self, flight: Flight) -> None:
-        registry = flight.asker.registry
+        registry = flight.requester.registry
         turn = asyncio.ensure_future(self._decoding.enter(registry))
         try:
             while not (await asyncio.wait({turn}, timeout=LOOK_FOR_WAY))[0]:
@@ -742,7 +742,9 @@ class Fetcher:
         # By repository, also a digest: who may read it in one may not in another.
         of_tag = () if ref.digest else sorted(asked)
         question = self._generation, ref.registry, ref.repository, ref.reference, *of_tag
-        return await ask_once(self._manifests, question, asker(ref, headers), lambda: self._manifest(ref, headers, asked))
+        return await ask_once(
+            self._manifests, question, requester_of(ref, headers), lambda: self._manifest(ref, headers, asked)
+        )
 
     async def _manifest(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> ManifestContent:
         response = await self.open(ref, "GET", headers)

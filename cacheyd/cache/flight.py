@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from cacheyd.cache.bodies import WINDOW, BodyBroken
-from cacheyd.cache.requester import Asker
+from cacheyd.cache.requester import Requester
 from cacheyd.protocol.errors import RequestError
 from cacheyd.resources.budget import Budget
 from cacheyd.store.blobs import Partial
@@ -34,14 +34,14 @@ type FlightError = Relayed | RequestError | NotKept
 
 
 class Flight:
-    """The state of one fetch, made for `asker`. Only `fetch` changes it; each change wakes those who wait.
+    """The state of one fetch, made for `requester`. Only `fetch` changes it; each change wakes those who wait.
 
     `readers` read its body, `audience` counts all who want it, those included who wait for its head or its end.
     """
 
-    def __init__(self, digest: str, asker: Asker, budget: Budget | None = None) -> None:
+    def __init__(self, digest: str, requester: Requester, budget: Budget | None = None) -> None:
         self.digest = digest
-        self.asker = asker
+        self.requester = requester
         self.budget = budget or Budget(RECENT * 32)
         self.partial: Partial | None = None
         self.size: int | None = None
@@ -62,7 +62,7 @@ class Flight:
         self.promised = 0
         self.alone_since: float | None = None
         # Another login that waits for it and need not share its failure; whether there are several.
-        self._other: Asker | None = None
+        self._other: Requester | None = None
         self.contested = False
         # The codings of the body that is coming; sealed: nobody gets any of it before it is verified, as these bytes may not
         # be those of the object.
@@ -113,9 +113,9 @@ class Flight:
         if self.on_cut is not None:
             self.on_cut()
 
-    def joined(self, who: Asker) -> None:
+    def joined(self, who: Requester) -> None:
         """Notes who waits for it."""
-        if who != self.asker:
+        if who != self.requester:
             self.contested = self.contested or self._other not in (None, who)
             self._other = who
 
@@ -137,7 +137,7 @@ class Flight:
     @property
     def key(self) -> tuple[str, str]:
         """Registry and digest."""
-        return self.asker.registry, self.digest
+        return self.requester.registry, self.digest
 
     @property
     def over(self) -> bool:

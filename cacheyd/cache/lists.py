@@ -23,13 +23,13 @@ from cacheyd.cache.answer import (
     why_stale,
 )
 from cacheyd.cache.fetch import REMEMBERED_BODY, Fetcher
-from cacheyd.cache.requester import Asker, Question, ask_once, asker, credentials_of
+from cacheyd.cache.requester import Question, Requester, ask_once, credentials_of, requester_of
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end
 from cacheyd.protocol.manifest import parse_object
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import Settings
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 from cacheyd.store.lists import LIST_MAX, Listed
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relay, Relayed, UpstreamBroken, UpstreamResponse, read_all
@@ -66,7 +66,7 @@ class Listings:
         self._below_floor = below_floor
         self._large = asyncio.Lock()
         self._generation = 0
-        self._asking: Once[Question, Asker, tuple[Relay, bool]] = Once()
+        self._asking: SingleFlight[Question, Requester, tuple[Relay, bool]] = SingleFlight()
 
     def forget(self) -> None:
         """After a change of settings: nobody joins what is being asked by the old ones, and permissions are asked for anew."""
@@ -149,7 +149,7 @@ class Listings:
 
     async def _ask(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
         """What upstream says, once for all who ask at once, and whether it is kept."""
-        mine = asker(ref, headers)
+        mine = requester_of(ref, headers)
         whose = mine.credentials.hex() if self._is_personal(ref) else ""
         question = self._generation, _name(ref, whose)
         return await ask_once(self._asking, question, mine, lambda: self._fetch(ref, headers))

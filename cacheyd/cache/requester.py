@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import Reference
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 from cacheyd.upstream.port import PERSONAL, Relayed
 
 
-class Asker(NamedTuple):
+class Requester(NamedTuple):
     """Who asks, as far as it can make a difference: credentials are a hash."""
 
     registry: str
     repository: str
     credentials: bytes
 
-    def shares(self, other: "Asker", error: Relayed | RequestError) -> bool:
-        """Whether a failure of `other`'s request is one of this asker's, too."""
+    def shares(self, other: "Requester", error: Relayed | RequestError) -> bool:
+        """Whether a failure of `other`'s request is one of this requester's, too."""
         if self == other:
             return True
         if self.registry != other.registry:
@@ -31,9 +31,9 @@ type Question = tuple[int | str | bytes, ...]
 
 
 async def ask_once[Result](
-    once: Once[Question, Asker, Result],
+    once: SingleFlight[Question, Requester, Result],
     question: Question,
-    mine: Asker,
+    mine: Requester,
     start: Callable[[], Coroutine[Any, Any, Result]],
 ) -> Result:
     """What `start` brings, once for all who ask the same meanwhile. Raises what it does.
@@ -58,6 +58,6 @@ def credentials_of(headers: HeaderList) -> bytes:
     return hashlib.blake2b("\n".join((*lines, "")).encode(), digest_size=16).digest()
 
 
-def asker(ref: Reference, headers: HeaderList) -> Asker:
+def requester_of(ref: Reference, headers: HeaderList) -> Requester:
     """Who asks for something."""
-    return Asker(ref.registry, ref.repository, credentials_of(headers))
+    return Requester(ref.registry, ref.repository, credentials_of(headers))

@@ -17,7 +17,7 @@ from typing import override
 
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.settings import Settings
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.index import Index, Row
@@ -110,7 +110,7 @@ class Shelf:
         self._broken_until = 0.0
         # Out of the catalogue, their files about to go.
         self._leaving: set[tuple[str, tuple[int, int]]] = set()
-        self._recovering: Once[str, None, Stored | None] = Once()
+        self._recovering: SingleFlight[str, None, Stored | None] = SingleFlight()
 
     @property
     def settings(self) -> Settings:

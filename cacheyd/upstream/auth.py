@@ -25,7 +25,7 @@ from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.urls import Url, from_field, is_upgrade, parse_url
 from cacheyd.resources.decoding import NoTurn, undo
 from cacheyd.settings.settings import RegistrySettings, Settings
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 from cacheyd.upstream.logins import Logins
 from cacheyd.upstream.port import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, read_all
 from cacheyd.upstream.ratelimit import wanted_wait
@@ -188,7 +188,7 @@ class Authorizer:
         self._clock = clock
         self._tokens = _Tokens()
         self._basic: set[str] = set()
-        self._asking: Once[_Key, None, str] = Once()
+        self._asking: SingleFlight[_Key, None, str] = SingleFlight()
         self._logins = Logins(clock)
 
     def forget(self) -> None:

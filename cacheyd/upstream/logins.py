@@ -15,7 +15,7 @@ from cacheyd.protocol.reference import Reference, canonical_registry
 from cacheyd.protocol.urls import parse_url
 from cacheyd.settings import settings as config
 from cacheyd.settings.settings import ConfigError, RegistrySettings, Settings
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 from cacheyd.upstream import helpers
 from cacheyd.upstream.helpers import AuthFile, HelperError, Provided
 from cacheyd.upstream.port import UpstreamBroken
@@ -50,7 +50,7 @@ class _Place:
     """What is known of one registry's login. `kept` is by image; the empty one stands for all."""
 
     kept: dict[str, _Answer] = field(default_factory=dict, repr=False)
-    runs: Once[str, str, _Answer] = field(default_factory=Once)
+    runs: SingleFlight[str, str, _Answer] = field(default_factory=SingleFlight)
     pause: float = 0.0
     paused_until: float = 0.0
     paused_mark: tuple[int, ...] = ()

@@ -5,11 +5,11 @@ import gc
 
 import pytest
 
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 
 
 async def test_all_who_ask_meanwhile_get_the_same() -> None:
-    once: Once[str, str, int] = Once()
+    once: SingleFlight[str, str, int] = SingleFlight()
     started = 0
     release = asyncio.Event()
 
@@ -34,7 +34,7 @@ async def test_all_who_ask_meanwhile_get_the_same() -> None:
 
 
 async def test_who_started_it_may_leave() -> None:
-    once: Once[str, None, str] = Once()
+    once: SingleFlight[str, None, str] = SingleFlight()
     release = asyncio.Event()
 
     async def work() -> str:
@@ -50,7 +50,7 @@ async def test_who_started_it_may_leave() -> None:
 
 
 async def test_a_failure_is_everybodys_and_is_seen_without_anybody(caplog: pytest.LogCaptureFixture) -> None:
-    once: Once[str, None, None] = Once()
+    once: SingleFlight[str, None, None] = SingleFlight()
 
     async def work() -> None:
         await asyncio.sleep(0)

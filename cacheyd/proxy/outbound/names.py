@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from aiohappyeyeballs import AddrInfoType
 
-from cacheyd.singleflight import Once
+from cacheyd.singleflight import SingleFlight
 
 # Threads for lookups, and how many of them names of one zone (example.com) may have at once.
 THREADS, PER_ZONE = 32, 4
@@ -55,7 +55,7 @@ class Names:
         self._look_up = look_up
         self._clock = clock
         self._known: OrderedDict[tuple[str, int], _Known] = OrderedDict()
-        self._asking: Once[tuple[str, int], None, list[AddrInfoType]] = Once()
+        self._asking: SingleFlight[tuple[str, int], None, list[AddrInfoType]] = SingleFlight()
         self._threads = asyncio.Semaphore(THREADS)
         self._zones: dict[str, _Zone] = {}
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from cacheyd.cache.bodies import WINDOW, BodyBroken, MappedReader, MultipartReader
 from cacheyd.cache.flight import COPY, HOLD, Flight, FlightReader, FlightTable, NotKept
-from cacheyd.cache.requester import Asker
+from cacheyd.cache.requester import Requester
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.ranges import Part
 from cacheyd.store.blobs import BlobDir, digest_of
 from cacheyd.upstream.port import Relay, Relayed
 
 DIGEST = digest_of(b"a")
-ASKER = Asker("reg.example", "lab/img", b"alice")
+ASKER = Requester("reg.example", "lab/img", b"alice")
 LARGE = random.Random(1).randbytes(WINDOW + WINDOW // 2)
 
 
@@ -397,18 +397,18 @@ async def test_several_parts_go_out_one_after_another_without_a_copy(growing: Gr
     ("other", "error", "shared"),
     [
         (ASKER, Relayed(Relay(401, (), b"")), True),
-        (Asker("reg.example", "lab/img", b"bob"), Relayed(Relay(401, (), b"")), False),
-        (Asker("reg.example", "lab/img", b"bob"), Relayed(Relay(404, (), b"")), False),
-        (Asker("reg.example", "lab/img", b"bob"), Relayed(Relay(429, (), b"")), False),
-        (Asker("reg.example", "lab/other", b"alice"), Relayed(Relay(404, (), b"")), False),
-        (Asker("reg.example", "lab/img", b"bob"), Relayed(Relay(503, (), b"")), True),
-        (Asker("reg.example", "lab/img", b"bob"), upstream_error(502, "broken"), True),
-        (Asker("other.example", "lab/img", b"alice"), upstream_error(502, "broken"), False),
-        (Asker("other.example", "lab/img", b"alice"), Relayed(Relay(503, (), b"")), False),
+        (Requester("reg.example", "lab/img", b"bob"), Relayed(Relay(401, (), b"")), False),
+        (Requester("reg.example", "lab/img", b"bob"), Relayed(Relay(404, (), b"")), False),
+        (Requester("reg.example", "lab/img", b"bob"), Relayed(Relay(429, (), b"")), False),
+        (Requester("reg.example", "lab/other", b"alice"), Relayed(Relay(404, (), b"")), False),
+        (Requester("reg.example", "lab/img", b"bob"), Relayed(Relay(503, (), b"")), True),
+        (Requester("reg.example", "lab/img", b"bob"), upstream_error(502, "broken"), True),
+        (Requester("other.example", "lab/img", b"alice"), upstream_error(502, "broken"), False),
+        (Requester("other.example", "lab/img", b"alice"), Relayed(Relay(503, (), b"")), False),
     ],
 )
 def test_a_failure_is_shared_only_where_it_would_be_the_same(
-    other: Asker, error: Relayed | RequestError, shared: bool
+    other: Requester, error: Relayed | RequestError, shared: bool
 ) -> None:
     assert ASKER.shares(other, error) is shared
 
