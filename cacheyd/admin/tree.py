@@ -9,7 +9,8 @@ from typing import NamedTuple
 from cacheyd import __version__
 from cacheyd.cache.answer import BYPASS, HELD, Answer
 from cacheyd.cache.bodies import BodyBroken
-from cacheyd.cache.cache import Cache, Request
+from cacheyd.cache.cache import Cache
+from cacheyd.cache.request import Request
 from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.errors import reason as phrase
 from cacheyd.protocol.headers import HeaderList, header

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from cacheyd.cache import freshness as policy
@@ -35,6 +35,7 @@ from cacheyd.cache.created import Created
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import HOLD, Flight, FlightReader, NotKept
 from cacheyd.cache.lists import Listings, TooLarge
+from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
 from cacheyd.cache.verified import VerifiedSource
 from cacheyd.protocol.codings import codings_of
@@ -74,24 +75,6 @@ NO_HEAD = frozenset({405, 501})
 ASK_WITH_GET = frozenset({200, 404, 405, 501})
 # A file that has to be hashed before it counts is waited for so long, then fetched instead (seconds): it may be huge.
 RECOVER_WAIT = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A GET or HEAD of something in a registry, as the client sent it; `headers` are those that may go upstream."""
-
-    method: str
-    ref: Reference
-    headers: HeaderList
-    accept: tuple[str, ...] = ()
-    range: str | None = None
-    if_range: str | None = None
-    if_none_match: str | None = None
-
-    @property
-    def head(self) -> bool:
-        """Whether no body is wanted."""
-        return self.method == "HEAD"
 
 
 class Cache:

@@ -23,13 +23,13 @@ from cacheyd.admin.control import ControlServer
 from cacheyd.admin.transfer import export_handler, import_handlers
 from cacheyd.admin.warm import warm_handler
 from cacheyd.cache.answer import API_VERSION, Answer, error_answer, text_answer
-from cacheyd.cache.cache import Cache, Request
+from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.request import Request, parse_request
 from cacheyd.observe.logs import AccessLine, AccessLog
 from cacheyd.observe.metrics import CONTENT_TYPE, Metrics
 from cacheyd.protocol.errors import Code, RequestError, cache_error, client_error, reason
-from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.reference import Kind, Page, Reference, parse_target
+from cacheyd.protocol.reference import Kind, Page, parse_target
 from cacheyd.proxy.inbound.head import Head
 from cacheyd.proxy.inbound.layers import Layers
 from cacheyd.proxy.inbound.link import HEADS, ClientLink, Link
@@ -67,8 +67,6 @@ LOOK_EVERY = 0.05
 QUICK_TOTAL = 16 << 20
 QUICK_BYTES = 16 << 10
 QUICK_ENTRY = 2 << 10
-# The client's headers that an upstream is to see, and no others: never cookies, hop-by-hop headers or ns.
-FORWARDED = {"accept": "Accept", "authorization": "Authorization", "user-agent": "User-Agent"}
 
 
 class RegistryCache:
@@ -427,7 +425,7 @@ class RegistryCache:
         if isinstance(ref, Page):
             return None
         self._hit_at = self._clock()
-        request = _request(head.method, ref, head.headers)
+        request = parse_request(head.method, ref, head.headers)
         if self._stopping and self._is_new_piece(request):
             return None
         answer = self.cache.hit(request)
@@ -495,7 +493,7 @@ class RegistryCache:
                 return self._page(target, request)
             # A character for each byte, as in a Head.
             fields = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.fields)
-            asked = _request(request.method, target, fields)
+            asked = parse_request(request.method, target, fields)
             if self._stopping and self._is_new_piece(asked):
                 raise cache_error("cacheyd is stopping", 503)
             return await self.cache.answer(asked, gone)
@@ -652,21 +650,3 @@ def connections_for(limit: int) -> int:
     can be closed again. Without a descriptor a client cannot even be refused, and a mirror that hangs is worse than none.
     """
     return sys.maxsize if limit == resource.RLIM_INFINITY else max(4, limit // 2 - 32)
-
-
-def _request(method: str, ref: Reference, headers: HeaderList) -> Request:
-    forwarded, accept = [], []
-    range_ = if_range = if_none_match = None
-    for name, value in headers:
-        key = name.lower()
-        if key in FORWARDED:
-            forwarded.append((FORWARDED[key], value))
-            if key == "accept":
-                accept.append(value)
-        elif key == "range":
-            range_ = value
-        elif key == "if-range":
-            if_range = value
-        elif key == "if-none-match":
-            if_none_match = value
-    return Request(method, ref, tuple(forwarded), tuple(accept), range_, if_range, if_none_match)

@@ -133,3 +133,24 @@ class Relayed(Exception):
     def again_at(self) -> float | None:
         """As the relay's."""
         return self.relay.again_at
+
+
+class RegistryPolicy(Protocol):
+    """What an operator, and a registry's own limits, allow to be asked. Implemented by `origins`."""
+
+    def check_allowed(self, ref: Reference) -> None:
+        """Raises RequestError 403 with the rule if this may not be asked for."""
+
+    def below_floor(self, registry: str) -> bool:
+        """Whether so few pulls are left at a registry that only what nobody has yet is asked for."""
+
+
+class NoPolicy:
+    """Everything may be asked for."""
+
+    def check_allowed(self, ref: Reference) -> None:
+        """Never raises."""
+
+    def below_floor(self, registry: str) -> bool:
+        """Never."""
+        return False

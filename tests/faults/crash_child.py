@@ -10,8 +10,9 @@ from random import Random
 
 from cacheyd.cache.answer import BYPASS
 from cacheyd.cache.bodies import BodyBroken
-from cacheyd.cache.cache import Cache, Request
+from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.request import Request
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size

@@ -10,8 +10,9 @@ import pytest
 
 from cacheyd.admin.transfer import ASKED, export_handler, import_handlers
 from cacheyd.admin.tree import ACCEPT
-from cacheyd.cache.cache import Cache, Request
+from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.request import Request
 from cacheyd.protocol.manifest import Descriptor, parse_platform
 from cacheyd.protocol.reference import Kind, parse_image
 from cacheyd.settings.settings import load

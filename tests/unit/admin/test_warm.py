@@ -11,8 +11,9 @@ import pytest
 
 from cacheyd.admin.tree import Reason, told
 from cacheyd.admin.warm import Order, parse_order, warm
-from cacheyd.cache.cache import Cache, Request
+from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.request import Request
 from cacheyd.observe.metrics import Metrics
 from cacheyd.protocol.manifest import parse_platform
 from cacheyd.protocol.reference import Kind, parse_image

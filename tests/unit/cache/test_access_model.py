@@ -14,8 +14,9 @@ import pytest
 
 from cacheyd.cache.answer import Answer
 from cacheyd.cache.bodies import BodyBroken
-from cacheyd.cache.cache import Cache, Request
+from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.request import Request
 from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.reference import OCI_MANIFEST, Kind, Reference
 from cacheyd.settings.settings import RegistrySettings, Settings
