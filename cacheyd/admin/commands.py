@@ -12,7 +12,8 @@ from typing import Any
 from cacheyd.admin.control import CommandError, Reply, closable
 from cacheyd.admin.inventory import Ambiguous, Inventory, Removal, Target, parse_target
 from cacheyd.cache import cooldown
-from cacheyd.protocol.reference import Kind, parse_image
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.reference import Kind
 from cacheyd.settings import values as parse
 from cacheyd.store.store import Store
 

@@ -10,9 +10,11 @@ from urllib.parse import quote
 
 from cacheyd.cache.bodies import BodyBroken, Source
 from cacheyd.cache.fetch import NO_ROOM
+from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
-from cacheyd.protocol.reference import DIGEST, Kind, Reference, is_ns, name_to_ask
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.protocol.targets import is_ns, name_to_ask
 from cacheyd.resources.budget import FLOOR, Budget, Held
 from cacheyd.store.rows import Stored
 from cacheyd.upstream.port import Relay, Relayed, UpstreamBroken, UpstreamResponse

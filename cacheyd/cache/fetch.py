@@ -21,17 +21,19 @@ from cacheyd.protocol.codings import (
     check_known,
     codings_of,
 )
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_error, explain, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
-from cacheyd.protocol.manifest import is_media_type, signed_payload
+from cacheyd.protocol.manifest import signed_payload
+from cacheyd.protocol.media_types import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, is_media_type
 from cacheyd.protocol.ranges import parse_content_range
-from cacheyd.protocol.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Kind, Reference
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.resources.budget import Budget, Held, Pace
 from cacheyd.resources.decoding import BLOBS, NoTurn, next_slice, undo
 from cacheyd.resources.slots import Slots
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import Partial, digest_of
+from cacheyd.store.blobs import Partial
 from cacheyd.store.rows import Description, TagVariant, describe
 from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
 from cacheyd.store.shelf import SMALL

@@ -29,7 +29,8 @@ from cacheyd.cache.request import Request, parse_request
 from cacheyd.observe.logs import AccessLine, AccessLog
 from cacheyd.observe.metrics import CONTENT_TYPE, Metrics
 from cacheyd.protocol.errors import Code, RequestError, cache_error, client_error, reason
-from cacheyd.protocol.reference import Kind, Page, parse_target
+from cacheyd.protocol.reference import Kind
+from cacheyd.protocol.targets import Page, parse_target
 from cacheyd.proxy.inbound.head import Head
 from cacheyd.proxy.inbound.layers import Layers
 from cacheyd.proxy.inbound.link import HEADS, ClientLink, Link

@@ -9,7 +9,8 @@ from functools import lru_cache
 from string import ascii_lowercase, ascii_uppercase, digits
 
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.reference import DOCKER_HUB, MAX_NAME, NAME, TAG, Kind, Reference, canonical_registry, names_of
+from cacheyd.protocol.reference import MAX_NAME, NAME, TAG, Kind, Reference
+from cacheyd.protocol.registries import DOCKER_HUB, canonical_registry, names_of
 from cacheyd.settings import values as parse
 
 # So many decisions are remembered, each about a registry, a repository and a tag: hits must not wait for patterns.

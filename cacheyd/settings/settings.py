@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.reference import DOCKER_HUB, canonical_registry
+from cacheyd.protocol.registries import DOCKER_HUB, canonical_registry
 from cacheyd.settings import values as parse
 from cacheyd.settings.rules import meant_image, parse_ages, parse_pins, parse_rules
 from cacheyd.settings.values import Size

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.reference import canonical_registry
+from cacheyd.protocol.registries import canonical_registry
 from cacheyd.protocol.urls import parse_url
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")

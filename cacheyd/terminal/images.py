@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, Self, TextIO
 
 from cacheyd.admin.orders import MAX_LAYERS
-from cacheyd.protocol.manifest import Descriptor, Platform, own_platform, parse_platform
-from cacheyd.protocol.reference import ImageName, parse_image
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.platforms import Platform, own_platform, parse_platform
 from cacheyd.resources import open_files as descriptors
 from cacheyd.settings.values import counted, shown_size
 from cacheyd.terminal.layout import Image, IncompleteError, Kept, LayoutError, import_layout, write_layout

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from cacheyd.admin import control
 from cacheyd.admin.control import CommandError, NoServer, NotAnswering, Reply
 from cacheyd.admin.inventory import parse_target
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.images import parse_image
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import counted, shown_size
 

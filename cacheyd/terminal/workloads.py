@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.images import parse_image
 from cacheyd.settings.values import counted
 
 # The most that is read (bytes), and how many values and levels YAML may have: its parser is slow, and builds trees.

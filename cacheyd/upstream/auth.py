@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import unquote, urlencode
 
+from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.protocol.codings import BadCoding, codings_of
 from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.headers import HeaderList, header, without
-from cacheyd.protocol.manifest import parse_object
 from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.urls import Url, from_field, is_upgrade, parse_url
 from cacheyd.resources.decoding import NoTurn, undo

@@ -23,9 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
+from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.manifest import parse_object
-from cacheyd.protocol.reference import DOCKER_HUB, canonical_registry
+from cacheyd.protocol.registries import DOCKER_HUB, canonical_registry
 from cacheyd.settings.values import helper_name
 
 # What a program may write: to standard output, and what of its errors is looked at (bytes).

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cacheyd.protocol.reference import Reference, canonical_registry
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.registries import canonical_registry
 from cacheyd.protocol.urls import parse_url
 from cacheyd.settings import settings as config
 from cacheyd.settings.settings import ConfigError, RegistrySettings, Settings

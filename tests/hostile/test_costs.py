@@ -18,7 +18,7 @@ from mitmproxy import http
 from cacheyd.admin import tree
 from cacheyd.cache import answer, cache, cooldown
 from cacheyd.observe import logs
-from cacheyd.protocol import codings, headers, manifest, ranges, reference, urls
+from cacheyd.protocol import accept, codings, headers, hosts, media_types, platforms, ranges, registries, targets, urls
 from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.proxy.inbound import head
@@ -58,7 +58,7 @@ TAGS = Reference("reg.test", "app", Kind.TAGS, "", None, "reg.test")
 
 
 def _as_lines(value: str) -> object:
-    return reference.accepted_types(tuple(value[at : at + 40] for at in range(0, len(value), 40)))
+    return accept.accepted_types(tuple(value[at : at + 40] for at in range(0, len(value), 40)))
 
 
 def _take(name: str, value: str) -> object:
@@ -86,22 +86,22 @@ def _access_line(value: str) -> str:
 
 
 HOST = (
-    "reference._HOST",
-    "reference._IPV6",
-    "reference._NUMBER",
-    "reference._PORT",
+    "hosts._HOST",
+    "hosts._IPV6",
+    "hosts._NUMBER",
+    "hosts._PORT",
 )
 CASES = (
-    Case("target", reference.parse_target, ("reference._ROUTE", "reference._TAGS_ROUTE",
+    Case("target", targets.parse_target, ("targets._ROUTE", "targets._TAGS_ROUTE",
          "reference.NAME",
-         "reference.TAG", "reference.DIGEST"), "/v2/"),
-    Case("query", reference.parse_target, (), "/v2/app/tags/list?"),
-    Case("ns", reference.canonical_registry, HOST),
-    Case("ns in brackets", reference.canonical_registry, HOST, "["),
-    Case("host", reference.canonical_host, HOST),
-    Case("port", reference.split_port, HOST, "host:"),
-    Case("Accept", lambda value: reference.accepted_types((value,)), ("reference._types",)),
-    Case("Accept lines", _as_lines, ("reference._types",)),
+         "reference.TAG", "digest.DIGEST"), "/v2/"),
+    Case("query", targets.parse_target, (), "/v2/app/tags/list?"),
+    Case("ns", registries.canonical_registry, HOST),
+    Case("ns in brackets", registries.canonical_registry, HOST, "["),
+    Case("host", hosts.canonical_host, HOST),
+    Case("port", hosts.split_port, HOST, "host:"),
+    Case("Accept", lambda value: accept.accepted_types((value,)), ("accept._types",)),
+    Case("Accept lines", _as_lines, ("accept._types",)),
     Case("Range", ranges.parse_range, ("ranges._SPEC",), "bytes="),
     Case("If-Range", lambda value: ranges.if_range_holds(value, '"x"')),
     Case("If-None-Match", lambda value: cache._not_modified(value, "sha256:x")),
@@ -159,9 +159,9 @@ CASES = (
     Case("access log", _access_line),
     # What an access line is made of has been parsed, and is short.
     Case("quoted in the log", logs._one_line, longest=4 << 10),
-    Case("a manifest's media type", manifest.is_media_type, ("manifest._MEDIA_TYPE",), "application/"),
-    Case("a manifest's platform", lambda value: manifest._platform("linux", "arm", value),
-         ("manifest._level", "manifest._PART"), "v"),
+    Case("a manifest's media type", media_types.is_media_type, ("media_types._MEDIA_TYPE",), "application/"),
+    Case("a manifest's platform", lambda value: platforms.normal_platform("linux", "arm", value),
+         ("platforms._level", "platforms._PART"), "v"),
 )  # fmt: skip
 # Those of a challenge are tried one after the other.
 CHALLENGE = tuple(f"auth.{name}" for name in ("_WORD", "_SCHEME", "_TOKEN68", "_EQUALS", "_QUOTED", "_UNQUOTED", "_GAP"))
@@ -175,7 +175,7 @@ TRUSTED = {
     "rules._PART": "settings", "rules._registry": "no wildcard in it",
     "rules._with_one_registry": "settings", "rules._read": "settings",
     "workloads._YAML_LINE": "files that an operator names", "workloads._NO_TEXT": "the same",
-    "reference._BARE_DIGEST": "names in settings, arguments and such files",
+    "images._BARE_DIGEST": "names in settings, arguments and such files",
     "rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
     "helpers._PART": "answers of credential providers", "helpers._NAMED": "their errors, 1,000 characters",
     "helpers._LONG": "the same", "helpers._USER_INFO": "the same", "helpers.clean": "the same",

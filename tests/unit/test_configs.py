@@ -19,7 +19,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cacheyd.protocol.reference import Reference, parse_target
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
 from cacheyd.settings import settings as config
 
 ROOT = Path(__file__).parents[2]

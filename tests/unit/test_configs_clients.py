@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cacheyd.protocol.reference import Kind, Reference, canonical_registry, parse_target
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.protocol.registries import canonical_registry
+from cacheyd.protocol.targets import parse_target
 from cacheyd.settings import settings as config
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -15,7 +15,7 @@ import certifi
 from mitmproxy.proxy.mode_specs import UpstreamMode
 from OpenSSL import SSL, crypto
 
-from cacheyd.protocol.reference import canonical_host, embedded
+from cacheyd.protocol.hosts import canonical_host, embedded
 from cacheyd.protocol.urls import Url, default_port
 from cacheyd.proxy.inbound.listener import make_server_context
 from cacheyd.settings.settings import ConfigError, Settings

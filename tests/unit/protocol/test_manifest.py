@@ -6,20 +6,12 @@ from typing import Any
 
 import pytest
 
-from cacheyd.protocol.manifest import (
-    Descriptor,
-    is_manifest,
-    kind_of,
-    media_type_of,
-    own_platform,
-    parse_manifest,
-    parse_object,
-    parse_platform,
-    select,
-    signed_payload,
-    unmet,
-)
-from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind
+from cacheyd.protocol.bounded_json import parse_object
+from cacheyd.protocol.descriptors import Descriptor, select, unmet
+from cacheyd.protocol.manifest import is_manifest, media_type_of, parse_manifest, signed_payload
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, kind_of
+from cacheyd.protocol.platforms import own_platform, parse_platform
+from cacheyd.protocol.reference import Kind
 from tests.support.artifacts import EMPTY, artifact, buildkit_cache, encoded
 
 DIGEST = "sha256:" + "a" * 64

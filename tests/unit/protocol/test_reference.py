@@ -7,34 +7,22 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cacheyd.protocol.errors import Code, RequestError
-from cacheyd.protocol.reference import (
+from cacheyd.protocol.accept import (
     CACHED_ACCEPT,
-    CACHED_TARGET,
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
     MAX_ACCEPT,
-    MAX_NAME,
-    MAX_QUERY,
-    MAX_TARGET,
     MAX_TYPE,
     MAX_TYPES,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    Kind,
-    Page,
-    Reference,
-    _parse_cached,
     _types_cached,
     accepted_types,
     accepts,
     are_all,
-    canonical_registry,
-    name_to_ask,
-    names_of,
-    parse_image,
-    parse_target,
 )
+from cacheyd.protocol.errors import Code, RequestError
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import MAX_NAME, Kind, Reference
+from cacheyd.protocol.registries import canonical_registry, names_of
+from cacheyd.protocol.targets import CACHED_TARGET, MAX_QUERY, MAX_TARGET, Page, _parse_cached, name_to_ask, parse_target
 
 SHA256 = "sha256:" + "a1" * 32
 SHA512 = "sha512:" + "b2" * 64

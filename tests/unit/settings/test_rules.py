@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cacheyd.protocol.reference import NAME, TAG, Kind, Reference, parse_target
+from cacheyd.protocol.reference import NAME, TAG, Kind, Reference
+from cacheyd.protocol.targets import parse_target
 from cacheyd.settings.rules import Ages, Rules, meant_image, parse_ages, parse_pins, parse_rule, parse_rules
 
 DIGEST = "sha256:" + "a1" * 32

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.reference import DOCKER_HUB, Kind, Reference
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.protocol.registries import DOCKER_HUB
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.upstream import helpers
 from cacheyd.upstream.auth import Authorizer
