@@ -11,6 +11,7 @@ from cacheyd.cache.answer import BYPASS, HELD, Answer
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.request import Request
+from cacheyd.observe.wording import counted
 from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.protocol.descriptors import Descriptor, select, unmet
 from cacheyd.protocol.errors import RequestError
@@ -30,7 +31,6 @@ from cacheyd.protocol.media_types import (
 from cacheyd.protocol.platforms import Platform
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.protocol.targets import is_ns
-from cacheyd.settings.values import counted
 from cacheyd.upstream.auth import answer_challenge
 from cacheyd.upstream.port import Transport, UpstreamBroken
 

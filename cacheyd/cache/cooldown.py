@@ -17,7 +17,7 @@ from cacheyd.protocol.errors import Code, RequestError, client_error
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.images import ImageName
 from cacheyd.protocol.reference import Kind, Reference
-from cacheyd.settings.rules import Ages
+from cacheyd.settings.ages import Ages
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.sights import Hold, Sight

@@ -42,8 +42,8 @@ from cacheyd.proxy.outbound.transport import MitmTransport
 from cacheyd.proxy.outbound.trust import check_files
 from cacheyd.resources import open_files as descriptors
 from cacheyd.resources.budget import Budget
-from cacheyd.settings import settings as config
-from cacheyd.settings.settings import ConfigError, Settings
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import ConfigError, Settings, not_live
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.store import Store, free_space
 from cacheyd.upstream.auth import Authorizer
@@ -77,7 +77,7 @@ class RegistryCache:
 
     def __init__(
         self,
-        load: Callable[[], Settings] = config.load,
+        load: Callable[[], Settings] = load,
         access_log: AccessLog | None = None,
         *,
         daemon: bool = False,
@@ -224,7 +224,7 @@ class RegistryCache:
         except ConfigError as error:
             log.error("settings not reloaded: %s", error)
             return
-        if fixed := config.not_live(self.settings, settings):
+        if fixed := not_live(self.settings, settings):
             log.warning("these settings take a restart: %s", ", ".join(fixed))
             settings = replace(settings, **{name: getattr(self.settings, name) for name in fixed})
         for warning in settings.warnings:

@@ -8,13 +8,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.registries import canonical_registry
 from cacheyd.protocol.urls import parse_url
-from cacheyd.settings import settings as config
 from cacheyd.settings.settings import ConfigError, RegistrySettings, Settings
 from cacheyd.singleflight import SingleFlight
 from cacheyd.upstream import helpers
@@ -184,7 +183,7 @@ def _own(registry: RegistrySettings) -> str:
     if registry.auth != "credentials":
         return ""
     try:
-        return f"{registry.username}:{config.password(registry)}"
+        return f"{registry.username}:{password(registry)}"
     except ConfigError as error:
         log.error("%s", error)
         raise UpstreamBroken("the stored login cannot be read", refused=True) from None
@@ -256,3 +255,17 @@ def missing(settings: Settings) -> list[str]:
             programs += map(helpers.executable, found)
         lines += [f'registries."{name}": {program} cannot be found' for program in programs if not helpers.find(program)]
     return lines
+
+
+def password(registry: RegistrySettings, environ: Mapping[str, str] = os.environ) -> str:
+    """The stored password, read anew each time so that a rotated secret is seen; raises ConfigError if it is not there."""
+    if registry.password_file:
+        try:
+            return registry.password_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{registry.password_file}: cannot be read: {error}") from None
+    if registry.password_env:
+        if registry.password_env not in environ:
+            raise ConfigError(f"environment variable {registry.password_env} is not set")
+        return environ[registry.password_env]
+    return registry.password

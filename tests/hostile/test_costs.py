@@ -168,15 +168,15 @@ CHALLENGE = tuple(f"auth.{name}" for name in ("_WORD", "_SCHEME", "_TOKEN68", "_
 
 # Regexes that only see what an operator, or cacheyd itself, has written.
 TRUSTED = {
-    "settings._URL_LOGIN": "settings, for the messages about them",
+    "load._URL_LOGIN": "settings, for the messages about them",
     "values._DURATION": "settings", "values._DURATION_PART": "settings", "values._SIZE": "settings",
     "values.duration": "settings", "values.share": "settings", "values.parse": "settings",
-    "settings._SERVICE": "the environment", "settings._SERVICE_URL": "the same",
-    "rules._PART": "settings", "rules._registry": "no wildcard in it",
-    "rules._with_one_registry": "settings", "rules._read": "settings",
+    "environment._SERVICE": "the environment", "environment._SERVICE_URL": "the same",
+    "patterns.PART": "settings", "patterns._registry": "no wildcard in it",
+    "pins._with_one_registry": "settings", "pins._read": "settings",
     "workloads._YAML_LINE": "files that an operator names", "workloads._NO_TEXT": "the same",
     "images._BARE_DIGEST": "names in settings, arguments and such files",
-    "rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
+    "patterns.glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
     "helpers._PART": "answers of credential providers", "helpers._NAMED": "their errors, 1,000 characters",
     "helpers._LONG": "the same", "helpers._USER_INFO": "the same", "helpers.clean": "the same",
     "inventory._SHORT_DIGEST": "arguments of commands", "inventory.parse_target": "arguments of commands",

@@ -18,7 +18,7 @@ from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.images import parse_image
 from cacheyd.protocol.platforms import parse_platform
 from cacheyd.protocol.reference import Kind
-from cacheyd.settings.settings import load
+from cacheyd.settings.load import load
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.terminal.images import _open_blob, export, image_names, import_images

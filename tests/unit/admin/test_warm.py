@@ -18,7 +18,7 @@ from cacheyd.observe.metrics import Metrics
 from cacheyd.protocol.images import parse_image
 from cacheyd.protocol.platforms import parse_platform
 from cacheyd.protocol.reference import Kind
-from cacheyd.settings.settings import load
+from cacheyd.settings.load import load
 from cacheyd.store.store import Store
 from cacheyd.upstream.auth import Authorizer
 from cacheyd.upstream.origins import Origins

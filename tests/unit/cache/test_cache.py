@@ -22,7 +22,8 @@ from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.protocol.targets import parse_target
-from cacheyd.settings.settings import Settings, load
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.memory_store import MemoryStore

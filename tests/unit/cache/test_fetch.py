@@ -26,7 +26,8 @@ from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, hea
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED
 from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.targets import parse_target
-from cacheyd.settings.settings import Settings, load
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import Store

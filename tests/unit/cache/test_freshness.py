@@ -10,7 +10,8 @@ from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.targets import parse_target
-from cacheyd.settings.settings import Settings, load
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.room import to_free
 from cacheyd.store.rows import TagVariant
 

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from cacheyd.protocol.reference import NAME, TAG, Kind, Reference
 from cacheyd.protocol.targets import parse_target
-from cacheyd.settings.rules import Ages, Rules, meant_image, parse_ages, parse_pins, parse_rule, parse_rules
+from cacheyd.settings.ages import Ages, parse_ages
+from cacheyd.settings.patterns import parse_pattern
+from cacheyd.settings.pins import meant_image, parse_pins
+from cacheyd.settings.rules import Rules, parse_rules
 
 DIGEST = "sha256:" + "a1" * 32
 UNTAGGED = (f"manifests/{DIGEST}", f"blobs/{DIGEST}", "tags/list", f"referrers/{DIGEST}")
@@ -225,7 +228,7 @@ def test_no_pattern_that_matches_is_refused(name: str, tag: str, cuts: list[tupl
         for start, size, wildcard in cuts:
             pattern = pattern[:start] + wildcard + pattern[start + size :]
         if pattern and fnmatchcase(what, pattern):
-            parse_rule(prefix + pattern)
+            parse_pattern(prefix + pattern)
 
 
 def test_the_list_is_as_all_lists_of_patterns() -> None:

@@ -13,19 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheyd.settings import values as parse
-from cacheyd.settings.settings import (
-    SETTINGS,
-    ConfigError,
-    RegistrySettings,
-    Scope,
-    Setting,
-    Settings,
-    load,
-    not_live,
-    password,
-    show,
-)
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import SETTINGS, ConfigError, RegistrySettings, Scope, Setting, Settings, not_live
+from cacheyd.settings.show import show
 from cacheyd.settings.values import Size
+from cacheyd.upstream.logins import password
 
 REGISTRY = "reg.example:5000"
 FILE = Path(__file__).absolute()

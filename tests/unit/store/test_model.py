@@ -26,7 +26,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Kind
-from cacheyd.settings.settings import Settings, load
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store

@@ -12,7 +12,7 @@ import pytest
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Kind
-from cacheyd.settings.settings import load
+from cacheyd.settings.load import load
 from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.room import FULL_PAUSE, RESERVE
 from cacheyd.store.rows import Stored

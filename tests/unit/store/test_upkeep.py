@@ -16,7 +16,8 @@ import pytest
 
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
-from cacheyd.settings.settings import Settings, load
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import Partial
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.shelf import BROKEN_PAUSE
