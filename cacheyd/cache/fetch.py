@@ -163,7 +163,7 @@ class Fetcher:
         except UpstreamBroken as error:
             failed = _as_request_error(error)
             if error.wait is not None and generation == self._generation:
-                failed.again_at = self._note_limit(key, ref, error.wait, failed.failure)
+                failed.ask_again_at(self._note_limit(key, ref, error.wait, failed.failure))
             raise failed from error
         except RequestError:
             raise
@@ -502,9 +502,7 @@ class Fetcher:
             raise
         except Relayed as error:
             if flight.streaming:
-                broken = UpstreamBroken(str(error))
-                broken.again_at = error.again_at
-                raise broken from error
+                raise UpstreamBroken(str(error), again_at=error.again_at) from error
             raise
         flight.on_cut = response.close
         try:

@@ -42,6 +42,7 @@ from cacheyd.proxy.outbound.transport import MitmTransport
 from cacheyd.proxy.outbound.trust import check_files
 from cacheyd.resources import open_files as descriptors
 from cacheyd.resources.budget import Budget
+from cacheyd.settings.live import Live
 from cacheyd.settings.load import load
 from cacheyd.settings.settings import ConfigError, Settings, not_live
 from cacheyd.store.lock import DirectoryInUse
@@ -153,8 +154,9 @@ class RegistryCache:
         self.metrics = Metrics(settings.registries)
         self.store = Store(settings.cache_dir, settings, on_evicted=self.metrics.evicted)
         self.transport = MitmTransport(ctx.options, settings)
-        self.authorizer = Authorizer(settings)
-        self.origins = Origins(self.transport, self.authorizer, settings, self.metrics)
+        self.live = Live(settings)
+        self.authorizer = Authorizer(self.live)
+        self.origins = Origins(self.transport, self.authorizer, self.live, self.metrics)
         self.fetcher = Fetcher(
             self.store,
             self.origins,
@@ -231,11 +233,12 @@ class RegistryCache:
             if warning not in self.settings.warnings:
                 log.warning("%s", warning)
         self.settings = settings
-        self.store.settings = self.origins.settings = self.authorizer.settings = settings
+        self.store.settings = settings
         self.fetcher.settings = self.cache.settings = settings
         self.transport.reload(settings)
         # What was decided by the old settings, or learned from whom they named, counts no more.
-        for one in (self.authorizer, self.origins, self.fetcher, self.cache):
+        self.live.change(settings)
+        for one in (self.fetcher, self.cache):
             one.forget()
         self.metrics.configure(settings.registries)
         self._quick.clear()

@@ -12,16 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cacheyd.protocol.reference import Reference
-from cacheyd.protocol.registries import canonical_registry
-from cacheyd.protocol.urls import parse_url
 from cacheyd.settings.settings import ConfigError, RegistrySettings, Settings
 from cacheyd.singleflight import SingleFlight
 from cacheyd.upstream import helpers
+from cacheyd.upstream.bases import image_of, server_name
 from cacheyd.upstream.helpers import AuthFile, HelperError, Provided
 from cacheyd.upstream.port import UpstreamBroken
 
 log = logging.getLogger(__name__)
-
 # After a failure a program is not run for so long, doubled with each further one (seconds).
 PAUSE, PAUSE_MAX = 5.0, 60.0
 # An answer is kept for at least so long, so that the requests of one pull share it, and for at most so long (seconds).
@@ -222,20 +220,6 @@ async def _provided(settings: Settings, ref: Reference, image: str) -> Provided:
     if not login and name != ref.registry:
         login = await file.login(f"{ref.registry}/{ref.repository}" if narrow else ref.registry, deadline)
     return Provided({name: login}, None, of_image=narrow)
-
-
-def server_name(settings: Settings, registry: str) -> str:
-    """The registry whose login is asked for: of several upstreams, or one under another name, the first one's host."""
-    url = parse_url(settings.upstreams(registry)[0])
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    return canonical_registry(host if url.port == 443 else f"{host}:{url.port}")
-
-
-def image_of(settings: Settings, ref: Reference) -> str:
-    """The image (`registry/repository`) as its own registry names it; a base with `/v2` in its path has the beginning."""
-    base = settings.upstreams(ref.registry)[0]
-    _, _, within = f"{parse_url(base).path.rstrip('/')}/".partition("/v2/")
-    return f"{server_name(settings, ref.registry)}/{within}{ref.repository}"
 
 
 def missing(settings: Settings) -> list[str]:

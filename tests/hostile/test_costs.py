@@ -23,7 +23,7 @@ from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.proxy.inbound import head
 from cacheyd.proxy.outbound import intake, transport, trust
-from cacheyd.upstream import auth, origins, ratelimit
+from cacheyd.upstream import challenges, pulls, ratelimit, realms, token_service
 from cacheyd.upstream.port import UpstreamBroken
 
 ROOT = Path(__file__).parents[2]
@@ -112,16 +112,17 @@ CASES = (
     Case("Retry-After", lambda value: ratelimit.retry_after((("retry-after", value),)),
          ("ratelimit._SECONDS", "ratelimit._IMF", "ratelimit._RFC850", "ratelimit._ASCTIME")),
     Case("Connection", lambda value: headers.end_to_end((("connection", value),))),
-    Case("ratelimit-remaining", origins._REMAINING.fullmatch, ("origins._REMAINING",)),
+    Case("ratelimit-remaining", pulls._REMAINING.fullmatch, ("pulls._REMAINING",)),
     Case("Link", lambda value: answer._next_page(value, TAGS), ("answer._next_page",)),
     Case("Link's query", lambda value: answer._next_page(value, TAGS), (), "<x?", intake.MAX_VALUE),
-    Case("challenges", lambda value: auth.parse_challenges((("www-authenticate", value),)), ("auth._value",)),
-    Case("a challenge", auth._challenges, ("auth._value",), "Bearer ", auth.CHALLENGES_MAX),
-    Case("a challenge's realm", auth._challenges, ("auth._value",), 'Bearer realm="', auth.CHALLENGES_MAX),
-    Case("realm", lambda value: auth.realm_belongs(value, "https://reg.test", ("https://auth.test",)), (), "https://"),
-    Case("token answer", lambda value: auth._parse_token(value.encode()), ("auth._TOKEN",),
-         longest=auth.ANSWER_MAX),
-    Case("token", lambda value: auth._parse_token(json.dumps({"token": value}).encode()), (), longest=auth.ANSWER_MAX // 6),
+    Case("challenges", lambda value: challenges.parse_challenges((("www-authenticate", value),)), ("challenges._value",)),
+    Case("a challenge", challenges._challenges, ("challenges._value",), "Bearer ", challenges.CHALLENGES_MAX),
+    Case("a challenge's realm", challenges._challenges, ("challenges._value",), 'Bearer realm="', challenges.CHALLENGES_MAX),
+    Case("realm", lambda value: realms.realm_belongs(value, "https://reg.test", ("https://auth.test",)), (), "https://"),
+    Case("token answer", lambda value: token_service._parse_token(value.encode()), ("token_service._TOKEN",),
+         longest=token_service.ANSWER_MAX),
+    Case("token", lambda value: token_service._parse_token(json.dumps({"token": value}).encode()), (),
+         longest=token_service.ANSWER_MAX // 6),
     Case("URL", urls.parse_url, ("urls._URL", "urls._CONTROLS")),
     Case("URL's host", urls.parse_url, (), "https://"),
     Case("URL's path", urls.parse_url, (), "https://reg.test/"),
@@ -164,7 +165,7 @@ CASES = (
          ("platforms._level", "platforms._PART"), "v"),
 )  # fmt: skip
 # Those of a challenge are tried one after the other.
-CHALLENGE = tuple(f"auth.{name}" for name in ("_WORD", "_SCHEME", "_TOKEN68", "_EQUALS", "_QUOTED", "_UNQUOTED", "_GAP"))
+CHALLENGE = tuple(f"challenges.{name}" for name in ("_WORD", "_SCHEME", "_TOKEN68", "_EQUALS", "_QUOTED", "_UNQUOTED", "_GAP"))
 
 # Regexes that only see what an operator, or cacheyd itself, has written.
 TRUSTED = {

@@ -20,7 +20,7 @@ from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.store.rows import Stored, add_repository
 from cacheyd.store.store import Store
-from cacheyd.upstream.origins import MAX_TRACKED, Breaker
+from cacheyd.upstream.breaker import MAX_TRACKED, Breaker
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.stores import Clock
 

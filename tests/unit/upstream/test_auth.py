@@ -6,20 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.upstream.auth import (
-    CHALLENGES_MAX,
-    TOKEN_LIFE,
-    TOKEN_MAX,
-    TOKEN_ROOM,
-    Challenge,
-    _Key,
-    _parse_token,
-    _Token,
-    _Tokens,
-    parse_challenges,
-    realm_belongs,
-)
+from cacheyd.upstream.challenges import CHALLENGES_MAX, Challenge, parse_challenges
 from cacheyd.upstream.port import UpstreamBroken
+from cacheyd.upstream.realms import realm_belongs
+from cacheyd.upstream.token_service import TOKEN_LIFE, TOKEN_MAX, _parse_token
+from cacheyd.upstream.tokens import TOKEN_ROOM, KeptTokens, Key, Token
 
 REALM = "https://auth.test/token"
 
@@ -156,14 +147,14 @@ def test_a_long_token_is_one() -> None:
 
 
 def test_tokens_are_kept_within_their_room() -> None:
-    tokens = _Tokens()
+    tokens = KeptTokens()
 
-    def key(number: object) -> _Key:
-        return _Key("reg.test", "https://reg.test", str(number), "")
+    def key(number: object) -> Key:
+        return Key("reg.test", "https://reg.test", str(number), "")
 
     for number in range(2000):
-        tokens.keep(key(number), _Token("x" * TOKEN_MAX, 0.0))
-        tokens.keep(key("same"), _Token("x" * TOKEN_MAX, 0.0))
+        tokens.keep(key(number), Token("x" * TOKEN_MAX, 0.0))
+        tokens.keep(key("same"), Token("x" * TOKEN_MAX, 0.0))
     assert 200 < len(tokens) <= TOKEN_ROOM // TOKEN_MAX
     assert tokens.get(key(1999))
     for number in (*range(2000), "same"):

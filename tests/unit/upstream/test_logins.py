@@ -16,7 +16,8 @@ from cacheyd.protocol.registries import DOCKER_HUB
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.upstream import helpers
 from cacheyd.upstream.auth import Authorizer
-from cacheyd.upstream.logins import LIFE_MIN, MAX_IMAGES, PAUSE, REFUSED_EVERY, RENEW_AT, Logins, image_of, missing
+from cacheyd.upstream.bases import image_of
+from cacheyd.upstream.logins import LIFE_MIN, MAX_IMAGES, PAUSE, REFUSED_EVERY, RENEW_AT, Logins, missing
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.programs import counted, left_alive, provides, runs_of, says, write_program
 from tests.support.stores import Clock
