@@ -151,7 +151,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_helpers(settings: Settings) -> int:
-    from cacheyd.upstream.logins import missing  # noqa: PLC0415
+    from cacheyd.upstream.login_sources import missing  # noqa: PLC0415
 
     lines = missing(settings)
     for line in lines:

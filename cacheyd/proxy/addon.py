@@ -48,7 +48,7 @@ from cacheyd.settings.settings import ConfigError, Settings, not_live
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.store import Store, free_space
 from cacheyd.upstream.auth import Authorizer
-from cacheyd.upstream.logins import missing
+from cacheyd.upstream.login_sources import missing
 from cacheyd.upstream.origins import Origins
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from cacheyd.protocol.platforms import Platform, own_platform, parse_platform
 from cacheyd.resources import open_files as descriptors
 from cacheyd.terminal.layout import Image, IncompleteError, Kept, LayoutError, import_layout, write_layout
 from cacheyd.terminal.workloads import MAX_TEXT, Found, read_images
-from cacheyd.upstream.helpers import AuthFile, HelperError
+from cacheyd.upstream.auth_files import AuthFile
+from cacheyd.upstream.programs import HelperError
 
 # So many digests, or images with their logins (tokens have some KiB), go into one command.
 BATCH, WARM_BATCH = 500, 100

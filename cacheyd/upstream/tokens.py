@@ -16,7 +16,6 @@ from cacheyd.upstream.realms import realm_belongs
 from cacheyd.upstream.token_service import TOKEN_LIFE_MAX, TOKEN_MARGIN, basic, realm_of, request_token
 
 log = logging.getLogger(__name__)
-
 # Tokens that are kept: how many, and their bytes in all.
 MAX_TOKENS, TOKEN_ROOM = 4096, 4 << 20
 

@@ -17,7 +17,7 @@ from cacheyd.settings.load import load
 from cacheyd.settings.settings import SETTINGS, ConfigError, RegistrySettings, Scope, Setting, Settings, not_live
 from cacheyd.settings.show import show
 from cacheyd.settings.values import Size
-from cacheyd.upstream.logins import password
+from cacheyd.upstream.login_sources import password
 
 REGISTRY = "reg.example:5000"
 FILE = Path(__file__).absolute()

@@ -13,22 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.upstream import helpers
-from cacheyd.upstream.helpers import (
-    DOCKER_SERVER,
-    ERRORS_MAX,
-    LOGIN_MAX,
-    OUTPUT_MAX,
-    AuthFile,
-    HelperError,
-    Provided,
-    clean,
-    docker_login,
-    image_matches,
-    parse_provided,
-    provided_login,
-    run,
-)
+from cacheyd.upstream.auth_files import FILE_MAX, AuthFile
+from cacheyd.upstream.credential_providers import Provided, image_matches, parse_provided, provided_login
+from cacheyd.upstream.docker_helpers import DOCKER_SERVER, docker_login
+from cacheyd.upstream.programs import ERRORS_MAX, LOGIN_MAX, OUTPUT_MAX, HelperError, clean, run
 from tests.support.programs import PROVIDER, left_alive, provides, says, write_program
 
 
@@ -356,7 +344,7 @@ async def test_a_store_that_is_not_there_for_a_registry_that_is(tmp_path: Path) 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     file = tmp_path / "x"
-    file.write_bytes(b" " * (helpers.FILE_MAX + 1))
+    file.write_bytes(b" " * (FILE_MAX + 1))
     for broken in (tmp_path / "none", tmp_path, file):
         with pytest.raises(HelperError, match=r"cannot be read|more than 1 MiB"):
             AuthFile.read(broken)

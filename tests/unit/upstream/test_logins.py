@@ -14,10 +14,11 @@ from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.protocol.registries import DOCKER_HUB
 from cacheyd.settings.settings import RegistrySettings, Settings
-from cacheyd.upstream import helpers
+from cacheyd.upstream import programs
 from cacheyd.upstream.auth import Authorizer
 from cacheyd.upstream.bases import image_of
-from cacheyd.upstream.logins import LIFE_MIN, MAX_IMAGES, PAUSE, REFUSED_EVERY, RENEW_AT, Logins, missing
+from cacheyd.upstream.login_sources import missing
+from cacheyd.upstream.logins import LIFE, LIFE_MIN, MAX_IMAGES, PAUSE, REFUSED_EVERY, RENEW_AT, Logins
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.programs import counted, left_alive, provides, runs_of, says, write_program
 from tests.support.stores import Clock
@@ -126,7 +127,7 @@ async def test_an_expired_one_is_not_used(scene: Scene) -> None:
     assert await scene.get() == "a:2"
 
 
-@pytest.mark.parametrize(("duration", "seconds"), [(None, helpers.LIFE), ("0s", LIFE_MIN), ("10000h", 86400.0)])
+@pytest.mark.parametrize(("duration", "seconds"), [(None, LIFE), ("0s", LIFE_MIN), ("10000h", 86400.0)])
 async def test_how_long_it_holds_that_does_not_say_or_says_what_is_not_meant(
     scene: Scene, duration: str | None, seconds: float
 ) -> None:
@@ -184,7 +185,7 @@ async def test_an_answer_without_a_login_is_kept_too(scene: Scene) -> None:
 async def test_one_that_hangs_costs_its_deadline_once(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(helpers, "DEADLINE", 0.4)
+    monkeypatch.setattr(programs, "DEADLINE", 0.4)
     pids = scene.directory / "pids"
     scene.write(f"sleep 60 & echo $! > {pids}; echo $$ >> {pids}; wait")
     results = await asyncio.gather(*(scene.get() for _ in range(20)), return_exceptions=True)
@@ -318,7 +319,7 @@ async def test_a_helper_of_docker_s(scene: Scene) -> None:
     scene.set(RegistrySettings(credential_helper="x"))
     write_program(scene.directory / "docker-credential-x", counted(says("a", "1"), scene.directory / "runs"))
     assert [await scene.get(), await scene.get("b/c")] == ["a:1", "a:1"]
-    scene.clock.now += helpers.LIFE
+    scene.clock.now += LIFE
     assert await scene.get() == "a:1"
     assert scene.runs == 2
 
