@@ -28,8 +28,9 @@ from cacheyd.protocol.manifest import signed_payload
 from cacheyd.protocol.media_types import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, is_media_type
 from cacheyd.protocol.ranges import parse_content_range
 from cacheyd.protocol.reference import Kind, Reference
-from cacheyd.resources.budget import Budget, Held, Pace
+from cacheyd.resources.budget import Budget, HeldBody
 from cacheyd.resources.decoding import BLOBS, NoTurn, next_slice, undo
+from cacheyd.resources.pace import Pace
 from cacheyd.resources.slots import Slots
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
@@ -938,7 +939,7 @@ class Whole:
         length = () if body is None else (("Content-Length", str(len(body))),)
         self.headers: HeaderList = (*without(response.headers, "content-encoding", "content-length"), *length)
         self.elsewhere = response.elsewhere
-        self._held = None if body is None else Held(body, budget)
+        self._held = None if body is None else HeldBody(body, budget)
 
     async def read(self) -> Sequence[Chunk]:
         """As the response's own, up to 64 KiB at once. Raises UpstreamBroken."""

@@ -30,7 +30,8 @@ from cacheyd.proxy.outbound.trust import (
     proxy_login,
 )
 from cacheyd.proxy.outbound.wire import READ, Wire
-from cacheyd.resources.budget import Budget, Pace
+from cacheyd.resources.budget import Budget
+from cacheyd.resources.pace import Pace
 from cacheyd.settings.settings import Settings
 from cacheyd.upstream.port import HEARD, Chunk, UpstreamBroken, was_heard
 
@@ -292,7 +293,7 @@ class MitmTransport:
         """New settings: certificates are read anew, and no connection made with the old ones is used again."""
         self.settings = settings
         self._names.forget()
-        self.budget.limit = settings.flight_memory
+        self.budget.set_limit(settings.flight_memory)
         self._ssl_contexts.clear()
         self._current = WeakSet()
         self.close()
