@@ -56,7 +56,7 @@ class Budget:
 
 
 class HeldBody:
-    """A body in memory that goes out piece by piece. It counts until it is closed, and once for all holders of the same bytes."""
+    """A body in memory that goes out piece by piece. It counts until it is closed: once, however many hold the same bytes."""
 
     def __init__(self, body: bytes | memoryview, budget: Budget) -> None:
         self._body: bytes | memoryview | None = body
