@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from cacheyd.settings import values as parse
 from cacheyd.settings.load import load
+from cacheyd.settings.settings import ROWS as TABLE
 from cacheyd.settings.settings import SETTINGS, ConfigError, Scope, Setting, Settings
 from cacheyd.settings.values import Size
 
@@ -96,7 +98,18 @@ SAMPLES: dict[str, Sample] = {
 # What another setting asks for beside it.
 BESIDE = {"tls_key": "tls_cert", "client_ca": "tls_cert", "client_key": "client_cert"}
 
-ROWS = [pytest.param(setting, id=setting.name) for setting in SETTINGS]
+# A new row needs a sample of its own only where its parser is none of these.
+BY_PARSER: dict[object, Sample] = {
+    parse.duration: (("1h", 3600.0), ("0s", 0.0), "5 minutes"),
+    parse.byte_count: (("1MiB", 1 << 20), ("1KB", 1000), "5%"),
+    parse.switch: ((True, True), (False, False), 2),
+    parse.text: (("a", "a"), ("b", "b"), 5),
+    parse.readable_file: ((str(FILE), FILE), (str(FILE), FILE), "/none/file"),
+}
+SAMPLES |= {row.name: BY_PARSER[row.parse] for row in SETTINGS if row.name not in SAMPLES and row.parse in BY_PARSER}
+# The rows that can be tried; two tests say which others there are.
+TRIED = tuple(row for row in TABLE if row.name in SAMPLES)
+ROWS = [pytest.param(setting, id=setting.name) for setting in TRIED]
 SECRET = "hunter2"
 
 

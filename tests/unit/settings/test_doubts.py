@@ -5,8 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from cacheyd.settings.load import load
-from cacheyd.settings.settings import SETTINGS
-from tests.support.settings import SAMPLES, text, unknown
+from tests.support.settings import SAMPLES, TRIED, text, unknown
 
 
 @pytest.mark.parametrize(
@@ -36,8 +35,8 @@ def test_a_warning_is_one_line() -> None:
 
 def test_variables_that_are_right_are_not_warned_about(write: Callable[[str], str]) -> None:
     file = write('[registries."a.b"]\nauth = "credentials"\nusername = "u"\npassword_env = "CACHEYD_HUB_TOKEN"\n')
-    names = [name for setting in SETTINGS for name in setting.variables()]
-    samples = {name: text(SAMPLES[setting.name][0][0]) for setting in SETTINGS for name in setting.variables()}
+    names = [name for setting in TRIED for name in setting.variables()]
+    samples = {name: text(SAMPLES[setting.name][0][0]) for setting in TRIED for name in setting.variables()}
     del samples["CACHEYD_AUTH"]
     assert set(samples) <= set(names)
     environ = samples | {

@@ -6,11 +6,11 @@ from dataclasses import fields
 import pytest
 
 from cacheyd.settings.load import load
-from cacheyd.settings.settings import SETTINGS, RegistrySettings, Scope, Setting, Settings, not_live
-from tests.support.settings import ROWS, SAMPLES, beside, found, place, refusal, text
+from cacheyd.settings.settings import GLOBAL, SETTINGS, RegistrySettings, Scope, Setting, Settings, not_live
+from tests.support.settings import ROWS, SAMPLES, TRIED, beside, found, place, refusal, text
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
-SHARED_ROWS = [pytest.param(setting, id=setting.name) for setting in SETTINGS if setting.scope is not Scope.REGISTRY]
+SHARED_ROWS = [pytest.param(setting, id=setting.name) for setting in TRIED if setting.scope is not Scope.REGISTRY]
 
 
 # Every row of the table
@@ -22,7 +22,7 @@ def test_every_row_has_a_sample() -> None:
     assert len(BY_NAME) == len(SETTINGS)
 
 
-@pytest.mark.parametrize("setting", ROWS)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_every_row_has_its_field(setting: Setting) -> None:
     values = Settings if setting.scope is Scope.GLOBAL else RegistrySettings
     names = {field.name for field in fields(values)}
@@ -43,9 +43,8 @@ def test_no_two_rows_share_a_variable() -> None:
 def test_the_defaults_are_those_of_the_values() -> None:
     settings = load(environ={})
     plain = Settings()
-    for setting in SETTINGS:
-        if setting.scope is Scope.GLOBAL:
-            assert getattr(settings, setting.name) == getattr(plain, setting.name), setting.name
+    for setting in GLOBAL:
+        assert getattr(settings, setting.name) == getattr(plain, setting.name), setting.name
     assert settings.defaults == plain.defaults == RegistrySettings()
     assert settings.registries == {}
 

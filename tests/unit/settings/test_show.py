@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from cacheyd.settings.load import load
-from cacheyd.settings.settings import SETTINGS, Scope
+from cacheyd.settings.settings import Scope
 from cacheyd.settings.show import show
 from cacheyd.upstream.login_sources import password
-from tests.support.settings import REGISTRY, SAMPLES, SECRET, found, refusal, toml
+from tests.support.settings import REGISTRY, SAMPLES, SECRET, TRIED, found, refusal, toml
 
 
 def test_secrets_are_never_shown(write: Callable[[str], str]) -> None:
@@ -40,7 +40,7 @@ def test_arguments_of_a_command_are_never_shown(write: Callable[[str], str]) -> 
 def everything() -> str:
     """A file with every setting."""
     lines: dict[Scope, list[str]] = {scope: [] for scope in Scope}
-    for setting in SETTINGS:
+    for setting in TRIED:
         if setting.name not in ("password_file", "password_env"):
             lines[setting.scope].append(f"{setting.name} = {toml(SAMPLES[setting.name][0][0])}")
     table = f'[registries."{REGISTRY}"]'
@@ -53,7 +53,7 @@ def test_what_is_shown_is_toml_that_means_the_same(write: Callable[[str], str]) 
     again = load(file=write(shown.replace('"…"', '""')), environ={})
 
     assert tomllib.loads(shown)
-    for setting in SETTINGS:
+    for setting in TRIED:
         if not setting.secret:
             assert found(again, setting) == found(settings, setting), setting.name
 
