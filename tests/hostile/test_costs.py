@@ -177,7 +177,7 @@ TRUSTED = {
     "pins._with_one_registry": "settings", "pins._read": "settings",
     "workloads._YAML_LINE": "files that an operator names", "workloads._NO_TEXT": "the same",
     "images._BARE_DIGEST": "names in settings, arguments and such files",
-    "patterns.glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
+    "patterns.glob": "settings, against names of at most 255 characters: see tests/unit/settings/test_rules.py",
     "credential_providers._PART": "answers of credential providers", "programs._NAMED": "their errors, 1,000 characters",
     "programs._LONG": "the same", "programs._USER_INFO": "the same", "programs.clean": "the same",
     "inventory._SHORT_DIGEST": "arguments of commands", "inventory.parse_target": "arguments of commands",
