@@ -4,18 +4,18 @@ import hashlib
 import re
 from functools import lru_cache
 
-# Longer ones are parsed each time: what strangers make up must not fill the memory (characters).
+# Longer lines are parsed each time: what strangers make up must not fill the memory (characters).
 CACHED_ACCEPT = 1 << 10
 # Of more than this, media types are not all looked at (RFC 6838 section 4.2: none has more than 255 characters).
 MAX_ACCEPT, MAX_TYPES, MAX_TYPE = 4 << 10, 64, 255
-# Stands among the types for those that were not looked at; no media type begins like that.
+# Begins the mark that stands for all types that were not looked at. No media type begins like that.
 _MORE = "..."
 
 
 def accepted_types(accept: tuple[str, ...]) -> frozenset[str]:
     """The media types that Accept lines (RFC 9110 section 12.5.1) name, lower case, without parameters; q=0 excludes one.
 
-    Where they are absurdly many, only the first ones, and a mark of their own for the rest (`are_all` tells).
+    Of absurdly many, these are the first ones, and one mark that stands for all others (see `are_all`).
     """
     return _types_cached(accept) if sum(map(len, accept)) <= CACHED_ACCEPT else _types(accept)
 

@@ -10,7 +10,7 @@ MAX_VALUES, MAX_DIGITS = 50_000, 40
 
 def parse_object(data: bytes | bytearray) -> dict[str, Any]:
     """A JSON object. Raises ValueError, also for one that would take long: the parser lets no other thread run."""
-    # What the parser's time and memory grow with; counting is a hundredth of it.
+    # The parser's time and memory grow with these. Counting them takes a hundredth of its time.
     if sum(map(data.count, (b"{", b"[", b",", b"\\"))) > MAX_VALUES:
         raise ValueError("not looked into: too much in one JSON object")
     try:

@@ -12,7 +12,7 @@ from cacheyd.protocol.media_types import OCI_INDEX, kind_of
 from cacheyd.protocol.platforms import Platform, normal_platform
 from cacheyd.protocol.reference import Kind
 
-# BuildKit's provenance and SBOM manifests say so, and of which manifest they are.
+# Annotations of BuildKit's provenance and SBOM manifests: that it is one, and which manifest it is about.
 ATTESTATION, ATTESTED = "vnd.docker.reference.type", "vnd.docker.reference.digest"
 UNKNOWN = Platform("unknown", "unknown")
 
@@ -67,10 +67,10 @@ def _platform_of(fields: object) -> Platform | None:
 
 
 def select(entries: Iterable[Descriptor], wanted: Collection[Platform] | None, *, attested: bool = False) -> list[Descriptor]:
-    """The entries of an index for these platforms (None: all); those that say no platform are for every one.
+    """The entries of an index for these platforms (None: all). Entries without a platform are for every one.
 
-    For each platform the best that it runs. Attestations (`unknown/unknown`) are for none; with `attested`, those about what
-    is chosen are chosen, too.
+    For each platform, the best entry that it runs. Attestations (`unknown/unknown`) are for no platform; with `attested`,
+    those about chosen entries are chosen, too.
     """
     entries = list(entries)
     if wanted is None:

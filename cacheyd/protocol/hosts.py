@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import idna
 
-# Loaded on demand else: on the event loop, at the first such host.
+# Here, because idna would load it on demand: on the event loop, at the first such host.
 import idna.uts46data
 
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9_.-]*[a-z0-9])?")
 _IPV6 = re.compile(r"\[[0-9a-f:.]+\]")
-# What ends in a number is an address or nothing (https://url.spec.whatwg.org/#ends-in-a-number-checker).
+# A host whose last part is a number is an IPv4 address, or none (https://url.spec.whatwg.org/#ends-in-a-number-checker).
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PORT = re.compile(r"[0-9]{1,5}")
 # The last 32 bits of these are an IPv4 address: IPv4-compatible, IPv4-translated (RFC 2765), NAT64 (RFC 6052, RFC 8215).
@@ -26,7 +26,7 @@ MAX_HOST, MAX_LABEL = 253, 63
 def canonical_host(host: str) -> str:
     """The one form of a host: ASCII (IDNA 2008), lower case, an IPv6 address in brackets. Raises ValueError for what is none.
 
-    Numbers are read as inet_aton(3) does, which is what resolvers and proxies make of them: `127.1`, `2130706433` and
+    Numbers are read like inet_aton(3), as resolvers and proxies do: `127.1`, `2130706433` and
     `0x7f000001` are 127.0.0.1. So is `[::ffff:127.0.0.1]`, to which Linux connects by IPv4 (RFC 4291 section 2.5.5.2).
     """
     name = host.lower()
@@ -52,7 +52,7 @@ def canonical_host(host: str) -> str:
 
 
 def split_port(authority: str) -> tuple[str, str | None]:
-    """Host and port, None where there is none. Not checked, but for a port that is a number of at most 5 digits.
+    """Host and port; the port is None where there is none. Only the port is checked: a number of at most 5 digits.
 
     Raises ValueError.
     """

@@ -16,7 +16,7 @@ _BARE_DIGEST = re.compile(r"sha(?:256|512):[a-f0-9]{12,128}")
 class ImageName:
     """An image as people and containerd name it: `docker.io/library/alpine:3.22`, `ghcr.io/acme/app@sha256:…`.
 
-    A digest says more than a tag; what has both is what has the digest.
+    Where there are both a tag and a digest, the digest decides.
     """
 
     registry: str

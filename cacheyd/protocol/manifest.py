@@ -70,7 +70,7 @@ def media_type_of(content: dict[str, Any]) -> str:
 
 
 def kept_type(content: dict[str, Any]) -> str:
-    """The media type of what is kept as a manifest: the second schema, and artifacts, which have none; empty for others."""
+    """The media type of a manifest that may be kept: of the second schema, or an artifact, which has none; else empty."""
     schema = content.get("schemaVersion")
     whole = schema == 2 or (schema is None and content.get("mediaType") in ARTIFACTS)
     return media_type_of(content) if whole else ""
@@ -85,7 +85,7 @@ def is_manifest(data: bytes) -> bool:
 
 
 def signed_payload(data: bytes | bytearray) -> bytes | None:
-    """What the digest of a signed manifest of the first schema is over: all but its signatures; None if it is none.
+    """The bytes that the digest of a signed manifest of the first schema covers: all but its signatures. None for others.
 
     https://github.com/distribution/distribution/blob/v2.8.2/docs/spec/manifest-v2-1.md, "Signed Manifests".
     """

@@ -16,7 +16,7 @@ from cacheyd.protocol.registries import DOCKER_HUB, canonical_registry, has_regi
 
 # A longer target, or query of a list, is refused with 414 (characters): the longest right name, tag and ns are below 1 KiB.
 MAX_TARGET, MAX_QUERY = 8 << 10, 2 << 10
-# Longer ones are parsed each time: what strangers make up must not fill the memory (characters).
+# Longer targets are parsed each time: what strangers make up must not fill the memory (characters).
 CACHED_TARGET = 512
 
 
@@ -113,7 +113,7 @@ _parse_cached = lru_cache(maxsize=8192)(_parse_target)
 
 
 def name_to_ask(ref: Reference) -> str:
-    """The name in the path by which who sent `ref` asks for the same repository again, with `ns` if there was one."""
+    """The name that the client of `ref` puts into a path to ask for the same repository again, beside `ns` if it sent one."""
     if ref.scoped and _after_prefix(ref.repository, ref.registry) == ref.repository:
         return ref.repository
     return ref.name

@@ -93,7 +93,7 @@ def glob(pattern: str) -> re.Pattern[str]:
 
 
 def _fillings(pattern: str, alphabet: str) -> Iterator[str]:
-    """Names that a pattern stands for, one of them right if any is: letters may stand wherever something must."""
+    """Names that a pattern covers. If it covers any right name, one of these is right: a letter may stand in any place."""
     parts = PART.findall(pattern)
     for star in ("a", ""):
         filled = [star if part == "*" else "a" if part == "?" else _member(part, alphabet) for part in parts]

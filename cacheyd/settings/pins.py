@@ -46,8 +46,9 @@ def _is_label(host: str) -> bool:
 
 
 def meant_image(pattern: str, registries: Iterable[str]) -> str:
-    """How the image is written that was meant by a pattern of a registry (as `nginx`) or of images in one (`acme/app`) that
-    nobody has; empty where the registry may well be meant: one with a dot, a port or a wildcard, or one of `registries`.
+    """The image that was meant by a pattern whose registry nobody has, such as `nginx` or `acme/app`, with its whole name.
+
+    Empty where that registry may well be meant: it has a dot, a port or a wildcard, or is one of `registries`.
     """
     registry, slash, _ = pattern.lower().partition("/")
     host, colon, port = registry.partition(":")
@@ -74,7 +75,7 @@ def _why_nothing(pin: str) -> str:
     return "images are named like ghcr.io/acme/app:1.0"
 
 
-# How the name of an image goes on, by what was read of it: which characters, and what was read then.
+# The grammar of image names: after each part, which characters may come next, and which part they belong to.
 _ALNUM = ascii_lowercase + digits
 _NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "": ((f"{_ALNUM}[", "registry"),),

@@ -31,8 +31,8 @@ class Rules:
     def refusal(self, ref: Reference) -> tuple[str, str]:
         """Why this may not be asked for, and the rule that says so; two empty texts if it may.
 
-        What has no tag (blobs, lists, all that is asked for by its digest) may belong to any. So a rule with a tag allows
-        it in its repository, as the images that it allows are made of it; and denies only what is asked for by that tag.
+        A request without a tag (for a blob, a list, or by digest) may be for any image. So a rule with a tag allows all of
+        these in its repository, because its images consist of them, and denies only requests by that tag.
         """
         if not self._deny and not self._allow:
             return "", ""

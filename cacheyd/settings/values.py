@@ -67,7 +67,7 @@ def share(value: object) -> Size:
 
 
 def byte_count(value: object) -> int:
-    """Bytes from `"16MiB"` or a number; 0 from `""`. No share: there is nothing that it could be of."""
+    """Bytes from `"16MiB"` or a number; 0 from `""`. A share is refused: there is nothing that it could be a share of."""
     found = size(value)
     if found.share:
         raise ValueError('a size such as "16MiB"')

@@ -90,7 +90,8 @@ class Authorizer:
         response = await transport.fetch(name, request.method, url, (*headers, *known))
         replaced = response.status == 403 and self._tokens.is_replaceable(key, known)
         if replaced:
-            # Some say 403 of a token that has expired. The challenge, which says where tokens are, needs a request without.
+            # Some registries answer 403 to an expired token. Only a request without a token gets the challenge, which says
+            # where tokens are.
             response.close()
             response = await transport.fetch(name, request.method, url, headers)
         if response.status != 401:
@@ -112,8 +113,8 @@ class Authorizer:
     async def _anonymous(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
         """For clients that name the registry in the path and bring no login.
 
-        skopeo, podman and CRI-O look for the challenge at `/v2/`, which is about no registry in particular here, and take
-        a later one as final: what everybody may read would not be there for them.
+        skopeo, podman and CRI-O look for the challenge at `/v2/`, which is about no registry in particular here. They take
+        a later challenge as final, so they could not read what everybody may read.
         """
         name, url = request.ref.registry, target(base, request.ref)
         key = Key(name, base, _scope(request.ref), "")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 PAUSE, PAUSE_MAX = 5.0, 60.0
 # A timeout costs every client its length, so one is enough; other failures are quick and may be chance.
 FAILURES = 3
-# Beyond so many names, so many are forgotten at once.
+# How many names are remembered, and how many are forgotten at once where there are more.
 MAX_TRACKED, FORGOTTEN = 10_000, 1_000
 
 
@@ -31,7 +31,7 @@ class Breaker:
         self._since = float("-inf")
 
     def forget(self) -> None:
-        """After a change of settings: nothing is dead, and what was asked before does not say so any more."""
+        """After a change of settings: nothing is dead, and requests that began before do not count any more."""
         self._health.clear()
         self._since = self._clock()
 
@@ -41,8 +41,8 @@ class Breaker:
     def _of(self, origin: str) -> _Health:
         health = self._health.pop(origin, None) or _Health()
         if len(self._health) >= MAX_TRACKED:
-            # Anybody may make names up. What lives, and was not heard of for longest, goes first, and what is dead for
-            # longest stays.
+            # Anybody may make up names. Living origins go first, those that were heard of long ago before others; the
+            # one that is dead for longest goes last.
             for name in heapq.nsmallest(FORGOTTEN, self._health, key=lambda name: self._health[name].dead_until):
                 del self._health[name]
         self._health[origin] = health
@@ -72,8 +72,8 @@ class Breaker:
     def failed(self, origin: str, *, timeout: bool, since: float, slow: bool = False) -> None:
         """The origin could not be reached, or did not answer a request of `since` (on this breaker's clock).
 
-        Where it answered another one meanwhile, that one object is slow, and not the origin dead. `slow` says that it may
-        take its time for what was asked: that alone never makes an origin a dead one, however often, nor keeps it dead.
+        If it answered another request meanwhile, only that object is slow, and the origin is not dead. `slow` says that an
+        answer may take long: timeouts of such requests alone never make an origin a dead one, nor keep it dead.
         """
         if since < self._since:
             return

@@ -12,7 +12,7 @@ from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 
 # In each lane, so many times `max_flights` responses of all registries at once.
 LANE_WIDTH = 2
-# A piece that finds no turn in this time is waited for where all of its blob is fetched (seconds).
+# How long a piece waits for a turn; after that its client waits for the fetch of the whole blob (seconds).
 PIECE_PATIENCE = 1.0
 
 

@@ -9,10 +9,10 @@ from cacheyd.upstream.port import Transport, UpstreamBroken, UpstreamResponse
 
 
 class Listening:
-    """A transport for one request and what it takes to get an answer to it; knows whether the registry gave any.
+    """The transport of one request, and of the token that it needs. `answered` says whether the registry itself answered.
 
-    What it takes is a token: a token service that is dead costs one timeout, too. It may be anybody's who a registry says,
-    so it is dead for that registry only.
+    A dead token service costs only one timeout, as a dead origin does. A registry may name anybody's service: so it counts
+    as dead for that registry only.
     """
 
     def __init__(self, transport: Transport, breaker: Breaker, url: str) -> None:

@@ -67,9 +67,9 @@ class Origins:
     async def _first(self, request: UpstreamRequest) -> UpstreamResponse:
         last = UpstreamBroken("no upstream")
         bases = self.settings.upstreams(request.ref.registry)
-        # All of them together get no longer than one alone, which has its own deadline: clients do not wait longer for two.
+        # All origins together get as long as one alone, which has its own deadline: clients do not wait longer for two.
         total = self.settings.head_timeout + self.settings.connect_timeout / 2
-        # One alone gets a moment more than its own deadline, which says more about what failed; a token service counts, too.
+        # One alone gets a moment more than its own deadline, whose error says more. The time of a token service counts, too.
         share = total / len(bases) if len(bases) > 1 else total + 1.0
         for position, base in enumerate(bases):
             try:

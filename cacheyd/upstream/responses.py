@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class ResponseInTurn:
-    """A response that gives its turn back when it is read or closed."""
+    """A response that gives its turn back when its body ends, and when it is closed."""
 
     def __init__(self, response: UpstreamResponse, leave: Callable[[], None]) -> None:
         self._response = response

@@ -19,7 +19,8 @@ from cacheyd.upstream.ratelimit import wanted_wait
 
 # Of the answer of a token service, and of the token in it: those of real ones have up to 4 KiB (bytes).
 ANSWER_MAX, TOKEN_MAX = 256 << 10, 16 << 10
-# distribution's default where the service does not say how long a token holds, and what is taken off for the way (seconds).
+# How long a token holds where its service does not say (distribution's default), what is taken off for the time on the way,
+# and how long one is kept at most (seconds).
 TOKEN_LIFE, TOKEN_MARGIN, TOKEN_LIFE_MAX = 60.0, 10.0, 3600.0
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
@@ -37,7 +38,7 @@ async def request_token(
     """A token and for how many seconds it holds, from the service that the challenge names."""
     realm, service = realm_of(challenge), challenge.params.get("service")
     query = {"service": service} if service is not None else {}
-    # A header's value has a character for each byte, and these are what the service gets back.
+    # A header's value has a character for each byte; the service gets the same bytes back.
     asked = urlencode({**query, "scope": challenge.params.get("scope") or scope}, encoding="latin-1", errors="replace")
     url = f"{realm}{'&' if '?' in realm else '?'}{asked}"
     headers = (("Authorization", basic(login)),) if login else ()
