@@ -163,9 +163,11 @@ def check_toml(text: str, folder: Path) -> None:
         text = text.replace(name, str(folder / Path(name).name))
     # A line that is commented out stands for the same as the helper above it, and is tried in its place.
     base = re.sub(r"^# (?=\w+ = ).*\n", "", text, flags=re.MULTILINE)
-    texts = [base]
-    for other in re.findall(r"^# (\w+ = .*)\n", text, re.MULTILINE):
-        texts.append("\n".join(other if line.startswith("credential_helper = ") else line for line in base.splitlines()))
+    others = re.findall(r"^# (\w+ = .*)\n", text, re.MULTILINE)
+    texts = [
+        base,
+        *(re.sub(r"^credential_helper = .*$", other.replace("\\", r"\\"), base, flags=re.MULTILINE) for other in others),
+    ]
     for number, one in enumerate(texts):
         path = folder / f"{number}.toml"
         path.write_text(one, "utf-8")
