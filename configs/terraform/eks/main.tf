@@ -1,8 +1,8 @@
 # An EKS managed node group whose nodes pull every image through cacheyd. The user data writes
 # /etc/containerd/certs.d/_default/hosts.toml before a node joins, and tells containerd to look there.
 #
-# cacheyd itself may run on these nodes. Before it runs, nothing listens on the NodePort, and nodes pull from the registries. So you may
-# create the node group and cacheyd in any order. 127.0.0.1 needs kube-proxy in iptables mode, the default on EKS.
+# cacheyd itself may run on these nodes. Before it runs, nothing listens on the NodePort, and nodes pull from the registries.
+# So you may create the node group and cacheyd in any order. 127.0.0.1 needs kube-proxy in iptables mode, the default on EKS.
 #
 # Nodes get new user data only when they are replaced: a changed launch template rolls the node group.
 

@@ -32,8 +32,8 @@ variable "ami_type" {
 
 variable "containerd_config_version" {
   description = <<-EOT
-    AL2023: the version of the settings of the image's containerd. 3 is right for containerd 2.x, which all current images have.
-    Images with containerd 1.x need 2; with 3, their nodes would not join. AL2 always has 2.
+    AL2023: the version of the settings of the image's containerd. 3 is right for containerd 2.x, which all current images
+    have. Images with containerd 1.x need 2; with 3, their nodes would not join. AL2 always has 2.
   EOT
   type        = number
   default     = 3
