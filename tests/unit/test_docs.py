@@ -1,10 +1,12 @@
 """The documentation names what there is: settings, metrics, wings, tests, and each under its own name."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from cacheyd import __version__
 from cacheyd.settings.settings import SETTINGS, Scope
 from tests.unit.test_imports import FLOORS, WINGS
 from tools import docs
@@ -163,6 +165,16 @@ def test_the_recipe_to_replay_a_bug_is_a_test_that_runs() -> None:
 
 
 # Figures that stand in two places
+
+
+def test_the_newest_release_is_the_version_that_runs() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert titles[0] == "[Unreleased]"
+    released = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d", title) for title in titles[1:]]
+    assert released[0] is not None
+    assert all(released)
+    assert released[0][1] == __version__ == tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
 def test_the_memory_of_a_pod_is_what_the_page_says() -> None:
