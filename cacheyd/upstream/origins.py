@@ -26,11 +26,13 @@ from cacheyd.upstream.responses import ResponseInTurn
 class Origins:
     """Implements `Upstream` and `RegistryPolicy`: what is allowed, in turn, not when dead, and as whom."""
 
-    def __init__(self, transport: Transport, authorizer: Authorizer, settings: Settings | Live, events: Events) -> None:
+    def __init__(
+        self, transport: Transport, authorizer: Authorizer, settings: Settings | Live, events: Events | None = None
+    ) -> None:
         self._live = Live.of(settings)
         self._transport = transport
         self._authorizer = authorizer
-        self._events = events
+        self._events = events or Events()
         self.breaker = Breaker()
         self._pulls = PullsLeft()
         self._lanes = Lanes(self.settings.max_flights)
