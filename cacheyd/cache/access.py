@@ -20,9 +20,8 @@ from collections.abc import Callable
 
 from cacheyd.cache import freshness as policy
 from cacheyd.cache.fetch import Fetcher
-from cacheyd.cache.requester import credentials_of
 from cacheyd.protocol.errors import upstream_error
-from cacheyd.protocol.headers import HeaderList, content_length, header
+from cacheyd.protocol.headers import HeaderList, content_length, credentials_of, header
 from cacheyd.protocol.ranges import parse_content_range
 from cacheyd.protocol.reference import (
     DIGEST,

@@ -2,15 +2,22 @@
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from cacheyd.cache.flight import Flight, FlightError, FlightTable, NotKept
+from cacheyd.cache.blob_fetch import PROGRESS, _drop, _pause, _StartOver
+from cacheyd.cache.decoded import NO_ROOM, Whole
+from cacheyd.cache.examine import _examine, _expected, _is_whole
+from cacheyd.cache.flight import Flight, FlightError, NotKept
+from cacheyd.cache.flight_table import FlightTable
+from cacheyd.cache.flight_turns import LOOK_FOR_WAY, SLOW, WAY_EVERY, YOUNG
 from cacheyd.cache.freshness import is_memorable
-from cacheyd.cache.requester import Question, Requester, ask_once, credentials_of, requester_of
+from cacheyd.cache.manifests import LARGE_MANIFEST, MANIFEST_MAX, MANIFESTS_MAX, Admit, ManifestContent, _no_opinion
+from cacheyd.cache.recent_failures import CONTESTED, FAILURE_PAUSE, MISMATCH_PAUSE, PERSISTENT, _bound
+from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
+from cacheyd.cache.usable import _is_an_answer, _unexpected
 from cacheyd.protocol.codings import (
     BLOB_SECONDS,
     SECONDS_OF_MIB,
@@ -21,18 +28,17 @@ from cacheyd.protocol.codings import (
     check_known,
     codings_of,
 )
-from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_error, explain, upstream_error
-from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
-from cacheyd.protocol.manifest import is_media_type, signed_payload
+from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_error, upstream_error
+from cacheyd.protocol.headers import HeaderList, content_length, credentials_of, end_to_end, header, without
 from cacheyd.protocol.ranges import parse_content_range
-from cacheyd.protocol.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Kind, Reference
-from cacheyd.resources.budget import Budget, Held, Pace
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.resources.budget import Budget, Pace
 from cacheyd.resources.decoding import BLOBS, NoTurn, next_slice, undo
 from cacheyd.resources.slots import Slots
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import Partial, digest_of
-from cacheyd.store.rows import Description, TagVariant, describe
+from cacheyd.store.rows import TagVariant
 from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
 from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import LARGE_CHUNK, Store
@@ -45,68 +51,17 @@ from cacheyd.upstream.port import (
     UpstreamBroken,
     UpstreamRequest,
     UpstreamResponse,
+    _as_request_error,
     read_all,
 )
-from cacheyd.upstream.ratelimit import LEAST, RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, Limits, wanted_wait
+from cacheyd.upstream.ratelimit import LEAST, Limits, _to_remember
 from cacheyd.upstream.ratelimit import Key as LimitKey
+from cacheyd.upstream.relay import RELAY_MAX, RELAY_WAIT
+from cacheyd.upstream.retry_after import RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, wanted_wait
 
 log = logging.getLogger(__name__)
 
-# The largest manifest that is passed on (bytes). One over `KEPT_MAX` goes straight through: clients refuse it.
-MANIFEST_MAX = 8 << 20
-# From this size on, a manifest is hashed and looked into in a thread, one at a time (bytes).
-LARGE_MANIFEST = 256 << 10
-# What all manifests on their way in may have in memory (bytes); those beyond it go straight through.
-MANIFESTS_MAX = 16 << 20
-# The most that an error's body may have (bytes).
-RELAY_MAX = 64 << 10
-# Of an answer that is remembered, for many at once: the body and each header (bytes), how many headers, and which.
-REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED_HEADERS = 2 << 10, 512, 8
-_REMEMBERED = frozenset(
-    {
-        "content-type",
-        "retry-after",
-        "docker-distribution-api-version",
-        "ratelimit-limit",
-        "ratelimit-remaining",
-        "ratelimit-reset",
-    }
-)
-# Where what a client would get does not fit into the budget.
-NO_ROOM = "too much waits in memory for clients that read slowly"
-# How long the body of an error is waited for (seconds).
-RELAY_WAIT = 5.0
-# A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
-FAILURE_PAUSE = 15.0
-MISMATCH_PAUSE = 60.0
-# For so long after several other logins waited for a flight that upstream refused, nobody starts one before upstream said
-# that he may have the object (seconds).
-CONTESTED = 5.0
-# Wrong bytes once may be chance on the way; so often in a row, they are what the upstream has.
-PERSISTENT = 2
-# A fetch that waits for its turn looks so often whether another one has to make way (seconds): one that nobody waits for,
-# or the slowest below this rate (bytes a second), but none in its first seconds.
-LOOK_FOR_WAY, WAY_EVERY, SLOW, YOUNG = 1.0, 0.1, 64 << 10, 5.0
-# Progress of so many bytes makes the next break a first one again.
-PROGRESS = 64 << 10
 _WRONG = "upstream sent bytes that do not have this digest"
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestContent:
-    """A verified manifest. `stored` says whether it is on disk; a large one is there only, and `data` is empty."""
-
-    digest: str
-    media_type: str
-    data: bytes
-    stored: bool
-
-
-type Admit = Callable[[Reference, HeaderList, TagVariant, bytes], Awaitable[bool]]
-
-
-async def _no_opinion(ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> bool:
-    return False
 
 
 class Fetcher:
@@ -838,130 +793,3 @@ class Fetcher:
         if stored is None and len(found.data) > LARGE_MANIFEST:
             raise NotKept
         return ManifestContent(found.digest, found.media_type, b"" if stored else bytes(found.data), stored is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Examined:
-    """A manifest's bytes with the digest that they have, and its type. `description` is what they say themselves."""
-
-    digest: str
-    media_type: str
-    data: bytes | bytearray
-    description: Description
-
-
-def _examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> _Examined:
-    """What upstream sent, decoded, as a manifest. Raises RequestError for what is not the one that was asked for."""
-    expected, algorithm = _expected(ref, headers)
-    digest = digest_of(data, algorithm)
-    description = describe(data)
-    media_type = description.media_type
-    if description.schema == 1:
-        payload = signed_payload(data)
-        media_type = SCHEMA_1 if payload is None else SCHEMA_1_SIGNED
-        digest = digest if payload is None else digest_of(payload, algorithm)
-    if expected not in ("", digest):
-        message = "upstream sent a manifest that does not have its digest"
-        raise RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": expected}))
-    return _Examined(digest, media_type or _stated_type(ref, headers), data, description)
-
-
-def _expected(ref: Reference, headers: HeaderList) -> tuple[str, str]:
-    """The digest that a manifest is to have, empty if nobody says, and its algorithm."""
-    expected = ref.digest or header(headers, "docker-content-digest") or ""
-    algorithm = expected.partition(":")[0]
-    return (expected, algorithm) if algorithm in ("sha256", "sha512") else ("", "sha256")
-
-
-def _is_whole(ref: Reference, headers: HeaderList, data: bytearray) -> bool:
-    """Whether all of a manifest is there, and only the end of the message was missing."""
-    expected, algorithm = _expected(ref, headers)
-    return bool(expected) and digest_of(data, algorithm) == expected
-
-
-def _stated_type(ref: Reference, headers: HeaderList) -> str:
-    """The type to pass on with what is no manifest by its bytes. Raises RequestError for a page in place of a manifest."""
-    stated = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
-    if stated.startswith("text/") and ref.digest is None:
-        raise upstream_error(502, f"upstream answered {stated[:100]} where a manifest was asked for")
-    return stated if is_media_type(stated) and not stated.startswith("text/") else OCTET_STREAM
-
-
-def _to_remember(relay: Relay) -> Relay:
-    """What is kept of an answer for those who ask again: it may be large, and there may be thousands."""
-    headers = tuple(
-        (name, value) for name, value in relay.headers if len(value) <= REMEMBERED_HEADER and name.lower() in _REMEMBERED
-    )[:MAX_REMEMBERED_HEADERS]
-    if len(relay.body) <= REMEMBERED_BODY:
-        return replace(relay, headers=headers)
-    # As an answer to a HEAD it gets a body of ours.
-    return replace(relay, headers=without(headers, "content-type"), body=b"", from_head=True)
-
-
-def _pause(attempt: int) -> float:
-    return min(5.0, 0.1 * float(2**attempt)) * random.uniform(0.5, 1.0)  # noqa: S311
-
-
-class _StartOver(Exception):
-    """The fetch begins anew, from the first byte."""
-
-
-def _unexpected(registry: str, error: Exception) -> RequestError:
-    """An exception where none belongs, which is an error line, is upstream's failure to the client: it asks elsewhere."""
-    log.error("fetching from %s failed: %s", registry, explain(error))
-    log.debug("it was", exc_info=error)
-    return upstream_error(502, f"fetching failed: {type(error).__name__}")
-
-
-def _as_request_error(error: UpstreamBroken) -> RequestError:
-    status = 504 if error.timeout else 503 if error.refused else 502
-    return upstream_error(status, f"upstream: {error}")
-
-
-def _drop(chunks: Sequence[Chunk], skip: int) -> tuple[list[Chunk], int]:
-    """The chunks without their first `skip` bytes, and what is left to skip."""
-    kept: list[Chunk] = []
-    for chunk in chunks:
-        if skip >= len(chunk):
-            skip -= len(chunk)
-        else:
-            kept.append(chunk[skip:])
-            skip = 0
-    return kept, skip
-
-
-class Whole:
-    """A response whose body is in memory, decoded, and counts until it is closed; without a body it breaks when it is read."""
-
-    def __init__(self, response: UpstreamResponse, body: bytes | None, budget: Budget) -> None:
-        self.status = response.status
-        length = () if body is None else (("Content-Length", str(len(body))),)
-        self.headers: HeaderList = (*without(response.headers, "content-encoding", "content-length"), *length)
-        self.elsewhere = response.elsewhere
-        self._held = None if body is None else Held(body, budget)
-
-    async def read(self) -> Sequence[Chunk]:
-        """As the response's own, up to 64 KiB at once. Raises UpstreamBroken."""
-        if self._held is None:
-            raise UpstreamBroken("its body cannot be decoded")
-        piece = await self._held.read()
-        return [piece] if piece else []
-
-    def close(self) -> None:
-        """As the response's own."""
-        if self._held is not None:
-            self._held.close()
-
-
-def _is_an_answer(ref: Reference, status: int, *, part: bool) -> bool:
-    """Whether what was asked may have such an answer: of lists, what other statuses mean is the registry's affair."""
-    if ref.kind in (Kind.MANIFEST, Kind.BLOB):
-        return status == 200 or (status == 206 and part) or 400 <= status < 600
-    return (200 <= status < 300 or 400 <= status < 600) and status not in (204, 205, 206)
-
-
-def _bound[K, V](table: dict[K, V], limit: int = 10_000) -> None:
-    """Makes room in a table of recent events by forgetting the oldest half."""
-    if len(table) >= limit:
-        for key in list(table)[: limit // 2]:
-            del table[key]

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from cacheyd.cache.bodies import WINDOW, BodyBroken
+from cacheyd.cache.recent_bytes import LEAST_RECENT, MAX_RECENT_READERS, RECENT
 from cacheyd.cache.requester import Requester
 from cacheyd.protocol.errors import RequestError
 from cacheyd.resources.budget import Budget
@@ -18,12 +18,6 @@ from cacheyd.upstream.port import Relayed
 
 # What is held back of a blob until its digest is verified, so that nobody gets a complete wrong one (bytes).
 HOLD = 64 << 10
-
-# What was written last stays in memory for clients that keep up, unless they are many: each may hold on to a chunk that
-# the others are done with. Chunks below the least size come from the file: each object of its own costs memory (bytes).
-RECENT, MAX_RECENT_READERS, LEAST_RECENT = 4 << 20, 8, 16 << 10
-# Up to so much is copied where a window is not complete yet, and so little where many clients wait (bytes).
-COPY, LEAST_COPY = 1 << 20, 16 << 10
 
 
 class NotKept(Exception):
@@ -200,93 +194,3 @@ class Flight:
             return
         if self.error is not None:
             raise self.error.with_traceback(None)
-
-
-class FlightReader:
-    """Reads bytes `start` to `end` (None: to the end) of a flight while it grows.
-
-    The last HOLD bytes of them, as of the whole, wait until the digest is verified: no answer is complete before.
-    """
-
-    def __init__(self, flight: Flight, start: int, end: int | None) -> None:
-        # None once it is closed: who read keeps this reader for a while, and the flight keeps the file's descriptor.
-        self.flight: Flight | None = flight
-        flight.readers += 1
-        flight.audience += 1
-        self._at = start
-        self._end = end
-        # Where the bytes end that may go before the digest is verified.
-        self._unverified_end = max(start, end - HOLD) if end is not None else None
-
-    async def read(self) -> bytes | memoryview:
-        """The next piece as soon as there is one; empty at the end. Raises BodyBroken when the flight failed."""
-        while True:
-            if self._end is not None and self._at >= self._end:
-                return b""
-            flight = self.flight
-            # What was encoded gets a new file when it is decoded.
-            partial = None if flight is None else flight.partial
-            if flight is None or flight.error is not None or partial is None:
-                raise BodyBroken("closed" if flight is None else str(flight.error))
-            if self._at < (limit := self._limit(flight)):
-                return self._take(flight, partial, limit)
-            if flight.verified:
-                return b""
-            await flight.changed()
-
-    def _limit(self, flight: Flight) -> int:
-        end = self._end if flight.verified else self._unverified_end
-        return flight.readable if end is None else min(flight.readable, end)
-
-    def _take(self, flight: Flight, partial: Partial, limit: int) -> bytes | memoryview:
-        index, offset = divmod(self._at, WINDOW)
-        window_end = (index + 1) * WINDOW
-        piece, held = flight.recent(self._at, limit)
-        if piece and held <= flight.budget.share(RECENT):
-            pass
-        elif window_end <= flight.received:
-            piece = partial.window(index, WINDOW)[offset : offset + limit - self._at]
-        else:
-            most = flight.budget.share(COPY, LEAST_COPY)
-            piece = partial.read(self._at, min(limit, self._at + most, window_end))
-        if not piece:
-            raise BodyBroken("the partial file is shorter than it was")
-        self._at += len(piece)
-        return piece
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        if self.flight is not None:
-            self.flight.readers -= 1
-            self.flight.audience -= 1
-        self.flight = None
-
-
-class FlightTable:
-    """At most one flight per registry and digest. No await stands between a look at the table and a change of it.
-
-    By registry, too: anybody may name a registry that sends wrong bytes, or none for ever, and must harm nobody else.
-    """
-
-    def __init__(self) -> None:
-        self._flights: dict[tuple[str, str], Flight] = {}
-
-    def __len__(self) -> int:
-        return len(self._flights)
-
-    def __iter__(self) -> Iterator[Flight]:
-        return iter(list(self._flights.values()))
-
-    def get(self, registry: str, digest: str) -> Flight | None:
-        """The flight that is under way, if there is one."""
-        return self._flights.get((registry, digest))
-
-    def add(self, flight: Flight) -> None:
-        """Registers a new flight; its place must be free."""
-        assert flight.key not in self._flights
-        self._flights[flight.key] = flight
-
-    def remove(self, flight: Flight) -> None:
-        """Frees its place."""
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]

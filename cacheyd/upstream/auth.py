@@ -28,7 +28,7 @@ from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.singleflight import SingleFlight
 from cacheyd.upstream.logins import Logins
 from cacheyd.upstream.port import Transport, UpstreamBroken, UpstreamRequest, UpstreamResponse, read_all
-from cacheyd.upstream.ratelimit import wanted_wait
+from cacheyd.upstream.retry_after import wanted_wait
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import Reference
 from cacheyd.resources.budget import Budget
@@ -154,3 +155,8 @@ class NoPolicy:
     def below_floor(self, registry: str) -> bool:
         """Never."""
         return False
+
+
+def _as_request_error(error: UpstreamBroken) -> RequestError:
+    status = 504 if error.timeout else 503 if error.refused else 502
+    return upstream_error(status, f"upstream: {error}")

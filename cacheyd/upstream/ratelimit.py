@@ -1,86 +1,24 @@
-"""Rate limits of upstreams: what Retry-After says, whom a limit is for, and who waits for its end.
+"""Rate limits of upstreams: which are in force, whom a limit is for, and whose turn is next when it ends."""
 
-Sources: RFC 9110 sections 5.6.7 (the three forms of a date) and 10.2.3 (Retry-After).
-"""
-
-import asyncio
-import re
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cacheyd.protocol.errors import Failure, RequestError
-from cacheyd.protocol.headers import HeaderList, header
+from cacheyd.protocol.headers import without
 from cacheyd.upstream.port import Relay, Relayed
 
-# A limit for longer than this is no limit but a mistake (seconds).
-ABSURD = 366 * 86400.0
-# However short a limit is: nobody is asked again before (seconds), and nobody waits more often than this.
-LEAST, MAX_TRIES = 0.1, 5
+# However short a limit is: nobody is asked again before (seconds).
+LEAST = 0.1
 # Different things that wait for the same limit are asked for one after the other (seconds), up to so long after its end.
 SPACING, SPREAD = 0.025, 1.0
-# A client that leaves ends its wait within (seconds).
-LOOK_EVERY = 0.25
-# containerd gives up after 30 s without a head; with what it waited here, an answer is there before (seconds).
-CLIENTS_WAIT = 28.0
 # Limits that are remembered.
 MAX_REMEMBERED = 4000
 # Things that wait for limits to end, of all registries: clients that wait are no more than that by default.
 MAX_THINGS = 4096
 # What was waited for in vain counts for those who ask again, too: clients repeat what is refused (seconds).
 FORGIVEN_AFTER = 30.0
-
-_SECONDS = re.compile(r"[0-9]{1,9}")
-_TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_IMF = re.compile(rf"[a-z]{{3}}, (?P<day>\d\d) (?P<month>[a-z]{{3}}) (?P<year>\d{{4}}) {_TIME} gmt", re.ASCII | re.IGNORECASE)
-_RFC850 = re.compile(
-    rf"[a-z]{{6,9}}, (?P<day>\d\d)-(?P<month>[a-z]{{3}})-(?P<year>\d\d) {_TIME} gmt", re.ASCII | re.IGNORECASE
-)
-_ASCTIME = re.compile(
-    rf"[a-z]{{3}} (?P<month>[a-z]{{3}}) (?P<day>[ \d]\d) {_TIME} (?P<year>\d{{4}})", re.ASCII | re.IGNORECASE
-)
-
-
-def http_date(text: str, now: float) -> float | None:
-    """The Unix time of an HTTP-date (RFC 9110 section 5.6.7), None for what is none.
-
-    A year of two digits is read as the section says: none that would be more than 50 years after `now`.
-    """
-    match = _IMF.fullmatch(text) or _RFC850.fullmatch(text) or _ASCTIME.fullmatch(text)
-    if match is None:
-        return None
-    year = int(match["year"])
-    if len(match["year"]) == 2:
-        this = time.gmtime(now).tm_year
-        year += this - this % 100
-        year -= 100 if year > this + 50 else 0
-    try:
-        month = _MONTHS.index(match["month"].lower()) + 1
-        # A leap second is taken for the one before.
-        clock = int(match["hour"]), int(match["minute"]), 59 if match["second"] == "60" else int(match["second"])
-        return datetime(year, month, int(match["day"]), *clock, tzinfo=UTC).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def stated_wait(retry_after: str | None, date: str | None, now: float) -> float | None:
-    """For how many seconds a Retry-After wants to be left alone; None if it says nothing that can be meant.
-
-    A date counts from the answer's own `date`, as its clock may be another one, else from `now` (Unix time). One that has
-    passed is 0.
-    """
-    value = (retry_after or "").strip()
-    if _SECONDS.fullmatch(value):
-        wait = float(value)
-    elif (until := http_date(value, now)) is not None:
-        its_now = http_date((date or "").strip(), now)
-        wait = max(0.0, until - (now if its_now is None else its_now))
-    else:
-        return None
-    return wait if wait <= ABSURD else None
 
 
 type Key = tuple[str, str, bytes]
@@ -192,58 +130,27 @@ def _error(said: Relay | Failure, again_at: float | None) -> Relayed | RequestEr
     return error
 
 
-class Patience:
-    """One client's: it waits for limits of at most `most` seconds in all, as it would if it asked upstream itself.
+# Of an answer that is remembered, for many at once: the body and each header (bytes), how many headers, and which.
+REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED_HEADERS = 2 << 10, 512, 8
 
-    That is for it, and for all who ask for something of this repository with this login, until something comes.
-    """
-
-    def __init__(self, limits: Limits, key: Key, thing: Hashable, began: float, most: float) -> None:
-        self._limits = limits
-        self._key = key
-        self._thing = thing
-        self._began = began
-        self._most = self._total = most
-        self._tries = 0
-
-    def succeeded(self) -> None:
-        """It was worth it."""
-        if self._tries:
-            self._limits.over(self._key)
-
-    @property
-    def left(self) -> float:
-        """How long the next try may take (seconds)."""
-        return self._began + CLIENTS_WAIT - self._limits.clock()
-
-    async def outlast(self, error: Relayed | RequestError, gone: Callable[[], bool]) -> bool:
-        """Waits until it is worth asking again; False, at once, if it is not, or if nobody wants the answer any more."""
-        end, now = error.again_at, self._limits.clock()
-        if end is None or self._tries == MAX_TRIES or end - now > self._most:
-            return False
-        at = self._limits.turn(self._key, self._thing, end)
-        if at is None or at > self._began + CLIENTS_WAIT / 2 or not self._limits.may_wait(self._key, end, self._total):
-            return False
-        self._tries += 1
-        self._most -= max(0.0, end - now)
-        while (wait := at - self._limits.clock()) > 0:
-            if gone():
-                return False
-            await asyncio.sleep(min(wait + 0.001, LOOK_EVERY))
-        return not gone()
+_REMEMBERED = frozenset(
+    {
+        "content-type",
+        "retry-after",
+        "docker-distribution-api-version",
+        "ratelimit-limit",
+        "ratelimit-remaining",
+        "ratelimit-reset",
+    }
+)
 
 
-RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
-
-
-def wanted_wait(headers: HeaderList, now: float) -> float | None:
-    """How long a Retry-After, in seconds or as a date, wants to be waited (seconds); None where there is none that can be
-    meant. `now` is Unix time.
-    """
-    return stated_wait(header(headers, "retry-after"), header(headers, "date"), now)
-
-
-def retry_after(headers: HeaderList, now: float | None = None) -> float:
-    """Seconds of a Retry-After, bounded; one second where there is none."""
-    wait = wanted_wait(headers, time.time() if now is None else now)
-    return RATE_LIMIT_DEFAULT if wait is None else min(wait, RATE_LIMIT_MAX)
+def _to_remember(relay: Relay) -> Relay:
+    """What is kept of an answer for those who ask again: it may be large, and there may be thousands."""
+    headers = tuple(
+        (name, value) for name, value in relay.headers if len(value) <= REMEMBERED_HEADER and name.lower() in _REMEMBERED
+    )[:MAX_REMEMBERED_HEADERS]
+    if len(relay.body) <= REMEMBERED_BODY:
+        return replace(relay, headers=headers)
+    # As an answer to a HEAD it gets a body of ours.
+    return replace(relay, headers=without(headers, "content-type"), body=b"", from_head=True)

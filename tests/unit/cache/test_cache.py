@@ -231,7 +231,7 @@ async def received(answer: Answer) -> Got:
 
 @pytest.fixture
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr("cacheyd.cache.fetch.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("cacheyd.cache.blob_fetch.random.uniform", lambda low, high: 0.0)
     clock = Clock()
     store = Store(tmp_path / "cache", clock=clock)
     await store.start()

@@ -17,18 +17,20 @@ from pathlib import Path
 import pytest
 
 from cacheyd.cache.bodies import BodyBroken
-from cacheyd.cache.fetch import FAILURE_PAUSE, MANIFEST_MAX, MANIFESTS_MAX, MISMATCH_PAUSE, Fetcher, ManifestContent
-from cacheyd.cache.flight import HOLD, Flight, FlightReader, NotKept
-from cacheyd.cache.requester import credentials_of
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.flight import HOLD, Flight, NotKept
+from cacheyd.cache.flight_reader import FlightReader
+from cacheyd.cache.manifests import MANIFEST_MAX, MANIFESTS_MAX, ManifestContent
+from cacheyd.cache.recent_failures import FAILURE_PAUSE, MISMATCH_PAUSE
 from cacheyd.protocol.errors import Code, RequestError
-from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header
+from cacheyd.protocol.headers import HeaderList, content_length, credentials_of, end_to_end, header
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED, Reference, parse_target
 from cacheyd.settings.settings import Settings, load
 from cacheyd.store.blobs import Mapped, digest_of
 from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamBroken, UpstreamRequest
-from cacheyd.upstream.ratelimit import RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, retry_after
+from cacheyd.upstream.retry_after import RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, retry_after
 from tests.support.stores import Clock
 
 BLOB = random.Random(1).randbytes(300_000)
@@ -145,7 +147,7 @@ class Scene:
 @pytest.fixture
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     # The wait before a resume is as short as its jitter allows.
-    monkeypatch.setattr("cacheyd.cache.fetch.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("cacheyd.cache.blob_fetch.random.uniform", lambda low, high: 0.0)
     store = Store(tmp_path / "cache")
     await store.start()
     yield Scene(store, load(environ={}, flags={"retries": "3", "progress_timeout": "5s"}))

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheyd.cache.bodies import WINDOW, BodyBroken, MappedReader, MultipartReader
-from cacheyd.cache.flight import COPY, HOLD, Flight, FlightReader, FlightTable, NotKept
+from cacheyd.cache.flight import HOLD, Flight, NotKept
+from cacheyd.cache.flight_reader import COPY, FlightReader
+from cacheyd.cache.flight_table import FlightTable
 from cacheyd.cache.requester import Requester
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.ranges import Part
