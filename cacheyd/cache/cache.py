@@ -33,8 +33,9 @@ from cacheyd.cache.bodies import MappedReader, MultipartReader
 from cacheyd.cache.cooldown import Cooldown, shown
 from cacheyd.cache.created import Created
 from cacheyd.cache.fetch import Fetcher
-from cacheyd.cache.flight import HOLD, Flight, NotKept
+from cacheyd.cache.flight import Flight, NotKept
 from cacheyd.cache.flight_reader import FlightReader
+from cacheyd.cache.growing import HOLD
 from cacheyd.cache.lists import Listings, TooLarge
 from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, requester_of

@@ -11,7 +11,7 @@ from cacheyd.store.rows import Description, describe
 
 
 @dataclass(frozen=True, slots=True)
-class _Examined:
+class Examined:
     """A manifest's bytes with the digest that they have, and its type. `description` is what they say themselves."""
 
     digest: str
@@ -20,9 +20,9 @@ class _Examined:
     description: Description
 
 
-def _examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> _Examined:
+def examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> Examined:
     """What upstream sent, decoded, as a manifest. Raises RequestError for what is not the one that was asked for."""
-    expected, algorithm = _expected(ref, headers)
+    expected, algorithm = expected_digest(ref, headers)
     digest = digest_of(data, algorithm)
     description = describe(data)
     media_type = description.media_type
@@ -33,19 +33,19 @@ def _examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> _E
     if expected not in ("", digest):
         message = "upstream sent a manifest that does not have its digest"
         raise RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": expected}))
-    return _Examined(digest, media_type or _stated_type(ref, headers), data, description)
+    return Examined(digest, media_type or _stated_type(ref, headers), data, description)
 
 
-def _expected(ref: Reference, headers: HeaderList) -> tuple[str, str]:
+def expected_digest(ref: Reference, headers: HeaderList) -> tuple[str, str]:
     """The digest that a manifest is to have, empty if nobody says, and its algorithm."""
     expected = ref.digest or header(headers, "docker-content-digest") or ""
     algorithm = expected.partition(":")[0]
     return (expected, algorithm) if algorithm in ("sha256", "sha512") else ("", "sha256")
 
 
-def _is_whole(ref: Reference, headers: HeaderList, data: bytearray) -> bool:
+def is_whole(ref: Reference, headers: HeaderList, data: bytearray) -> bool:
     """Whether all of a manifest is there, and only the end of the message was missing."""
-    expected, algorithm = _expected(ref, headers)
+    expected, algorithm = expected_digest(ref, headers)
     return bool(expected) and digest_of(data, algorithm) == expected
 
 

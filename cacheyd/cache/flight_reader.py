@@ -1,7 +1,8 @@
 """What a client reads of a flight while it grows, from its own offset and at its own speed."""
 
 from cacheyd.cache.bodies import WINDOW, BodyBroken
-from cacheyd.cache.flight import HOLD, Flight
+from cacheyd.cache.flight import Flight
+from cacheyd.cache.growing import HOLD, GrowingBody
 from cacheyd.cache.recent_bytes import RECENT
 from cacheyd.store.blobs import Partial
 
@@ -18,8 +19,8 @@ class FlightReader:
     def __init__(self, flight: Flight, start: int, end: int | None) -> None:
         # None once it is closed: who read keeps this reader for a while, and the flight keeps the file's descriptor.
         self.flight: Flight | None = flight
-        flight.readers += 1
-        flight.audience += 1
+        flight.body.enter()
+        flight.demand.enter()
         self._at = start
         self._end = end
         # Where the bytes end that may go before the digest is verified.
@@ -32,29 +33,30 @@ class FlightReader:
                 return b""
             flight = self.flight
             # What was encoded gets a new file when it is decoded.
-            partial = None if flight is None else flight.partial
+            partial = None if flight is None else flight.body.partial
             if flight is None or flight.error is not None or partial is None:
                 raise BodyBroken("closed" if flight is None else str(flight.error))
-            if self._at < (limit := self._limit(flight)):
-                return self._take(flight, partial, limit)
-            if flight.verified:
+            body = flight.body
+            if self._at < (limit := self._limit(body)):
+                return self._take(body, partial, limit)
+            if body.verified:
                 return b""
-            await flight.changed()
+            await flight.changes.next()
 
-    def _limit(self, flight: Flight) -> int:
-        end = self._end if flight.verified else self._unverified_end
-        return flight.readable if end is None else min(flight.readable, end)
+    def _limit(self, body: GrowingBody) -> int:
+        end = self._end if body.verified else self._unverified_end
+        return body.readable if end is None else min(body.readable, end)
 
-    def _take(self, flight: Flight, partial: Partial, limit: int) -> bytes | memoryview:
+    def _take(self, body: GrowingBody, partial: Partial, limit: int) -> bytes | memoryview:
         index, offset = divmod(self._at, WINDOW)
         window_end = (index + 1) * WINDOW
-        piece, held = flight.recent(self._at, limit)
-        if piece and held <= flight.budget.share(RECENT):
+        piece, held = body.recent.find(self._at, limit)
+        if piece and held <= body.budget.share(RECENT):
             pass
-        elif window_end <= flight.received:
+        elif window_end <= body.received:
             piece = partial.window(index, WINDOW)[offset : offset + limit - self._at]
         else:
-            most = flight.budget.share(COPY, LEAST_COPY)
+            most = body.budget.share(COPY, LEAST_COPY)
             piece = partial.read(self._at, min(limit, self._at + most, window_end))
         if not piece:
             raise BodyBroken("the partial file is shorter than it was")
@@ -64,6 +66,6 @@ class FlightReader:
     def close(self) -> None:
         """Lets go of the file."""
         if self.flight is not None:
-            self.flight.readers -= 1
-            self.flight.audience -= 1
+            self.flight.body.leave()
+            self.flight.demand.leave()
         self.flight = None

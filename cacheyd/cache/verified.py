@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from cacheyd.cache.bodies import BodyBroken
-from cacheyd.cache.flight import HOLD
+from cacheyd.cache.growing import HOLD
 from cacheyd.protocol.ranges import Part
 from cacheyd.upstream.port import Chunk, UpstreamBroken, UpstreamResponse
 

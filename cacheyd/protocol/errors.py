@@ -58,10 +58,10 @@ class RequestError(Exception):
     `again_at` is when it is worth asking again, on the monotonic clock, where that is soon.
     """
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, again_at: float | None = None) -> None:
         super().__init__(f"{failure.status} {failure.code}: {failure.message}")
         self.failure = failure
-        self.again_at: float | None = None
+        self.again_at = again_at
 
 
 def client_error(status: int, code: Code, message: str, *, headers: HeaderList = (), **detail: str) -> RequestError:

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Hashable
 
 from cacheyd.protocol.errors import RequestError
+from cacheyd.upstream.known_limits import Key, Limits
 from cacheyd.upstream.port import Relayed
-from cacheyd.upstream.ratelimit import Key, Limits
 
 # Nobody waits for limits more often than this.
 MAX_TRIES = 5

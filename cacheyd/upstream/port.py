@@ -157,6 +157,7 @@ class NoPolicy:
         return False
 
 
-def _as_request_error(error: UpstreamBroken) -> RequestError:
+def as_request_error(error: UpstreamBroken, again_at: float | None = None) -> RequestError:
+    """What a client is told of an upstream that failed. `again_at` is when it may be asked again, on the monotonic clock."""
     status = 504 if error.timeout else 503 if error.refused else 502
-    return upstream_error(status, f"upstream: {error}")
+    return RequestError(upstream_error(status, f"upstream: {error}").failure, again_at)

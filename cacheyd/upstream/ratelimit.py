@@ -1,138 +1,30 @@
-"""Rate limits of upstreams: which are in force, whom a limit is for, and whose turn is next when it ends."""
+"""Remembers rate limits of upstreams: as long as one is in force, nobody is asked again for what it is for."""
 
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-from cacheyd.protocol.errors import Failure, RequestError
-from cacheyd.protocol.headers import without
-from cacheyd.upstream.port import Relay, Relayed
-
-# However short a limit is: nobody is asked again before (seconds).
-LEAST = 0.1
-# Different things that wait for the same limit are asked for one after the other (seconds), up to so long after its end.
-SPACING, SPREAD = 0.025, 1.0
-# Limits that are remembered.
-MAX_REMEMBERED = 4000
-# Things that wait for limits to end, of all registries: clients that wait are no more than that by default.
-MAX_THINGS = 4096
-# What was waited for in vain counts for those who ask again, too: clients repeat what is refused (seconds).
-FORGIVEN_AFTER = 30.0
-
-
-type Key = tuple[str, str, bytes]
-
-
-@dataclass(slots=True)
-class _Limit:
-    until: float
-    said: Relay | Failure
-    again_at: float | None
-
-
-@dataclass(slots=True)
-class _Waits:
-    """How long was waited for a limit in all, and up to when."""
-
-    seconds: float = 0.0
-    until: float = 0.0
-
-
-class Limits:
-    """Limits that are in force, each for one repository and one login at its registry, and whose turn is when they end."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self._known: dict[Key, _Limit] = {}
-        # The last turn that was given for each limit, and those of each thing, by its hash: queries may be long.
-        self._turns: dict[Key, float] = {}
-        self._things: dict[tuple[Key, int], float] = {}
-        self._waits: dict[Key, _Waits] = {}
-
-    def check(self, key: Key) -> None:
-        """Raises what was said of a limit that is still in force."""
-        known = self._known.get(key)
-        if known is None:
-            return
-        if self.clock() < known.until:
-            raise _error(known.said, known.again_at)
-        del self._known[key]
-
-    def note(self, key: Key, until: float, said: Relay | Failure, again_at: float | None) -> None:
-        """A limit is in force until then. The oldest ones are forgotten where there are too many."""
-        _make_room(self._known)
-        self._known[key] = _Limit(until, said, again_at)
-
-    def forget(self) -> None:
-        """No limit of before counts any more."""
-        self._known.clear()
-        self._turns.clear()
-        self._things.clear()
-        self._waits.clear()
-
-    def may_wait(self, key: Key, end: float, most: float) -> bool:
-        """Whether to wait until `end`, so that no more than `most` seconds are waited for this limit in all.
-
-        Who waits at the same time as others costs nothing more.
-        """
-        now = self.clock()
-        waits = self._waits.get(key)
-        if waits is None or now > waits.until + FORGIVEN_AFTER:
-            self._waits.pop(key, None)
-            _make_room(self._waits)
-            waits = self._waits[key] = _Waits()
-        seconds = waits.seconds + max(0.0, end - max(now, waits.until))
-        if seconds > most:
-            return False
-        waits.seconds, waits.until = seconds, max(end, waits.until)
-        return True
-
-    def over(self, key: Key) -> None:
-        """What was waited for came."""
-        self._waits.pop(key, None)
-
-    def turn(self, key: Key, thing: Hashable, end: float) -> float | None:
-        """When this is asked for again after a limit that ends at `end`: the same thing at once, others one by one.
-
-        None if too many others wait.
-        """
-        now, place = self.clock(), (key, hash(thing))
-        last = self._turns.get(key, 0.0)
-        if last < now:
-            last = end - SPACING
-        elif (mine := self._things.get(place, 0.0)) >= end:
-            return mine
-        mine = max(end, last + SPACING)
-        if mine > end + SPREAD:
-            return None
-        if place not in self._things and len(self._things) >= MAX_THINGS:
-            self._things = {old: at for old, at in self._things.items() if at >= now}
-            self._turns = {old: at for old, at in self._turns.items() if at >= now}
-            if len(self._things) >= MAX_THINGS:
-                return None
-        self._things[place] = self._turns[key] = mine
-        return mine
-
-
-def _make_room(known: dict[Key, Any]) -> None:
-    """Forgets the oldest half of what is remembered where that is too much."""
-    if len(known) >= MAX_REMEMBERED:
-        for old in list(known)[: MAX_REMEMBERED // 2]:
-            del known[old]
-
-
-def _error(said: Relay | Failure, again_at: float | None) -> Relayed | RequestError:
-    if isinstance(said, Relay):
-        return Relayed(said)
-    error = RequestError(said)
-    error.again_at = again_at
-    return error
-
+from cacheyd.protocol.errors import Failure
+from cacheyd.protocol.headers import HeaderList, credentials_of, header, without
+from cacheyd.protocol.reference import Reference
+from cacheyd.resources.budget import Budget
+from cacheyd.settings.live import Live
+from cacheyd.settings.settings import Settings
+from cacheyd.upstream.known_limits import LEAST, Key, Limits
+from cacheyd.upstream.port import (
+    Relay,
+    Relayed,
+    Upstream,
+    UpstreamBroken,
+    UpstreamRequest,
+    UpstreamResponse,
+    as_request_error,
+)
+from cacheyd.upstream.relay import read_relay
+from cacheyd.upstream.retry_after import RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, wanted_wait
 
 # Of an answer that is remembered, for many at once: the body and each header (bytes), how many headers, and which.
 REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED_HEADERS = 2 << 10, 512, 8
-
 _REMEMBERED = frozenset(
     {
         "content-type",
@@ -143,6 +35,76 @@ _REMEMBERED = frozenset(
         "ratelimit-reset",
     }
 )
+
+
+class RateLimited:
+    """An upstream that is not asked while it has said that it does not want to be. Implements `Upstream`.
+
+    `limits` are the limits that are in force. A change of settings ends them.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        settings: Settings | Live,
+        budget: Budget,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits = Limits(monotonic)
+        self._upstream = upstream
+        self._live = Live.of(settings)
+        self._live.listen(lambda settings: self.forget())
+        self._budget = budget
+        self._clock = clock
+        self._monotonic = monotonic
+        self._generation = 0
+
+    def forget(self) -> None:
+        """After a change of settings: limits of before count no more, nor do those that an answer of before tells of."""
+        self._generation += 1
+        self.limits.forget()
+
+    async def open(self, request: UpstreamRequest) -> UpstreamResponse:
+        """The head of the response. Raises Relayed for a rate limit, RequestError for an upstream that fails."""
+        ref = request.ref
+        key, generation = self.key(ref, request.headers, as_client=request.as_client), self._generation
+        self.limits.check(key)
+        try:
+            response = await self._upstream.open(request)
+        except UpstreamBroken as error:
+            failed = as_request_error(error)
+            if error.wait is not None and generation == self._generation:
+                failed = as_request_error(error, self._note(key, ref, error.wait, failed.failure))
+            raise failed from error
+        if response.status == 429:
+            wait = wanted_wait(response.headers, self._clock())
+            relay = await read_relay(response, self._budget, from_head=request.method == "HEAD")
+            if generation == self._generation:
+                relay = replace(relay, again_at=self._note(key, ref, wait, _to_remember(relay)))
+            raise Relayed(relay)
+        return response
+
+    def key(self, ref: Reference, headers: HeaderList, *, as_client: bool = False) -> Key:
+        """Whom a rate limit is for: who upstream thinks that asks, and the repository. Others' limits are none of it."""
+        auth = self._live.settings.registry(ref.registry).auth
+        if auth != "passthrough" and not as_client:
+            return ref.registry, ref.repository, auth.encode()
+        # Who names the registry in the path and has no login gets one of cacheyd's, and may be refused that.
+        given = not ref.scoped and header(headers, "authorization") is None
+        return ref.registry, ref.repository, b"given" if given else credentials_of(headers)
+
+    def _note(self, key: Key, ref: Reference, wait: float | None, said: Relay | Failure) -> float | None:
+        """Remembers a rate limit; when to ask again, where that is to be waited for."""
+        now = self._monotonic()
+        again_at = None
+        most = self._live.settings.registry(ref.registry).retry_after_max
+        if wait is not None and wait <= most and most > 0:
+            again_at = now + max(wait, LEAST)
+        until = now + (RATE_LIMIT_DEFAULT if wait is None else min(wait, RATE_LIMIT_MAX))
+        self.limits.note(key, until, replace(said, again_at=again_at) if isinstance(said, Relay) else said, again_at)
+        return again_at
 
 
 def _to_remember(relay: Relay) -> Relay:

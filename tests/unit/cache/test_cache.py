@@ -15,7 +15,7 @@ from cacheyd.cache.answer import Answer
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import FAR_AHEAD, Cache
 from cacheyd.cache.fetch import Fetcher
-from cacheyd.cache.flight import HOLD
+from cacheyd.cache.growing import HOLD
 from cacheyd.cache.request import Request
 from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind, Reference, parse_target

@@ -13,15 +13,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import override
 
 import pytest
 
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.fetch import Fetcher
-from cacheyd.cache.flight import HOLD, Flight, NotKept
+from cacheyd.cache.flight import Flight, NotKept
 from cacheyd.cache.flight_reader import FlightReader
+from cacheyd.cache.growing import HOLD
 from cacheyd.cache.manifests import MANIFEST_MAX, MANIFESTS_MAX, ManifestContent
 from cacheyd.cache.recent_failures import FAILURE_PAUSE, MISMATCH_PAUSE
+from cacheyd.observe.events import Events
 from cacheyd.protocol.errors import Code, RequestError
 from cacheyd.protocol.headers import HeaderList, content_length, credentials_of, end_to_end, header
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED, Reference, parse_target
@@ -115,7 +118,7 @@ def refusal(status: int, *headers: tuple[str, str], body: bytes = b'{"errors": [
 # The rest of the scene
 
 
-class Scene:
+class Scene(Events):
     """A fetcher with its store, upstream and clock."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
@@ -131,8 +134,12 @@ class Scene:
             self.settings,
             clock=self.clock,
             monotonic=self.clock,
-            on_verify_failure=self.mismatches.append,
+            events=self,
         )
+
+    @override
+    def verify_failure(self, registry: str) -> None:
+        self.mismatches.append(registry)
 
     def on_disk(self, data: bytes) -> bytes | None:
         stored = self.store.find(digest_of(data))
@@ -385,8 +392,8 @@ async def test_a_stop_leaves_what_is_there_for_the_next_process(scene: Scene) ->
     with pytest.raises(BodyBroken):
         await reading
     assert len(fetcher.flights) == 0
-    assert flight.partial is not None
-    flight.partial.close()  # As the end of the process does.
+    assert flight.body.partial is not None
+    flight.body.partial.close()  # As the end of the process does.
 
     upstream = Script(rest(BLOB, 100_000))
     assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
@@ -517,7 +524,7 @@ async def test_a_small_wrong_blob_fails_before_a_byte_of_it_is_readable(scene: S
     flight = fetcher.flight(blob_ref(b"right"), ACCEPT)
     with pytest.raises(RequestError):
         await flight.settled(5)
-    assert flight.readable == 0
+    assert flight.body.readable == 0
 
 
 # Answers that are not the blob
@@ -859,7 +866,7 @@ async def test_a_large_manifest_is_on_disk_only(scene: Scene, size: int) -> None
     fetcher = scene.fetcher(Script(manifest_reply(data)))
     assert await fetcher.manifest(ref, ACCEPT, ASKED) == ManifestContent(digest_of(data), OCI_MANIFEST, b"", True)
     assert scene.store.blobs.size(digest_of(data)) == len(data)
-    assert fetcher._manifest_bytes == 0
+    assert fetcher.manifests._held_bytes == 0
 
 
 async def test_a_manifest_that_clients_refuse_goes_straight_through(scene: Scene) -> None:
@@ -873,10 +880,10 @@ async def test_a_manifest_that_clients_refuse_goes_straight_through(scene: Scene
 async def test_manifests_beyond_what_they_may_have_in_memory_go_straight_through(scene: Scene) -> None:
     data = padded(1 << 20)
     fetcher = scene.fetcher(Script(manifest_reply(data)))
-    fetcher._manifest_bytes = MANIFESTS_MAX - 100
+    fetcher.manifests._held_bytes = MANIFESTS_MAX - 100
     with pytest.raises(NotKept):
         await fetcher.manifest(BY_TAG, ACCEPT, ASKED)
-    assert fetcher._manifest_bytes == MANIFESTS_MAX - 100
+    assert fetcher.manifests._held_bytes == MANIFESTS_MAX - 100
 
 
 async def test_a_manifest_by_sha512(scene: Scene) -> None:

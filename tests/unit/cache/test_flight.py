@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheyd.cache.bodies import WINDOW, BodyBroken, MappedReader, MultipartReader
-from cacheyd.cache.flight import HOLD, Flight, NotKept
+from cacheyd.cache.flight import Flight, NotKept
 from cacheyd.cache.flight_reader import COPY, FlightReader
 from cacheyd.cache.flight_table import FlightTable
+from cacheyd.cache.growing import HOLD, GrowingBody
 from cacheyd.cache.requester import Requester
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.ranges import Part
@@ -32,26 +33,24 @@ class Growing:
         self.blobs.prepare()
         self.data = data
         self.flight = Flight(digest_of(data), ASKER)
-        self.partial = self.flight.partial = self.blobs.open_partial(digest_of(data))
+        self.partial = self.blobs.open_partial(digest_of(data))
+        self.flight.body.begin(self.partial)
 
     def stream(self, size: int | None) -> None:
-        self.flight.size = size
-        self.flight.streaming = True
-        self.flight.notify()
+        if size is not None:
+            self.flight.body.measured(size)
+        self.flight.answered()
 
     def grow(self, end: int) -> None:
         piece = self.data[self.partial.size : end]
         self.partial.write([piece])
         self.partial.hash([piece])
-        self.flight.received = self.partial.advance(len(piece))
-        self.flight.notify()
+        self.flight.body.grew(self.partial.advance(len(piece)), ())
 
     def land(self) -> None:
         self.grow(len(self.data))
         assert self.partial.verified()
-        self.flight.size = len(self.data)
-        self.flight.verified = True
-        self.flight.notify()
+        self.flight.landed()
 
 
 @pytest.fixture
@@ -77,6 +76,15 @@ async def settled() -> None:
 # How much may be read
 
 
+def body_of(received: int, size: int | None) -> GrowingBody:
+    """A body of which so much has come."""
+    body = Flight(DIGEST, ASKER).body
+    if size is not None:
+        body.measured(size)
+    body.grew(received, ())
+    return body
+
+
 @pytest.mark.parametrize(
     ("received", "size", "verified", "readable"),
     [
@@ -96,19 +104,19 @@ async def settled() -> None:
 def test_the_tail_is_held_back_until_the_digest_is_verified(
     received: int, size: int | None, verified: bool, readable: int
 ) -> None:
-    flight = Flight(DIGEST, ASKER)
-    flight.received, flight.size, flight.verified = received, size, verified
-    assert flight.readable == readable
+    body = body_of(received, size)
+    if verified:
+        body.verify()
+    assert body.readable == readable
 
 
 @given(st.integers(0, 1 << 40), st.one_of(st.none(), st.integers(0, 1 << 40)))
 def test_nobody_has_the_whole_object_before_it_is_verified(received: int, size: int | None) -> None:
-    flight = Flight(DIGEST, ASKER)
-    flight.received, flight.size = received, size
+    body = body_of(received, size)
 
-    assert 0 <= flight.readable <= received
+    assert 0 <= body.readable <= received
     if size:
-        assert flight.readable < size
+        assert body.readable < size
 
 
 async def test_a_reader_gets_all_but_the_tail_then_the_tail(growing: Growing) -> None:
@@ -278,14 +286,12 @@ async def test_a_partial_that_someone_cut_short_breaks_the_body(growing: Growing
 async def test_opened_waits_for_upstreams_answer() -> None:
     flight = Flight(DIGEST, ASKER)
     waiting = asyncio.create_task(flight.opened())
-    flight.received = 10
     await settled()
-    flight.notify()
+    flight.body.grew(10, ())
     await settled()
     assert not waiting.done()
 
-    flight.streaming = True
-    flight.notify()
+    flight.answered()
     await waiting
     await flight.opened()
 
@@ -297,8 +303,7 @@ async def test_settled_waits_for_the_end_but_not_for_ever() -> None:
 
     waiting = asyncio.create_task(flight.settled(10))
     await settled()
-    flight.verified = True
-    flight.notify()
+    flight.landed()
     await waiting
 
 
@@ -307,7 +312,7 @@ async def test_one_change_wakes_all_who_wait() -> None:
     waiting = [asyncio.create_task(flight.changed()) for _ in range(100)]
     await settled()
 
-    flight.notify()
+    flight.changes.wake()
 
     async with asyncio.timeout(1):
         await asyncio.gather(*waiting)
@@ -319,7 +324,7 @@ async def test_who_stops_waiting_does_not_disturb_the_others() -> None:
     await settled()
     gone.cancel()
     await settled()
-    flight.notify()
+    flight.changes.wake()
     async with asyncio.timeout(1):
         await stays
     assert gone.cancelled()
@@ -329,7 +334,7 @@ async def test_a_reader_cancelled_as_it_is_woken_does_not_disturb_the_others() -
     flight = Flight(DIGEST, ASKER)
     gone, stays = asyncio.create_task(flight.changed()), asyncio.create_task(flight.changed())
     await settled()
-    flight.notify()
+    flight.changes.wake()
     gone.cancel()
     async with asyncio.timeout(1):
         await stays

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError
+from cacheyd.upstream.known_limits import MAX_REMEMBERED, MAX_THINGS, SPACING, SPREAD, Limits
 from cacheyd.upstream.patience import CLIENTS_WAIT, MAX_TRIES, Patience
 from cacheyd.upstream.port import Relay, Relayed
-from cacheyd.upstream.ratelimit import MAX_REMEMBERED, MAX_THINGS, SPACING, SPREAD, Limits
 from cacheyd.upstream.retry_after import ABSURD, http_date, stated_wait
 from tests.support.stores import Clock
 
