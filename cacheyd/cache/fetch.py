@@ -51,6 +51,7 @@ class Fetcher:
         self._monotonic = monotonic
         self._events = events or Events()
         self.asking = Asking(upstream, self._live, budget=budget, clock=clock, monotonic=monotonic)
+        self.budget = self.asking.budget
         self.manifests = Manifests(store, self.asking, self._live, events=self._events, clock=clock)
         self.failures = RecentFailures(self._live, monotonic)
         self._turns = FlightTurns(self.flights, self._live, monotonic)
@@ -146,12 +147,8 @@ class Fetcher:
 
     @settings.setter
     def settings(self, settings: Settings) -> None:
+        """To be dropped: `Live.change`."""
         self._live.change(settings)
-
-    @property
-    def budget(self) -> Budget:
-        """To be dropped: `asking.budget`."""
-        return self.asking.budget
 
     @property
     def limits(self) -> Limits:
@@ -165,6 +162,7 @@ class Fetcher:
 
     @admit.setter
     def admit(self, admit: Admit) -> None:
+        """To be dropped: `manifests.admitted_by`."""
         self.manifests.admitted_by(admit)
 
     async def open(

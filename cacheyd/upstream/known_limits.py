@@ -10,16 +10,12 @@ from cacheyd.upstream.port import Relay, Relayed
 
 # However short a limit is: nobody is asked again before (seconds).
 LEAST = 0.1
-
 # Different things that wait for the same limit are asked for one after the other (seconds), up to so long after its end.
 SPACING, SPREAD = 0.025, 1.0
-
 # Limits that are remembered.
 MAX_REMEMBERED = 4000
-
 # Things that wait for limits to end, of all registries: clients that wait are no more than that by default.
 MAX_THINGS = 4096
-
 # What was waited for in vain counts for those who ask again, too: clients repeat what is refused (seconds).
 FORGIVEN_AFTER = 30.0
 

@@ -9,10 +9,8 @@ from cacheyd.upstream.port import Relayed
 
 # Nobody waits for limits more often than this.
 MAX_TRIES = 5
-
 # A client that leaves ends its wait within (seconds).
 LOOK_EVERY = 0.25
-
 # containerd gives up after 30 s without a head; with what it waited here, an answer is there before (seconds).
 CLIENTS_WAIT = 28.0
 

@@ -13,17 +13,12 @@ from cacheyd.protocol.headers import HeaderList, header
 ABSURD = 366 * 86400.0
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
-
 _TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
-
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-
 _IMF = re.compile(rf"[a-z]{{3}}, (?P<day>\d\d) (?P<month>[a-z]{{3}}) (?P<year>\d{{4}}) {_TIME} gmt", re.ASCII | re.IGNORECASE)
-
 _RFC850 = re.compile(
     rf"[a-z]{{6,9}}, (?P<day>\d\d)-(?P<month>[a-z]{{3}})-(?P<year>\d\d) {_TIME} gmt", re.ASCII | re.IGNORECASE
 )
-
 _ASCTIME = re.compile(
     rf"[a-z]{{3}} (?P<month>[a-z]{{3}}) (?P<day>[ \d]\d) {_TIME} (?P<year>\d{{4}})", re.ASCII | re.IGNORECASE
 )
