@@ -50,7 +50,7 @@ class Asking:
     async def open(
         self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False, piece: bool = False
     ) -> UpstreamResponse:
-        """Asks upstream; raises Relayed for a rate limit that is still in force, RequestError 502, 503 or 504 if it fails."""
+        """Asks upstream. Raises Relayed for a rate limit that is in force, RequestError 502, 503 or 504 if upstream fails."""
         return await self._limited.open(UpstreamRequest(ref, method, headers, as_client, piece))
 
     def limit_key(self, ref: Reference, headers: HeaderList, *, as_client: bool = False) -> Key:
@@ -58,12 +58,12 @@ class Asking:
         return self._limited.key(ref, headers, as_client=as_client)
 
     async def relay(self, response: UpstreamResponse, *, from_head: bool = False) -> Relay:
-        """A response as it is, its body in memory; for one that breaks or is too large, an error gets one of ours."""
+        """A response as it is, with its body in memory. If that breaks or is too large, an error gets a body of ours."""
         return await read_relay(response, self.budget, from_head=from_head)
 
     async def unpacked(self, ref: Reference, response: UpstreamResponse, digest: str) -> Relay:
-        """An object that came encoded and is not kept, in memory: its digest (if anybody knows it) says which bytes it is.
+        """An object that came encoded and is not kept, in memory. Its digest, if known, says which bytes are the object.
 
-        Raises RequestError, also for one of more than 4 MiB: what it is would be known at its end only.
+        Raises RequestError, also for more than 4 MiB: which bytes are the object would be known at the end only.
         """
         return await read_object(ref, response, digest, self.budget)

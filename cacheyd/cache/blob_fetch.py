@@ -130,7 +130,7 @@ class BlobFetch:
         await self._finish()
 
     async def _begin(self, response: UpstreamResponse) -> int:
-        """Checks the head of a response and tells the clients; how many bytes of the body are there already."""
+        """Checks the head of a response and tells the clients. Gives how many bytes of its body are there already."""
         flight, body, there = self.flight, self.flight.body, self.incoming.size
         await self._seal(response)
         length = None if self._codings else content_length(response.headers)
@@ -156,7 +156,7 @@ class BlobFetch:
         return skip
 
     async def _refuse(self, response: UpstreamResponse) -> NoReturn:
-        """Raises what an answer that is not the blob comes to."""
+        """The answer is not the blob: raises what that means."""
         relay = await self._asking.relay(response)
         if self.flight.streaming:
             raise UpstreamBroken(f"upstream answered {relay.status}")
@@ -165,8 +165,9 @@ class BlobFetch:
         raise Relayed(relay)
 
     async def _seal(self, response: UpstreamResponse) -> None:
-        """What comes encoded has another length than the object, and other bytes at each place; or only says so, as object
-        stores do of compressed layers. Its digest tells, so nobody gets any of it before, and it is never gone on with.
+        """Notes that a body comes encoded: it has another length than the object, and other bytes at each place. Or it only
+        says so, as object stores do of compressed layers. The digest tells, at the end: until then nobody gets any of it, and
+        it is never resumed.
         """
         self._codings = codings_of(response.headers) if response.status in (200, 206) else ()
         if not self._codings:
@@ -178,7 +179,7 @@ class BlobFetch:
         self.flight.body.seal()
 
     async def _restart(self, why: str) -> Exception:
-        """What is in the file does not continue: starts over if no client has any of it, else gives up. What to raise."""
+        """What is in the file cannot be continued: it begins anew if no client has any of it. Gives the error to raise."""
         error = await self.incoming.restart(why)
         if isinstance(error, StartOver):
             self._codings = ()

@@ -20,7 +20,7 @@ _ENCODED = "upstream encoded it although nobody asked for that"
 
 
 async def read_decoded(ref: Reference, response: UpstreamResponse, limit: int, budget: Budget, *, digest: str = "") -> bytes:
-    """All of a body, decoded unless it has the digest as it came. Closes the response. Raises RequestError."""
+    """All of a body, decoded, or as it came if that has the digest. Closes the response. Raises RequestError."""
     codings = codings_of(response.headers)
     try:
         data = await read_all(response, limit, budget)
@@ -36,7 +36,7 @@ async def read_decoded(ref: Reference, response: UpstreamResponse, limit: int, b
 async def decoded(
     ref: Reference, data: bytes | bytearray, codings: Sequence[str], limit: int, budget: Budget, *, digest: str = ""
 ) -> bytes | bytearray:
-    """A body without its coding. Raises RequestError; `digest` is what it is to have, empty if nobody knows."""
+    """A body without its coding. `digest` is the one that it must have, empty if nobody knows. Raises RequestError."""
 
     def is_right(came: bytes | bytearray) -> bool:
         return bool(digest) and digest_of(came, digest.partition(":")[0]) == digest
@@ -54,9 +54,9 @@ async def decoded(
 
 
 async def read_object(ref: Reference, response: UpstreamResponse, digest: str, budget: Budget) -> Relay:
-    """An object that came encoded and is not kept, in memory: its digest (if anybody knows it) says which bytes it is.
+    """An object that came encoded and is not kept, in memory. Its digest, if known, says which bytes are the object.
 
-    Raises RequestError, also for one of more than 4 MiB: what it is would be known at its end only.
+    Raises RequestError, also for more than 4 MiB: which bytes are the object would be known at the end only.
     """
     data = await read_decoded(ref, response, KEPT_MAX, budget, digest=digest)
     if digest and await asyncio.to_thread(digest_of, data, digest.partition(":")[0]) != digest:

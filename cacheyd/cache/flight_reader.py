@@ -17,7 +17,7 @@ class FlightReader:
     """
 
     def __init__(self, flight: Flight, start: int, end: int | None) -> None:
-        # None once it is closed: who read keeps this reader for a while, and the flight keeps the file's descriptor.
+        # None once it is closed: an answer keeps this reader for a while, and the flight keeps the file's descriptor.
         self.flight: Flight | None = flight
         flight.body.enter()
         flight.demand.enter()

@@ -1,4 +1,4 @@
-"""Turns for flights: who waits for one, and which flight makes way for those who wait."""
+"""Turns for flights: a flight waits for one, and another one may have to make way."""
 
 import asyncio
 import time
@@ -11,8 +11,8 @@ from cacheyd.resources.slots import Slots
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 
-# A fetch that waits for its turn looks so often whether another one has to make way (seconds): one that nobody waits for,
-# or the slowest below this rate (bytes a second), but none in its first seconds.
+# A flight that waits for its turn looks so often whether another one has to make way (seconds): one that nobody waits for,
+# or the slowest below this rate (bytes a second). None has to in its first seconds.
 LOOK_FOR_WAY, WAY_EVERY, SLOW, YOUNG = 1.0, 0.1, 64 << 10, 5.0
 
 
@@ -56,7 +56,7 @@ class FlightTurns:
             raise
 
     def _make_way(self, registry: str) -> None:
-        """Ends one flight for those who wait: one that nobody waits for, or the slowest of a registry that has more turns."""
+        """Ends one flight for those that wait: one that nobody waits for, or the slowest one of registries with more turns."""
         now = self._monotonic()
         if now - self._made_way < WAY_EVERY:
             return

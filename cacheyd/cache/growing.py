@@ -8,7 +8,7 @@ from cacheyd.resources.budget import Budget
 from cacheyd.store.blobs import Partial
 from cacheyd.upstream.port import Chunk
 
-# What is held back of a blob until its digest is verified, so that nobody gets a complete wrong one (bytes).
+# So much of a blob is held back until its digest is verified, so that nobody gets a complete wrong one (bytes).
 HOLD = 64 << 10
 
 

@@ -61,7 +61,7 @@ class Incoming:
         return bool(self.partial.size) and self.partial.verified()
 
     async def restart(self, why: str) -> Exception:
-        """What is in the file does not continue: starts over if no client has any of it, else gives up. What to raise."""
+        """What is in the file cannot be continued: it begins anew if no client has any of it. Gives the error to raise."""
         await self._store.discard(self.partial)
         if self._flight.streaming and not self._body.sealed:
             return upstream_error(502, why, digest=self._flight.digest)
@@ -103,13 +103,13 @@ class Incoming:
             raise NotKept
 
     async def mismatch(self, message: str) -> RequestError:
-        """Wrong bytes: nothing of them is kept. What to raise."""
+        """The bytes are wrong, and none of them is kept. Gives the error to raise."""
         self._events.verify_failure(self._ref.registry)
         await self._store.discard(self.partial)
         return RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": self.partial.digest}))
 
     async def land(self) -> None:
-        """Verified: the clients get the rest at once, then the disk is waited for."""
+        """It is verified: the clients get the rest at once; after that, this waits for the disk."""
         self._failures.landed(self._flight)
         self._flight.landed()
         try:

@@ -25,11 +25,11 @@ from cacheyd.store.shelf import SMALL
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamBroken, UpstreamResponse, as_request_error
 
-# The largest manifest that is passed on (bytes). One over `KEPT_MAX` goes straight through: clients refuse it.
+# The largest manifest that is passed on (bytes). One larger than `KEPT_MAX` goes straight through: clients refuse it.
 MANIFEST_MAX = 8 << 20
 # From this size on, a manifest is hashed and looked into in a thread, one at a time (bytes).
 LARGE_MANIFEST = 256 << 10
-# What all manifests on their way in may have in memory (bytes); those beyond it go straight through.
+# The memory that all manifests on their way in may take (bytes). Those beyond it go straight through.
 MANIFESTS_MAX = 16 << 20
 
 
@@ -43,7 +43,7 @@ class ManifestContent:
     stored: bool
 
 
-# Decides whether a tag may lead to what upstream says (the manifest's bytes come along where they are known); whether it did.
+# Decides whether a tag may lead to what upstream says. Gets the manifest's bytes if they are known. True if it has decided.
 type Admit = Callable[[Reference, HeaderList, TagVariant, bytes], Awaitable[bool]]
 
 
@@ -88,11 +88,12 @@ class Manifests:
         return self._running.tasks()
 
     async def get(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> ManifestContent:
-        """A manifest by tag or digest, verified and kept; once for all who ask at once with the same Accept.
+        """A manifest by tag or digest, verified and kept; fetched once for all who ask with the same Accept meanwhile.
 
-        Raises Relayed for an answer that is not the manifest, RequestError if upstream cannot be had.
+        Raises Relayed for an answer that is not the manifest, RequestError if upstream gives none, NotKept for one that is
+        too large for memory.
         """
-        # By repository, also a digest: who may read it in one may not in another.
+        # By repository, even for a digest: a client that may read it in one repository may not in another.
         of_tag = () if ref.digest else sorted(asked)
         question = self._generation, ref.registry, ref.repository, ref.reference, *of_tag
         return await ask_once(self._running, question, requester_of(ref, headers), lambda: self._fetch(ref, headers, asked))
@@ -117,9 +118,9 @@ class Manifests:
         return content
 
     async def tag_found(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes = b"") -> None:
-        """Remembers what upstream says of a tag, unless `admit` does; `data` are the manifest's bytes where they are known.
+        """Remembers what upstream says of a tag, unless `admit` does that. `data`: the manifest's bytes, if they are known.
 
-        To be called where upstream is asked, and not where that is waited for: who comes in between must find it.
+        Call it where upstream is asked, not where somebody waits for that: a client that comes in between must find the tag.
         """
         if not await self.admit(ref, headers, variant, data) and is_memorable(variant.asked):
             self._store.set_tag(ref.registry, ref.repository, ref.reference, variant)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cacheyd.resources.budget import Budget
 
 # What was written last stays in memory for clients that keep up, unless they are many: each may hold on to a chunk that
-# the others are done with. Chunks below the least size come from the file: each object of its own costs memory (bytes).
+# the others have read already. Smaller chunks than the least size are read from the file: each object costs memory (bytes).
 RECENT, MAX_RECENT_READERS, LEAST_RECENT = 4 << 20, 8, 16 << 10
 
 

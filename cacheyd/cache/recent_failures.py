@@ -1,4 +1,4 @@
-"""Flights that failed just now: who may go on here, and who has to ask upstream first."""
+"""Flights that failed just now: which clients may resume here, and which have to ask upstream first."""
 
 import time
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from cacheyd.settings.settings import Settings
 # A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
 FAILURE_PAUSE = 15.0
 MISMATCH_PAUSE = 60.0
-# For so long after several other logins waited for a flight that upstream refused, nobody starts one before upstream said
-# that he may have the object (seconds).
+# Several other logins waited for a flight, and upstream refused it to the login that had started it. For so long after that
+# (seconds), a client starts the next flight only when upstream has said that it may have the object.
 CONTESTED = 5.0
 # Wrong bytes once may be chance on the way; so often in a row, they are what the upstream has.
 PERSISTENT = 2
 
 
 class _Broken(NamedTuple):
-    """Until when an object's flight counts as broken, why, how much of it a client may have, and how many in a row had wrong
-    bytes.
+    """Until when an object's flight counts as broken, why, how much of it clients may have, and how many flights in a row
+    had wrong bytes.
     """
 
     until: float
@@ -36,7 +36,7 @@ class RecentFailures:
     def __init__(self, settings: Settings | Live, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._broken: dict[tuple[str, str], _Broken] = {}
-        # Until when who starts an object's flight has to be let through first.
+        # Until when a client that starts an object's flight has to be let through by upstream first.
         self._contested: dict[tuple[str, str], float] = {}
         Live.of(settings).listen(lambda settings: self.forget())
 
@@ -46,7 +46,7 @@ class RecentFailures:
         self._contested.clear()
 
     def broke(self, flight: Flight, error: RequestError | NotKept) -> None:
-        """Clients have bytes of it that nobody has verified: they are not to go on here for a while."""
+        """The flight broke, and clients have bytes of it that are not verified: they are not to resume here for a while."""
         failure = (
             upstream_error(502, "there was no room for the rest").failure if isinstance(error, NotKept) else error.failure
         )
@@ -74,9 +74,9 @@ class RecentFailures:
         return RequestError(known.failure)
 
     def resume_refused(self, registry: str, digest: str, start: int) -> RequestError | None:
-        """Why a client may not begin at byte `start` here: what it has may be of a flight that broke, and be wrong.
+        """Why a client may not begin at byte `start` here: the bytes that it has may come from a flight that broke.
 
-        A new fetch from the first byte is another matter, unless the last ones brought wrong bytes, too: then a client gets
+        A client may begin anew, from the first byte, unless the last flights brought wrong bytes in a row: then it gets
         right ones elsewhere only.
         """
         if not self._broken or (known := self._find(registry, digest)) is None:

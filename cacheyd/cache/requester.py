@@ -35,10 +35,10 @@ async def ask_once[Result](
     mine: Requester,
     start: Callable[[], Coroutine[Any, Any, Result]],
 ) -> Result:
-    """What `start` brings, once for all who ask the same meanwhile. Raises what it does.
+    """What `start` brings, once for all who ask the same meanwhile. Raises what `start` raises.
 
-    Who waited for somebody else's request and does not share its failure asks for himself then, once for all with his login:
-    made-up logins are many, and nobody is to wait for each of them.
+    A client that waited for somebody else's request, and does not share its failure, asks for itself then, once for all
+    clients with its login: made-up logins are many, and nobody is to wait for each of them.
     """
     theirs, asked = once.join(question, mine, start)
     try:

@@ -44,9 +44,9 @@ class Usable:
         return await self._without_coding(ref, request.method, response)
 
     async def _without_coding(self, ref: Reference, method: str, response: UpstreamResponse) -> UpstreamResponse:
-        """The response as what is behind here can use it: objects as they came, as their digest says whether they are encoded.
+        """The response without its coding. Objects stay as they came: their digest says whether they are encoded.
 
-        Raises RequestError for a list that cannot be decoded; an error's body breaks then.
+        Raises RequestError for a list that cannot be decoded. An error's body that cannot be decoded breaks when it is read.
         """
         if not codings_of(response.headers):
             return response
@@ -89,14 +89,14 @@ class _Uncoded:
 
 
 def unexpected(registry: str, error: Exception) -> RequestError:
-    """An exception where none belongs, which is an error line, is upstream's failure to the client: it asks elsewhere."""
+    """An exception where none belongs is an error in the log; the client is told that upstream failed, and asks elsewhere."""
     log.error("fetching from %s failed: %s", registry, explain(error))
     log.debug("it was", exc_info=error)
     return upstream_error(502, f"fetching failed: {type(error).__name__}")
 
 
 def _is_an_answer(ref: Reference, status: int, *, part: bool) -> bool:
-    """Whether what was asked may have such an answer: of lists, what other statuses mean is the registry's affair."""
+    """Whether such a status can be an answer to this. What the others mean for lists is the registry's affair."""
     if ref.kind in (Kind.MANIFEST, Kind.BLOB):
         return status == 200 or (status == 206 and part) or 400 <= status < 600
     return (200 <= status < 300 or 400 <= status < 600) and status not in (204, 205, 206)

@@ -8,7 +8,7 @@ from typing import Any
 from cacheyd.protocol.errors import Failure, RequestError
 from cacheyd.upstream.port import Relay, Relayed
 
-# However short a limit is: nobody is asked again before (seconds).
+# However short a limit is: nobody asks again earlier than this (seconds).
 LEAST = 0.1
 # Different things that wait for the same limit are asked for one after the other (seconds), up to so long after its end.
 SPACING, SPREAD = 0.025, 1.0
@@ -16,7 +16,7 @@ SPACING, SPREAD = 0.025, 1.0
 MAX_REMEMBERED = 4000
 # Things that wait for limits to end, of all registries: clients that wait are no more than that by default.
 MAX_THINGS = 4096
-# What was waited for in vain counts for those who ask again, too: clients repeat what is refused (seconds).
+# Waits in vain count for those who ask again, too, for so long (seconds): clients repeat what is refused.
 FORGIVEN_AFTER = 30.0
 
 type Key = tuple[str, str, bytes]
@@ -38,7 +38,7 @@ class _Waits:
 
 
 class Limits:
-    """Limits that are in force, each for one repository and one login at its registry, and whose turn is when they end."""
+    """Limits that are in force, each for one repository and one login at a registry; and who is next when they end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -91,7 +91,7 @@ class Limits:
         self._waits.pop(key, None)
 
     def turn(self, key: Key, thing: Hashable, end: float) -> float | None:
-        """When this is asked for again after a limit that ends at `end`: the same thing at once, others one by one.
+        """When to ask for `thing` after a limit that ends at `end`. The same thing has one turn; others follow one by one.
 
         None if too many others wait.
         """

@@ -16,9 +16,9 @@ CLIENTS_WAIT = 28.0
 
 
 class Patience:
-    """One client's: it waits for limits of at most `most` seconds in all, as it would if it asked upstream itself.
+    """One client's patience: it waits for limits of at most `most` seconds in all, as it would if it asked upstream itself.
 
-    That is for it, and for all who ask for something of this repository with this login, until something comes.
+    Those seconds are for all clients that ask for something of this repository with this login, until something comes.
     """
 
     def __init__(self, limits: Limits, key: Key, thing: Hashable, began: float, most: float) -> None:

@@ -1,4 +1,4 @@
-"""Remembers rate limits of upstreams: as long as one is in force, nobody is asked again for what it is for."""
+"""Remembers rate limits: while one is in force, its registry is not asked again in that repository and with that login."""
 
 import time
 from collections.abc import Callable
@@ -38,7 +38,7 @@ _REMEMBERED = frozenset(
 
 
 class RateLimited:
-    """An upstream that is not asked while it has said that it does not want to be. Implements `Upstream`.
+    """An upstream that is left alone for as long as it said. Implements `Upstream`.
 
     `limits` are the limits that are in force. A change of settings ends them.
     """
@@ -62,7 +62,7 @@ class RateLimited:
         self._generation = 0
 
     def forget(self) -> None:
-        """After a change of settings: limits of before count no more, nor do those that an answer of before tells of."""
+        """After a change of settings: earlier limits count no more, nor do limits in answers to earlier questions."""
         self._generation += 1
         self.limits.forget()
 
@@ -87,16 +87,16 @@ class RateLimited:
         return response
 
     def key(self, ref: Reference, headers: HeaderList, *, as_client: bool = False) -> Key:
-        """Whom a rate limit is for: who upstream thinks that asks, and the repository. Others' limits are none of it."""
+        """Whom a rate limit is for: the repository, and the login that upstream sees. Nobody else has to keep it."""
         auth = self._live.settings.registry(ref.registry).auth
         if auth != "passthrough" and not as_client:
             return ref.registry, ref.repository, auth.encode()
-        # Who names the registry in the path and has no login gets one of cacheyd's, and may be refused that.
+        # A client that names the registry in the path and has no login gets one of cacheyd's, and may be refused that.
         given = not ref.scoped and header(headers, "authorization") is None
         return ref.registry, ref.repository, b"given" if given else credentials_of(headers)
 
     def _note(self, key: Key, ref: Reference, wait: float | None, said: Relay | Failure) -> float | None:
-        """Remembers a rate limit; when to ask again, where that is to be waited for."""
+        """Remembers a rate limit. Gives when to ask again, if clients are to wait for that."""
         now = self._monotonic()
         again_at = None
         most = self._live.settings.registry(ref.registry).retry_after_max

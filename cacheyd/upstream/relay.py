@@ -13,7 +13,7 @@ RELAY_WAIT = 5.0
 
 
 async def read_relay(response: UpstreamResponse, budget: Budget, *, from_head: bool = False) -> Relay:
-    """A response as it is, its body in memory; for one that breaks or is too large, an error gets one of ours.
+    """A response as it is, with its body in memory. If that breaks or is too large, an error gets a body of ours.
 
     Closes the response.
     """
