@@ -120,9 +120,7 @@ class BlobFetch:
             raise
         except Relayed as error:
             if flight.streaming:
-                broken = UpstreamBroken(str(error))
-                broken.again_at = error.again_at
-                raise broken from error
+                raise UpstreamBroken(str(error), again_at=error.again_at) from error
             raise
         with flight.cut.closing(response):
             skip = await self._begin(response)
