@@ -18,44 +18,24 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from cacheyd.cache import freshness as policy
 from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.gone import Gone, is_tag
+from cacheyd.cache.questions import ask_of, is_one_byte, looks_like
 from cacheyd.cache.requester import credentials_of
 from cacheyd.protocol.errors import upstream_error
-from cacheyd.protocol.headers import HeaderList, content_length, header
-from cacheyd.protocol.ranges import parse_content_range
+from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import (
-    DIGEST,
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    SCHEMA_1,
-    SCHEMA_1_SIGNED,
     Kind,
     Reference,
-    accepted_types,
 )
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store
-from cacheyd.upstream.port import Relayed, UpstreamResponse
+from cacheyd.upstream.port import Relayed
 
 # Names are kept as hashes, so that a grant takes 250 bytes and what is gone 600 at most.
 MAX_GRANTS = 50_000
-MAX_GONE = 20_000
-NO_HEAD = frozenset({404, 405, 501})
-# A CDN's URLs are signed for GET, and its refusal of a HEAD says nothing: one byte decides.
-REFUSED_ELSEWHERE = frozenset({400, 403})
-ONE_BYTE = ("Range", "bytes=0-0")
-MANIFEST_TYPES = frozenset({DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA_1, SCHEMA_1_SIGNED})
-# Of no bytes there is not even one (RFC 9110 section 15.5.17).
-EMPTY = frozenset(f"{name}:{hashlib.new(name).hexdigest()}" for name in ("sha256", "sha512"))
 REFUSED = frozenset({401, 403})
-
-
-# Credentials, and the types that were asked for.
-type Told = tuple[bytes, int]
 
 
 class Access:
@@ -147,11 +127,11 @@ class Access:
         """
         generation = self._generation
         method, response = await ask_of(self._fetcher, ref, headers, as_client=True)
-        if response.status != 200 and not (method == "GET" and _is_one_byte(ref, response.status)):
+        if response.status != 200 and not (method == "GET" and is_one_byte(ref, response.status)):
             raise Relayed(await self._fetcher.relay(response, from_head=method == "HEAD"))
         response.close()
         stored = self._store.find(ref.digest) if ref.digest else None
-        if not _looks_like(ref, response, stored):
+        if not looks_like(ref, response, stored):
             if ref.digest is None:
                 raise upstream_error(502, "upstream answered with something else where a manifest was asked for")
             return False
@@ -176,124 +156,17 @@ class Access:
         """Upstream answered this login so: what it may not read is not granted any more, a tag that it hides is gone."""
         if status in REFUSED:
             self._grants.pop(_login(ref, headers), None)
-        elif status == 404 and _is_tag(ref) and self._store.tag_variants(ref.registry, ref.repository, ref.reference):
+        elif status == 404 and is_tag(ref) and self._store.tag_variants(ref.registry, ref.repository, ref.reference):
             self._gone.add(ref, headers)
 
     def found(self, ref: Reference, headers: HeaderList) -> None:
         """Upstream gave this login what it asked for."""
-        if self._gone and _is_tag(ref):
+        if self._gone and is_tag(ref):
             self._gone.discard(ref, headers)
 
     def is_gone(self, ref: Reference, headers: HeaderList) -> bool:
         """Whether this login was told last that there is no such tag. One look at a table, unless somebody was told so."""
         return bool(self._gone) and self._gone.has(ref, headers)
-
-
-class Gone:
-    """Tags that upstream said are not there, each for the logins that were told so; others know better, perhaps.
-
-    Registries hide private repositories by a 404, so a stranger's question must not take the owner's tag away. Some also
-    say 404 of a tag of other types than were asked for, and nobody in particular is a login of many: so it is for those
-    who ask for the same types.
-    """
-
-    def __init__(self, limit: int = MAX_GONE) -> None:
-        self._limit = limit
-        # By the hash of the tag, so that those who ask for another one need no hash of their login.
-        self._logins: OrderedDict[int, dict[Told, None]] = OrderedDict()
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, ref: Reference, headers: HeaderList) -> None:
-        """This login was told so; the tags that were told of longest ago are forgotten, where there are too many."""
-        logins = self._logins.setdefault(_tag(ref), {})
-        login = _told(headers)
-        self._count += login not in logins
-        logins[login] = None
-        while self._count > self._limit:
-            oldest = next(iter(self._logins))
-            self._discard(oldest, next(iter(self._logins[oldest])))
-
-    def discard(self, ref: Reference, headers: HeaderList) -> None:
-        """This login was told otherwise."""
-        if (tag := _tag(ref)) in self._logins:
-            self._discard(tag, _told(headers))
-
-    def _discard(self, tag: int, login: Told) -> None:
-        logins = self._logins[tag]
-        if login in logins:
-            del logins[login]
-            self._count -= 1
-        if not logins:
-            del self._logins[tag]
-
-    def has(self, ref: Reference, headers: HeaderList) -> bool:
-        """Whether this login was told so."""
-        logins = self._logins.get(_tag(ref))
-        return logins is not None and _told(headers) in logins
-
-
-async def ask_of(
-    fetcher: Fetcher, ref: Reference, headers: HeaderList, *, as_client: bool = False
-) -> tuple[str, UpstreamResponse]:
-    """Upstream's answer about an object, by HEAD or else by GET, and by which; of a blob, one byte is asked for then."""
-    response = await fetcher.open(ref, "HEAD", headers, as_client=as_client)
-    if response.status not in NO_HEAD and not says_nothing_of_get(response):
-        return "HEAD", response
-    response.close()
-    headers = (*headers, ONE_BYTE) if ref.kind is Kind.BLOB else headers
-    return "GET", await fetcher.open(ref, "GET", headers, as_client=as_client)
-
-
-def says_nothing_of_get(response: UpstreamResponse) -> bool:
-    """Whether the answer to a HEAD is that of a host to which the registry redirected, and which takes a GET only."""
-    return response.elsewhere and response.status in REFUSED_ELSEWHERE
-
-
-def _looks_like(ref: Reference, response: UpstreamResponse, stored: Stored | None) -> bool:
-    """Whether a success is about the object: by its digest, its size, or at least its type."""
-    media_type = (header(response.headers, "content-type") or "").partition(";")[0].strip().lower()
-    stated = header(response.headers, "docker-content-digest") or ""
-    if media_type.startswith("text/html") or (ref.digest and stated and stated != ref.digest):
-        return False
-    size = stated_size(response)
-    if stored is not None and size is not None:
-        return size == stored.size
-    if DIGEST.fullmatch(stated):
-        return True
-    # A blob may come from anywhere, under any type; of one that is not here nothing can be given away.
-    return media_type in MANIFEST_TYPES if ref.kind is Kind.MANIFEST else stored is None
-
-
-def stated_size(response: UpstreamResponse) -> int | None:
-    """The size in bytes of the object that a success is about, or a part of it; None if it is not said."""
-    if response.status == 416:
-        return 0
-    if response.status != 206:
-        return content_length(response.headers)
-    part = parse_content_range(header(response.headers, "content-range"))
-    return part[2] if part is not None else None
-
-
-def _is_one_byte(ref: Reference, status: int) -> bool:
-    """Whether an answer to a request for the first byte of a blob gives it."""
-    return ref.kind is Kind.BLOB and (status == 206 or (status == 416 and ref.digest in EMPTY))
-
-
-def _is_tag(ref: Reference) -> bool:
-    return ref.kind is Kind.MANIFEST and ref.digest is None
-
-
-def _tag(ref: Reference) -> int:
-    """Names are long, and strangers choose them; nobody can choose their hash."""
-    return hash((ref.registry, ref.repository, ref.reference))
-
-
-def _told(headers: HeaderList) -> Told:
-    accept = tuple(value for name, value in headers if name.lower() == "accept")
-    return credentials_of(headers), hash(policy.asked_types(accepted_types(accept)))
 
 
 def _login(ref: Reference, headers: HeaderList) -> bytes:

@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from cacheyd.cache import freshness as policy
-from cacheyd.cache.access import EMPTY, ONE_BYTE, REFUSED, Access, ask_of, says_nothing_of_get, stated_size
+from cacheyd.cache import freshness
+from cacheyd.cache.access import REFUSED, Access
+from cacheyd.cache.age import shown
 from cacheyd.cache.answer import (
     BYPASS,
     FEW_LEFT,
@@ -20,21 +21,21 @@ from cacheyd.cache.answer import (
     STALE,
     STALE_WARNING,
     Answer,
-    PieceSource,
     error_answer,
     held,
     hit_headers,
     object_headers,
-    relay_answer,
-    stream_answer,
     why_stale,
 )
 from cacheyd.cache.bodies import MappedReader, MultipartReader
-from cacheyd.cache.cooldown import Cooldown, shown
+from cacheyd.cache.cooldown import Cooldown
 from cacheyd.cache.created import Created
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import HOLD, Flight, FlightReader, NotKept
 from cacheyd.cache.lists import Listings, TooLarge
+from cacheyd.cache.pieces import PieceSource
+from cacheyd.cache.questions import EMPTY, ONE_BYTE, ask_of, says_nothing_of_get, stated_size
+from cacheyd.cache.relaying import relay_answer, stream_answer
 from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
 from cacheyd.cache.verified import VerifiedSource
@@ -158,7 +159,7 @@ class Cache:
         if self.cooldown.active:
             self.cooldown.ripen(ref)
         variant = self._variant(ref, types)
-        if variant is None or not policy.is_fresh(variant, policy.tag_ttl(self.settings, ref), now):
+        if variant is None or not freshness.is_fresh(variant, freshness.tag_ttl(self.settings, ref), now):
             return None
         return None if self.access.is_gone(ref, request.headers) else self._fresh(request, variant)
 
@@ -174,7 +175,7 @@ class Cache:
 
     def _variant(self, ref: Reference, types: frozenset[str]) -> TagVariant | None:
         variants = self.store.tag_variants(ref.registry, ref.repository, ref.reference)
-        return policy.find_variant(variants, policy.asked_types(types), types) if variants else None
+        return freshness.find_variant(variants, freshness.asked_types(types), types) if variants else None
 
     def _from_variant(self, request: Request, variant: TagVariant, result: str) -> Answer | None:
         stored = self.store.find(variant.digest)
@@ -462,7 +463,7 @@ class Cache:
     async def _content(self, request: Request) -> Answer:
         """The manifest itself, from upstream."""
         ref = request.ref
-        asked = policy.asked_types(accepted_types(request.accept))
+        asked = freshness.asked_types(accepted_types(request.accept))
         try:
             content = await self.fetcher.manifest(ref, request.headers, asked)
         except NotKept:
@@ -481,7 +482,7 @@ class Cache:
     async def _tag(self, request: Request) -> Answer:
         ref = request.ref
         types = accepted_types(request.accept)
-        if policy.tag_ttl(self.settings, ref) == 0:
+        if freshness.tag_ttl(self.settings, ref) == 0:
             self._on_ignored()
         if self.cooldown.active:
             self.cooldown.ripen(ref)
@@ -511,12 +512,12 @@ class Cache:
 
     def _refuse_held(self, request: Request, types: frozenset[str]) -> None:
         """Raises RequestError where upstream said lately that the tag is too young, and nothing else may be served."""
-        ref, asked = request.ref, policy.asked_types(types)
+        ref, asked = request.ref, freshness.asked_types(types)
         hold = self.cooldown.hold(ref, asked)
         if hold is None or self.cooldown.allows(ref) or self.access.is_gone(ref, request.headers):
             return
         until = self.cooldown.held_until(ref, hold.candidate.digest)
-        fresh = policy.is_fresh(hold.candidate, policy.tag_ttl(self.settings, ref), self._clock())
+        fresh = freshness.is_fresh(hold.candidate, freshness.tag_ttl(self.settings, ref), self._clock())
         if until is not None and fresh and self.cooldown.previous(ref, asked) is None:
             raise self.cooldown.refusal(ref, hold.candidate.digest, until)
 
@@ -533,7 +534,7 @@ class Cache:
         until = cooldown.held_until(ref, digest)
         if until is None:
             return None
-        asked = policy.asked_types(accepted_types(request.accept))
+        asked = freshness.asked_types(accepted_types(request.accept))
         found, as_it_is = None, False
         try:
             while found is None and (previous := cooldown.previous(ref, asked)) is not None:
@@ -578,7 +579,7 @@ class Cache:
             if relay.status in ASK_WITH_GET:
                 return None
             raise Relayed(relay)
-        variant = _variant_of(relay, policy.asked_types(accepted_types(request.accept)), self._clock())
+        variant = _variant_of(relay, freshness.asked_types(accepted_types(request.accept)), self._clock())
         unchanged = known is not None and known.digest == variant.digest
         result = REVALIDATED if unchanged else MISS
         if request.head:
@@ -599,7 +600,7 @@ class Cache:
     def _saved(self, request: Request, known: TagVariant | None) -> Answer | None:
         """The last known tag, marked as such, if it may still be served."""
         stale_if_error = self.settings.registry(request.ref.registry).stale_if_error
-        if known is None or not policy.may_be_stale(known, stale_if_error, self._clock()):
+        if known is None or not freshness.may_be_stale(known, stale_if_error, self._clock()):
             return None
         if self.access.is_gone(request.ref, request.headers):
             return None
@@ -611,7 +612,7 @@ class Cache:
     async def _resolve(self, request: Request) -> Relay:
         """Upstream's answer to a HEAD of this manifest, once for all who ask at once with the same Accept."""
         ref = request.ref
-        asked = policy.asked_types(accepted_types(request.accept))
+        asked = freshness.asked_types(accepted_types(request.accept))
         question: Question = (self._generation, ref.registry, ref.repository, ref.reference, *sorted(asked))
         mine = requester_of(ref, request.headers)
         try:

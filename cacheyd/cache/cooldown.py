@@ -5,17 +5,16 @@ image says itself; one of the two is enough. Tags in the store lead to what may 
 """
 
 import logging
-import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
-from cacheyd.cache import freshness as policy
+from cacheyd.cache import freshness
+from cacheyd.cache.age import EARLIEST, Ageless, believed, shown
+from cacheyd.cache.sightings import CLOCK_ERROR, key_of, name_of, reference_of
 from cacheyd.protocol.errors import Code, RequestError, client_error
 from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.reference import ImageName, Kind, Reference, accepts
-from cacheyd.settings.rules import Ages
+from cacheyd.protocol.reference import Reference, accepts
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.sights import Hold, Sight
@@ -23,91 +22,9 @@ from cacheyd.store.store import Store
 
 log = logging.getLogger(__name__)
 
-# 2013-01-01: no image is older, so dates before it say nothing (0001-01-01, 1970-01-01, 1980-01-01 of reproducible builds).
-EARLIEST = 1356998400.0
-# What was seen so much later than now was seen by a clock that was wrong (seconds).
-CLOCK_ERROR = 86400.0
-# Tags that are made of a digest belong to what has it: signatures, attestations, the referrers of older registries.
-_OF_DIGEST = re.compile(r"sha(?:256-[a-f0-9]{64}|512-[a-f0-9]{128})(?:\.[A-Za-z0-9._-]+)?")
-_CREATED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", re.IGNORECASE)
 
 # Looks an image's own date up: its reference, who asks, what the tag leads to, and its bytes if they are known.
 type Look = Callable[[Reference, HeaderList, TagVariant, bytes], Awaitable[None]]
-
-
-def parse_created(value: object) -> float | None:
-    """The seconds since the epoch of a date as images have it (RFC 3339 section 5.6); None for what is none, or too early."""
-    match = _CREATED.fullmatch(value) if isinstance(value, str) and len(value) <= 64 else None
-    if match is None:
-        return None
-    try:
-        found = datetime.fromisoformat(match[1] + match[2].upper()).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return found if found >= EARLIEST else None
-
-
-def believed(created: float | None, now: float) -> float:
-    """The date if it can be one, 0 if it says nothing: a date that is still to come shows no age."""
-    return created if created is not None and EARLIEST <= created <= now else 0.0
-
-
-def shown_since(sight: Sight, evidence: str) -> float:
-    """Since when the image is there for certain, as far as is known."""
-    return min(sight.first, sight.created) if evidence == "any" and sight.created else sight.first
-
-
-def ripe_at(sight: Sight, min_age: float, evidence: str) -> float:
-    """From when on the image may be served, in seconds since the epoch."""
-    return 0.0 if sight.released else shown_since(sight, evidence) + min_age
-
-
-def why(sight: Sight, min_age: float, evidence: str) -> str:
-    """Why something is held, for people."""
-    seen = f"first seen here {shown(sight.first)}"
-    if evidence == "any" and sight.created:
-        seen = f"created {shown(sight.created)}, {seen}"
-    return f"younger than {_span(min_age)}: {seen}"
-
-
-def shown(at: float) -> str:
-    """A point in time for people and clients (RFC 3339)."""
-    return datetime.fromtimestamp(int(at) if at < 1e11 else 1e11, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"
-
-
-class Ageless:
-    """The ages that settings demand."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._ages = Ages(settings.min_ages)
-        self.any = settings.has_min_age
-
-    def of(self, ref: Reference) -> float:
-        """How old what this tag leads to has to be (seconds); 0 for what is no tag, and for tags made of a digest."""
-        if not self.any or ref.kind is not Kind.MANIFEST or ref.digest is not None or _OF_DIGEST.fullmatch(ref.reference):
-            return 0.0
-        found = self._ages.find(ref)
-        return self._settings.registry(ref.registry).min_age if found is None else found
-
-    def action(self, ref: Reference) -> str:
-        """What is done where nothing else can be served."""
-        return self._settings.registry(ref.registry).min_age_action
-
-    def evidence(self, ref: Reference) -> str:
-        """What shows an age."""
-        return self._settings.registry(ref.registry).min_age_evidence
-
-    def ripe_at(self, ref: Reference, sight: Sight) -> float:
-        """From when on an image may be served under this tag."""
-        return ripe_at(sight, self.of(ref), self.evidence(ref))
 
 
 def _ignore(registry: str, action: str) -> None:
@@ -172,7 +89,7 @@ class Cooldown:
     async def admit(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> bool:
         """Takes up what upstream says that a tag is, and decides what the store is told; False if it is none of ours."""
         if not self.active or not self._ages.of(ref):
-            self._store.sights.let_go(_name(ref))
+            self._store.sights.let_go(name_of(ref))
             return False
         sight = self._see(ref, variant.digest)
         unknown = sight.created is None and self._ages.evidence(ref) == "any"
@@ -186,10 +103,10 @@ class Cooldown:
     def learn(self, ref: Reference, digest: str, created: float | None) -> None:
         """What the image says of its age."""
         sight = self._see(ref, digest)
-        self._store.sights.seen.set(_key(ref, digest), replace(sight, created=believed(created, self.now())))
+        self._store.sights.seen.set(key_of(ref, digest), replace(sight, created=believed(created, self.now())))
 
     def _see(self, ref: Reference, digest: str) -> Sight:
-        key = _key(ref, digest)
+        key = key_of(ref, digest)
         sight = self._store.sights.sight(key)
         wall, passed = self._clocks()
         now, set_ahead = max(wall, passed), wall > passed + CLOCK_ERROR
@@ -214,7 +131,7 @@ class Cooldown:
         self._anew.clear()
 
     def _decide(self, ref: Reference, variant: TagVariant) -> None:
-        sights, name = self._store.sights, _name(ref)
+        sights, name = self._store.sights, name_of(ref)
         sight = self._see(ref, variant.digest)
         before = self.hold(ref, variant.asked)
         if before is not None and before.candidate.digest != variant.digest:
@@ -227,7 +144,7 @@ class Cooldown:
         previous, action = self.previous(ref, variant.asked), self._ages.action(ref)
         until = self._ages.ripe_at(ref, sight)
         does = "held" if previous is not None else "allowed" if action == "allow" else "refused"
-        memorable = policy.is_memorable(variant.asked)
+        memorable = freshness.is_memorable(variant.asked)
         known = any(hold.candidate.digest == variant.digest for hold in sights.holds(name))
         if memorable and not known:
             self._tell(ref, "audited" if action == "audit" else does, variant, previous, until)
@@ -243,10 +160,10 @@ class Cooldown:
             self._set_tag(ref, replace(previous, asked=variant.asked, checked=variant.checked))
 
     def _set_tag(self, ref: Reference, variant: TagVariant) -> None:
-        if policy.is_memorable(variant.asked):
+        if freshness.is_memorable(variant.asked):
             self._store.set_tag(ref.registry, ref.repository, ref.reference, variant)
             # Whoever waits for what the tag leads to now has no reason to.
-            self._store.sights.drop(_name(ref), variant.digest)
+            self._store.sights.drop(name_of(ref), variant.digest)
 
     def _tell(self, ref: Reference, action: str, variant: TagVariant, previous: TagVariant | None, until: float) -> None:
         self._on_held(ref.registry, action)
@@ -256,7 +173,7 @@ class Cooldown:
         }[action]  # fmt: skip
         log.info(
             "min_age: %s: %s %s until %s; served before: %s",
-            _name(ref), variant.digest, does, shown(until), previous.digest if previous else "nothing",
+            name_of(ref), variant.digest, does, shown(until), previous.digest if previous else "nothing",
         )  # fmt: skip
 
     # What may be served
@@ -290,8 +207,8 @@ class Cooldown:
     def previous(self, ref: Reference, asked: frozenset[str]) -> TagVariant | None:
         """What clients that ask with these types get meanwhile: what they had before, else what is of a type they take."""
         variants = self._variants(ref)
-        held = [hold.served for hold in self._store.sights.holds(_name(ref)) if hold.served is not None]
-        found = policy.find_variant(variants, asked, asked)
+        held = [hold.served for hold in self._store.sights.holds(name_of(ref)) if hold.served is not None]
+        found = freshness.find_variant(variants, asked, asked)
         others = (variant for variant in (*variants, *held) if accepts(asked, variant.media_type))
         return found or max(others, key=lambda variant: variant.checked, default=None)
 
@@ -302,23 +219,23 @@ class Cooldown:
         self._store.delete_tag(ref.registry, ref.repository, ref.reference)
         for variant in reversed(left):
             self._set_tag(ref, variant)
-        log.warning("min_age: %s: %s, which was served before, is gone upstream", _name(ref), digest)
+        log.warning("min_age: %s: %s, which was served before, is gone upstream", name_of(ref), digest)
         if hold is not None:
             self._decide(ref, hold.candidate)
 
     def hold(self, ref: Reference, asked: frozenset[str]) -> Hold | None:
         """The hold of a tag for clients that ask with these types."""
-        return next((hold for hold in self._store.sights.holds(_name(ref)) if hold.candidate.asked == asked), None)
+        return next((hold for hold in self._store.sights.holds(name_of(ref)) if hold.candidate.asked == asked), None)
 
     def ripen(self, ref: Reference) -> None:
         """Serves from now on what is old enough by now, and here."""
-        for hold in self._store.sights.holds(_name(ref)):
+        for hold in self._store.sights.holds(name_of(ref)):
             digest = hold.candidate.digest
             if self.held_until(ref, digest) is None and self._store.find(digest) is not None:
                 self._promote(ref, hold)
 
     def _promote(self, ref: Reference, hold: Hold) -> None:
-        self._store.sights.let_go(_name(ref), hold.candidate.asked)
+        self._store.sights.let_go(name_of(ref), hold.candidate.asked)
         self._set_tag(ref, hold.candidate)
 
     def refusal(self, ref: Reference, digest: str, until: float) -> RequestError:
@@ -335,60 +252,3 @@ class Cooldown:
         """How many tags are held now."""
         held, now = self._store.sights.held, self.now()
         return sum(any(hold.until > now for hold in held.get(name) or ()) for name in held)
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A row of `cacheyd held`. Times in seconds since the epoch."""
-
-    image: str
-    digest: str
-    served: str
-    since: float
-    until: float
-    reason: str
-
-
-def listed(store: Store, settings: Settings, now: float) -> Iterator[Held]:
-    """The tags that are held now, by name."""
-    ages = Ageless(settings)
-    for name in sorted(store.sights.held):
-        ref, seen = reference_of(name), dict[str, Held]()
-        for hold in store.sights.holds(name):
-            digest = hold.candidate.digest
-            sight = store.sights.sight(_key(ref, digest)) or Sight(now)
-            until = ages.ripe_at(ref, sight)
-            if now < until and ages.of(ref) and ages.action(ref) != "audit" and (hold.served or digest not in seen):
-                reason = why(sight, ages.of(ref), ages.evidence(ref))
-                seen[digest] = Held(name, digest, hold.served.digest if hold.served else "", sight.first, until, reason)
-        yield from seen.values()
-
-
-def release(store: Store, image: ImageName, now: float) -> list[str]:
-    """Lets through what an image's tag is held from, or a digest that is named itself; the digests."""
-    ref = image.part(Kind.MANIFEST, image.reference)
-    holds = () if image.digest else store.sights.holds(_name(ref))
-    digests = [image.digest] if image.digest else list(dict.fromkeys(hold.candidate.digest for hold in holds))
-    for digest in digests:
-        key = _key(ref, digest)
-        store.sights.seen.set(key, replace(store.sights.sight(key) or Sight(now), released=True))
-        log.info("min_age: %s: %s is released", image.name if image.digest else _name(ref), digest)
-    for hold in holds:
-        store.set_tag(ref.registry, ref.repository, ref.reference, hold.candidate)
-    store.sights.let_go(_name(ref))
-    return digests
-
-
-def reference_of(name: str) -> Reference:
-    """The reference of a tag (`registry/repository:tag`)."""
-    rest, _, tag = name.rpartition(":")
-    registry, _, repository = rest.partition("/")
-    return Reference(registry, repository, Kind.MANIFEST, tag, None, "")
-
-
-def _name(ref: Reference) -> str:
-    return f"{ref.name}:{ref.reference}"
-
-
-def _key(ref: Reference, digest: str) -> str:
-    return f"{ref.name}@{digest}"

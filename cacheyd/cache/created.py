@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from cacheyd.cache.cooldown import parse_created
+from cacheyd.cache.age import parse_created
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import NotKept
 from cacheyd.protocol.errors import Code, RequestError, upstream_error

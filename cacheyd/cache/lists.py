@@ -10,19 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cacheyd.cache.answer import (
-    BYPASS,
-    FEW_LEFT,
-    HIT,
-    MISS,
-    STALE,
-    STALE_WARNING,
-    Answer,
-    hit_headers,
-    relay_answer,
-    why_stale,
-)
+from cacheyd.cache.answer import BYPASS, FEW_LEFT, HIT, MISS, STALE, STALE_WARNING, Answer, hit_headers, why_stale
 from cacheyd.cache.fetch import REMEMBERED_BODY, Fetcher
+from cacheyd.cache.relaying import relay_answer
 from cacheyd.cache.requester import Question, Requester, ask_once, credentials_of, requester_of
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end

@@ -16,7 +16,7 @@ import pytest
 from mitmproxy import http
 
 from cacheyd.admin import tree
-from cacheyd.cache import answer, cache, cooldown
+from cacheyd.cache import cache
 from cacheyd.observe import logs
 from cacheyd.protocol import codings, headers, manifest, ranges, reference, urls
 from cacheyd.protocol.errors import RequestError
@@ -113,8 +113,8 @@ CASES = (
          ("ratelimit._SECONDS", "ratelimit._IMF", "ratelimit._RFC850", "ratelimit._ASCTIME")),
     Case("Connection", lambda value: headers.end_to_end((("connection", value),))),
     Case("ratelimit-remaining", origins._REMAINING.fullmatch, ("origins._REMAINING",)),
-    Case("Link", lambda value: answer._next_page(value, TAGS), ("answer._next_page",)),
-    Case("Link's query", lambda value: answer._next_page(value, TAGS), (), "<x?", intake.MAX_VALUE),
+    Case("Link", lambda value: relaying._next_page(value, TAGS), ("relaying._next_page",)),
+    Case("Link's query", lambda value: relaying._next_page(value, TAGS), (), "<x?", intake.MAX_VALUE),
     Case("challenges", lambda value: auth.parse_challenges((("www-authenticate", value),)), ("auth._value",)),
     Case("a challenge", auth._challenges, ("auth._value",), "Bearer ", auth.CHALLENGES_MAX),
     Case("a challenge's realm", auth._challenges, ("auth._value",), 'Bearer realm="', auth.CHALLENGES_MAX),
@@ -153,9 +153,9 @@ CASES = (
          ("intake._HEAD_END", "intake._INTERIM")),
     Case("Link of a list", lambda value: tree._next_query((("link", value),)), ("tree._next_query",)),
     Case("Link's page", lambda value: tree._next_query((("link", value),)), (), "<x?", intake.MAX_VALUE),
-    Case("an image's date", cooldown.parse_created, ("cooldown._CREATED",)),
-    Case("a date of many digits", cooldown._CREATED.fullmatch, (), "2025-01-01T00:00:00."),
-    Case("a digest's tag", cooldown._OF_DIGEST.fullmatch, ("cooldown._OF_DIGEST",), "sha256-" + "a" * 64 + "."),
+    Case("an image's date", age.parse_created, ("age._CREATED",)),
+    Case("a date of many digits", age._CREATED.fullmatch, (), "2025-01-01T00:00:00."),
+    Case("a digest's tag", age._OF_DIGEST.fullmatch, ("age._OF_DIGEST",), "sha256-" + "a" * 64 + "."),
     Case("access log", _access_line),
     # What an access line is made of has been parsed, and is short.
     Case("quoted in the log", logs._one_line, longest=4 << 10),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.cache.access import Gone
 from cacheyd.cache.answer import Answer
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.gone import Gone
 from cacheyd.cache.request import Request
 from cacheyd.cache.requester import credentials_of
 from cacheyd.protocol.headers import HeaderList, header

@@ -9,19 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.cache.cooldown import (
-    EARLIEST,
-    Ageless,
-    Cooldown,
-    believed,
-    listed,
-    parse_created,
-    reference_of,
-    release,
-    ripe_at,
-    shown,
-    why,
-)
+from cacheyd.cache.age import EARLIEST, Ageless, believed, parse_created, ripe_at, shown, why
+from cacheyd.cache.cooldown import Cooldown
+from cacheyd.cache.held_tags import listed, release
+from cacheyd.cache.sightings import reference_of
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Reference, parse_image
 from cacheyd.settings.settings import Settings, load
 from cacheyd.store.rows import TagVariant

@@ -1,0 +1,74 @@
+"""Tags that upstreams said are not there, and who was told so."""
+
+from collections import OrderedDict
+
+from cacheyd.cache import freshness
+from cacheyd.cache.requester import credentials_of
+from cacheyd.protocol.headers import HeaderList
+from cacheyd.protocol.reference import Kind, Reference, accepted_types
+
+MAX_GONE = 20_000
+
+# Credentials, and the types that were asked for.
+type Told = tuple[bytes, int]
+
+
+class Gone:
+    """Tags that upstream said are not there, each for the logins that were told so; others know better, perhaps.
+
+    Registries hide private repositories by a 404, so a stranger's question must not take the owner's tag away. Some also
+    say 404 of a tag of other types than were asked for, and nobody in particular is a login of many: so it is for those
+    who ask for the same types.
+    """
+
+    def __init__(self, limit: int = MAX_GONE) -> None:
+        self._limit = limit
+        # By the hash of the tag, so that those who ask for another one need no hash of their login.
+        self._logins: OrderedDict[int, dict[Told, None]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, ref: Reference, headers: HeaderList) -> None:
+        """This login was told so; the tags that were told of longest ago are forgotten, where there are too many."""
+        logins = self._logins.setdefault(_tag(ref), {})
+        login = _told(headers)
+        self._count += login not in logins
+        logins[login] = None
+        while self._count > self._limit:
+            oldest = next(iter(self._logins))
+            self._discard(oldest, next(iter(self._logins[oldest])))
+
+    def discard(self, ref: Reference, headers: HeaderList) -> None:
+        """This login was told otherwise."""
+        if (tag := _tag(ref)) in self._logins:
+            self._discard(tag, _told(headers))
+
+    def _discard(self, tag: int, login: Told) -> None:
+        logins = self._logins[tag]
+        if login in logins:
+            del logins[login]
+            self._count -= 1
+        if not logins:
+            del self._logins[tag]
+
+    def has(self, ref: Reference, headers: HeaderList) -> bool:
+        """Whether this login was told so."""
+        logins = self._logins.get(_tag(ref))
+        return logins is not None and _told(headers) in logins
+
+
+def is_tag(ref: Reference) -> bool:
+    """Whether this is a manifest that is asked for by a tag."""
+    return ref.kind is Kind.MANIFEST and ref.digest is None
+
+
+def _tag(ref: Reference) -> int:
+    """Names are long, and strangers choose them; nobody can choose their hash."""
+    return hash((ref.registry, ref.repository, ref.reference))
+
+
+def _told(headers: HeaderList) -> Told:
+    accept = tuple(value for name, value in headers if name.lower() == "accept")
+    return credentials_of(headers), hash(freshness.asked_types(accepted_types(accept)))
