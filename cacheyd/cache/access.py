@@ -28,6 +28,7 @@ from cacheyd.protocol.reference import (
     Kind,
     Reference,
 )
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store
@@ -36,20 +37,31 @@ from cacheyd.upstream.port import Relayed
 # Names are kept as hashes, so that a grant takes 250 bytes and what is gone 600 at most.
 MAX_GRANTS = 50_000
 REFUSED = frozenset({401, 403})
+OBJECTS = (Kind.MANIFEST, Kind.BLOB)
 
 
 class Access:
     """Remembers what upstreams allowed, and what they hid."""
 
-    def __init__(self, store: Store, fetcher: Fetcher, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: Store, fetcher: Fetcher, settings: Settings | Live, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._fetcher = fetcher
         self._clock = clock
         self._grants: OrderedDict[bytes, float] = OrderedDict()
         self._gone = Gone()
         self._generation = 0
-        self._looked_at: Settings | None = None
-        self._careful = False
+        live = Live.of(settings)
+        self._settings = live.settings
+        # Without a registry that verifies there is nothing to be careful with, and nothing to look for.
+        self._careful = _verifies_any(self._settings)
+        live.listen(self._configure)
+
+    def _configure(self, settings: Settings) -> None:
+        self._settings = settings
+        self._careful = _verifies_any(settings)
+        self.forget()
 
     def forget(self) -> None:
         """After a change of settings: nothing that was told before counts, nor what is being asked now."""
@@ -59,28 +71,19 @@ class Access:
 
     def verifies(self, ref: Reference) -> bool:
         """Whether this needs upstream's permission for the client's own login."""
-        return ref.kind in (Kind.MANIFEST, Kind.BLOB) and self._fetcher.settings.registry(ref.registry).access == "verify"
+        return self._careful and ref.kind in OBJECTS and self._settings.registry(ref.registry).access == "verify"
 
     def granted(self, ref: Reference, headers: HeaderList) -> bool:
         """Whether the request may be answered from what is here, without asking upstream. Never awaits."""
         if not self.verifies(ref):
-            return ref.digest is None or (stored := self._find(ref)) is None or self.may_serve(ref, stored)
+            if not self._careful or ref.digest is None:
+                return True
+            stored = self._store.find(ref.digest)
+            return stored is None or self.may_serve(ref, stored)
         until = self._grants.get(_login(ref, headers))
         if until is None or self._clock() >= until:
             return False
         return ref.digest is None or self._belongs(ref)
-
-    def _find(self, ref: Reference) -> Stored | None:
-        # Without a registry that verifies there is nothing to be careful with, and nothing to look for.
-        return self._store.find(ref.digest) if ref.digest and self._is_careful() else None
-
-    def _is_careful(self) -> bool:
-        """Whether any registry verifies; looked up once for each set of settings."""
-        settings = self._fetcher.settings
-        if self._looked_at is not settings:
-            rows = [settings.defaults, *settings.registries.values()]
-            self._looked_at, self._careful = settings, any(row.access == "verify" for row in rows)
-        return self._careful
 
     def may_serve(self, ref: Reference, stored: Stored) -> bool:
         """Whether an object may be served under this registry at all: it, or an open one, delivered the bytes.
@@ -88,11 +91,10 @@ class Access:
         Else anybody could get at it by naming a registry that does not verify. Of what was found without a row (an index
         that was lost) nobody knows where it is from, so it is fetched.
         """
-        if not self._is_careful():
+        if not self._careful:
             return True
-        settings = self._fetcher.settings
         registries = _delivered(stored)
-        return ref.registry in registries or any(settings.registry(name).access == "open" for name in registries)
+        return ref.registry in registries or any(self._settings.registry(name).access == "open" for name in registries)
 
     def has(self, ref: Reference) -> bool:
         """Whether the object is here, and known to be in this repository."""
@@ -137,7 +139,7 @@ class Access:
             return False
         if generation != self._generation:
             return True
-        self._grant(_login(ref, headers), self._fetcher.settings.registry(ref.registry).access_ttl)
+        self._grant(_login(ref, headers), self._settings.registry(ref.registry).access_ttl)
         self.found(ref, headers)
         if stored is not None and ref.registry in _delivered(stored):
             self._store.add_repository(stored, ref.name)
@@ -177,3 +179,8 @@ def _login(ref: Reference, headers: HeaderList) -> bytes:
 def _delivered(stored: Stored) -> set[str]:
     """The registries that have delivered an object."""
     return {name.partition("/")[0] for name in stored.within}
+
+
+def _verifies_any(settings: Settings) -> bool:
+    """Whether any registry verifies."""
+    return any(row.access == "verify" for row in (settings.defaults, *settings.registries.values()))

@@ -64,7 +64,7 @@ def _span(seconds: float) -> str:
     return f"{seconds:g}s"
 
 
-class Ageless:
+class MinAges:
     """The ages that settings demand."""
 
     def __init__(self, settings: Settings) -> None:

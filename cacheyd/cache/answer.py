@@ -1,14 +1,16 @@
 """Answers: status, headers and body of a response, the same for every way it goes out."""
 
 import time
-from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
+from typing import NamedTuple
 
+from cacheyd.cache.age import shown
 from cacheyd.cache.bodies import Source
 from cacheyd.cache.fetch import NO_ROOM
 from cacheyd.protocol.errors import RequestError, cache_error
-from cacheyd.protocol.headers import HeaderList
+from cacheyd.protocol.headers import HeaderList, without
+from cacheyd.protocol.ranges import Part
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.resources.budget import FLOOR, Budget, Held
 from cacheyd.store.rows import Stored
@@ -23,13 +25,15 @@ FEW_LEFT = "fewer pulls are left than ratelimit_floor"
 MISS, HIT, STALE, REVALIDATED, BYPASS, HELD = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS", "HELD"
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A response to be sent. The body is `body`, or what `source` gives, or nothing; `result` is for X-Cache and the log.
 
     `page` marks pages of cacheyd itself, which are neither counted nor logged; `note` is for the log: why it is an error.
     `stored` is the object that it was made from, where it is one on disk.
     `length` is the Content-Length in bytes, also of a HEAD; None if it is not known, which makes the body chunked.
+
+    A value that nobody changes: methods make others of it. Each hit makes one, and a frozen dataclass takes three times as
+    long to make.
     """
 
     status: int
@@ -43,6 +47,41 @@ class Answer:
     page: bool = False
     note: str = ""
 
+    def with_headers(self, *more: tuple[str, str]) -> "Answer":
+        """With these headers, too."""
+        return self._replace(headers=(*self.headers, *more))
+
+    def noted(self, note: str) -> "Answer":
+        """With a note for the log."""
+        return self._replace(note=note)
+
+    def with_source(self, source: Source, length: int | None) -> "Answer":
+        """With its body from there, of so many bytes."""
+        return self._replace(source=source, length=length)
+
+    def without_source(self) -> "Answer":
+        """When it is sent: what it holds of the store is let go of."""
+        return self._replace(source=None)
+
+    def with_part(self, part: Part, size: int) -> "Answer":
+        """With this part of an object of `size` bytes in place of all of it (RFC 9110 section 15.3.7)."""
+        headers = (*without(self.headers, "content-range"), ("Content-Range", part.content_range(size)))
+        return self._replace(status=206, length=part.length, headers=headers)
+
+    def marked_stale(self) -> "Answer":
+        """Marked as served although upstream did not confirm it."""
+        return self.with_headers(STALE_WARNING)
+
+    def marked_held(self, digest: str, until: float) -> "Answer":
+        """Marked as what stands in for something too young."""
+        text = f"held until {shown(until)}: {digest} is too young"
+        return self.with_headers(("Warning", f'299 cacheyd "{text}"')).noted(text)
+
+    def in_place_of(self, ref: Reference) -> "Answer":
+        """As the answer to a request for `ref`, a tag that is held."""
+        headers = (*without(self.headers, "x-cache"), ("X-Cache", HELD))
+        return self._replace(ref=ref, result=HELD, headers=headers)
+
 
 def held(answer: Answer, budget: Budget) -> Answer:
     """The answer with a large body counted until it is sent, or the client has left; a 503 where there is no room for it.
@@ -53,8 +92,7 @@ def held(answer: Answer, budget: Budget) -> Answer:
         return answer
     if not budget.has_room_for(answer.body):
         return error_answer(cache_error(NO_ROOM, 503), answer.ref)
-    answer.source, answer.body = Held(answer.body, budget), b""
-    return answer
+    return answer._replace(source=Held(answer.body, budget), body=b"")
 
 
 def scope_headers(ref: Reference | None) -> HeaderList:
@@ -111,3 +149,9 @@ def text_answer(status: int, body: bytes, content_type: str = "text/plain; chars
         ("Cache-Control", "no-store"),
     )
     return Answer(status, headers, body, None, len(body), page=True)
+
+
+def unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:
+    """416: no byte of the object's `size` bytes is asked for (RFC 9110 section 15.5.17). `headers` are the object's."""
+    kept = (*without(headers, "content-type"), ("Content-Range", f"bytes */{size}"))
+    return Answer(416, kept, length=0, result=result, ref=ref)

@@ -14,6 +14,7 @@ from typing import Any
 from cacheyd.cache.age import parse_created
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import NotKept
+from cacheyd.cache.sightings import Sightings
 from cacheyd.protocol.errors import Code, RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, without
 from cacheyd.protocol.manifest import Descriptor, own_platform, parse_descriptor, parse_object, parse_platform, select
@@ -36,15 +37,13 @@ _ACCEPT = ("Accept", ", ".join((DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_
 _MANIFESTS = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
 _USUAL = (*map(parse_platform, ("linux/amd64", "linux/arm64")), own_platform())
 
-type Learn = Callable[[Reference, str, float | None], None]
-
 
 class Created:
-    """Looks dates up, each once for all who wait for it; `learn` gets what was found (None: the image says nothing)."""
+    """Looks dates up, each once for all who wait for it, and tells the sightings what was found."""
 
-    def __init__(self, fetcher: Fetcher, learn: Learn, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, fetcher: Fetcher, sightings: Sightings, clock: Callable[[], float] = time.monotonic) -> None:
         self._fetcher = fetcher
-        self._learn = learn
+        self._sightings = sightings
         self._clock = clock
         self._looking: SingleFlight[str, float, None] = SingleFlight()
         self._tried: dict[str, float] = {}
@@ -52,7 +51,7 @@ class Created:
     async def look(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> None:
         """Looks into what a tag leads to, with the client's own login; `data` are its bytes where they are known.
 
-        Ends after a few seconds in any case; a look that takes longer goes on, and `learn` is called in the end.
+        Ends after a few seconds in any case; a look that takes longer goes on, and the sightings are told in the end.
         """
         key, now = f"{ref.name}@{variant.digest}", self._clock()
         if now < self._tried.get(key, 0.0):
@@ -76,7 +75,7 @@ class Created:
                 del self._tried[next(iter(self._tried))]
             self._tried[f"{ref.name}@{digest}"] = self._clock() + RETRY
         else:
-            self._learn(ref, digest, found)
+            self._sightings.learn(ref, digest, found)
 
     async def _find(self, image: ImageName, headers: HeaderList, digest: str, data: bytes) -> float | None:
         content = await _parse(data or await self._manifest(image, headers, digest))

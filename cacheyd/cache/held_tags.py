@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cacheyd.cache.age import Ageless, why
+from cacheyd.cache.age import MinAges, why
 from cacheyd.cache.sightings import key_of, name_of, reference_of
 from cacheyd.protocol.reference import ImageName, Kind
 from cacheyd.settings.settings import Settings
@@ -28,7 +28,7 @@ class HeldTag:
 
 def listed(store: Store, settings: Settings, now: float) -> Iterator[HeldTag]:
     """The tags that are held now, by name."""
-    ages = Ageless(settings)
+    ages = MinAges(settings)
     for name in sorted(store.sights.held):
         ref, seen = reference_of(name), dict[str, HeldTag]()
         for hold in store.sights.holds(name):

@@ -8,21 +8,25 @@ referrers say the same.
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from cacheyd.cache.answer import BYPASS, FEW_LEFT, HIT, MISS, STALE, STALE_WARNING, Answer, hit_headers, why_stale
+from cacheyd.cache.answer import BYPASS, FEW_LEFT, HIT, MISS, STALE, Answer, hit_headers, why_stale
+from cacheyd.cache.bypass import Bypass
 from cacheyd.cache.fetch import REMEMBERED_BODY, Fetcher
 from cacheyd.cache.relaying import relay_answer
+from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, credentials_of, requester_of
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end
 from cacheyd.protocol.manifest import parse_object
 from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.lists import LIST_MAX, Listed
 from cacheyd.store.store import Store
-from cacheyd.upstream.port import Relay, Relayed, UpstreamBroken, UpstreamResponse, read_all
+from cacheyd.upstream.port import RegistryPolicy, Relay, Relayed, UpstreamBroken, UpstreamResponse, read_all
 
 # From this size on a list is looked into in a thread, one at a time (bytes).
 LARGE = 128 << 10
@@ -46,31 +50,32 @@ class Listings:
         self,
         store: Store,
         fetcher: Fetcher,
+        bypass: Bypass,
+        settings: Settings | Live,
         *,
+        policy: RegistryPolicy,
         clock: Callable[[], float] = time.time,
-        below_floor: Callable[[str], bool] = lambda registry: False,
     ) -> None:
-        self.store = store
+        self._store = store
         self._fetcher = fetcher
+        self._bypass = bypass
+        self._live = Live.of(settings)
+        self._policy = policy
         self._clock = clock
-        self._below_floor = below_floor
         self._large = asyncio.Lock()
         self._generation = 0
         self._asking: SingleFlight[Question, Requester, tuple[Relay, bool]] = SingleFlight()
+        self._live.listen(lambda _: self.forget())
 
     def forget(self) -> None:
         """After a change of settings: nobody joins what is being asked by the old ones, and permissions are asked for anew."""
         self._generation += 1
-        self.store.lists.drop_personal()
+        self._store.lists.drop_personal()
 
     def refused(self, ref: Reference, headers: HeaderList) -> None:
         """Upstream refuses this login something of a repository: its lists are not for it any more."""
         if self._is_personal(ref):
-            self.store.lists.drop_personal(f"{ref.registry}/v2/{ref.repository}/", credentials_of(headers).hex())
-
-    @property
-    def _settings(self) -> Settings:
-        return self._fetcher.settings
+            self._store.lists.drop_personal(f"{ref.registry}/v2/{ref.repository}/", credentials_of(headers).hex())
 
     def hit(self, ref: Reference, headers: HeaderList) -> Answer | None:
         """What upstream said within `tag_ttl`. Never awaits."""
@@ -80,27 +85,32 @@ class Listings:
         return self._answer(ref, listed, HIT)
 
     def _ttl(self, ref: Reference, listed: Listed) -> float:
-        registry = self._settings.registry(ref.registry)
+        registry = self._live.settings.registry(ref.registry)
         # The answer is a permission, too.
         ttl = min(registry.tag_ttl, registry.access_ttl) if registry.access == "verify" else registry.tag_ttl
         return min(ttl, NOTHING_TTL) if ref.kind is Kind.REFERRERS and listed.empty else ttl
 
     def _is_personal(self, ref: Reference) -> bool:
-        return self._settings.registry(ref.registry).access == "verify"
+        return self._live.settings.registry(ref.registry).access == "verify"
 
     def _known(self, ref: Reference, headers: HeaderList) -> Listed | None:
-        lists = self.store.lists
+        lists = self._store.lists
         if not len(lists):
             return None
         if not self._is_personal(ref) and (found := lists.get(_name(ref))) is not None:
             return found
         return lists.get(_name(ref, credentials_of(headers).hex()))
 
-    async def answer(self, ref: Reference, headers: HeaderList) -> Answer:
-        """Upstream's list, or the last one that is known where upstream fails. Raises TooLarge, Relayed, RequestError."""
-        if self._below_floor(ref.registry) and (answer := self._stale(ref, headers)):
-            answer.note = FEW_LEFT
-            return answer
+    async def answer(self, request: Request) -> Answer:
+        """Upstream's list, or the last one that is known where upstream fails. Raises Relayed, RequestError."""
+        if not request.head:
+            with suppress(TooLarge):
+                return await self._list(request.ref, request.headers)
+        return await self._bypass.answer(request)
+
+    async def _list(self, ref: Reference, headers: HeaderList) -> Answer:
+        if self._policy.below_floor(ref.registry) and (answer := self._stale(ref, headers)):
+            return answer.noted(FEW_LEFT)
         try:
             relay, kept = await self._ask(ref, headers)
         except (Relayed, RequestError) as error:
@@ -108,8 +118,7 @@ class Listings:
             # Where lists are a login's own, it is not to bring a stale one about itself.
             limited = status == 429 and not self._is_personal(ref)
             if (limited or status >= 500) and (answer := self._stale(ref, headers)):
-                answer.note = why_stale(error)
-                return answer
+                return answer.noted(why_stale(error))
             if status in (401, 403, 404):
                 self._forget(ref, headers)
             raise
@@ -117,25 +126,22 @@ class Listings:
 
     def _stale(self, ref: Reference, headers: HeaderList) -> Answer | None:
         listed = self._known(ref, headers)
-        stale_if_error = self._settings.registry(ref.registry).stale_if_error
+        stale_if_error = self._live.settings.registry(ref.registry).stale_if_error
         if listed is None or self._clock() - listed.checked >= stale_if_error:
             return None
-        answer = self._answer(ref, listed, STALE)
-        answer.headers = (*answer.headers, STALE_WARNING)
-        return answer
+        return self._answer(ref, listed, STALE).marked_stale()
 
     def _answer(self, ref: Reference, listed: Listed, result: str) -> Answer:
         answer = relay_answer(ref, Relay(listed.status, listed.headers, listed.body), result, head=False)
-        answer.headers = (*answer.headers, *hit_headers(self._clock(), listed.checked))
-        return answer
+        return answer.with_headers(*hit_headers(self._clock(), listed.checked))
 
     def _forget(self, ref: Reference, headers: HeaderList) -> None:
         """This login is told something else now; what others were given stays theirs."""
         who = credentials_of(headers).hex()
         for name in (_name(ref), _name(ref, who)):
-            listed = self.store.lists.get(name)
+            listed = self._store.lists.get(name)
             if listed is not None and listed.who == who and listed.status == 200:
-                self.store.lists.discard(name)
+                self._store.lists.discard(name)
 
     async def _ask(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
         """What upstream says, once for all who ask at once, and whether it is kept."""
@@ -195,7 +201,7 @@ class Listings:
         who = credentials_of(headers).hex()
         kept = tuple(item for item in relay.headers if item[0].lower() in _KEPT)
         listed = Listed(relay.status, kept, relay.body, who, self._clock())
-        self.store.lists.set(_name(ref, who if personal else ""), listed)
+        self._store.lists.set(_name(ref, who if personal else ""), listed)
 
 
 def _parse(body: bytes) -> dict[str, Any]:

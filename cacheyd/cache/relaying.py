@@ -80,6 +80,4 @@ def _next_page(link: str, ref: Reference) -> str:
 def stream_answer(ref: Reference, response: UpstreamResponse, result: str, length: int | None) -> Answer:
     """An upstream's response with its body passed on as it comes."""
     relay = Relay(response.status, end_to_end(response.headers), b"")
-    answer = relay_answer(ref, relay, result, head=False)
-    answer.length, answer.source = length, RelaySource(response)
-    return answer
+    return relay_answer(ref, relay, result, head=False).with_source(RelaySource(response), length)

@@ -42,6 +42,7 @@ from cacheyd.proxy.outbound.trust import check_files
 from cacheyd.resources import open_files as descriptors
 from cacheyd.resources.budget import Budget
 from cacheyd.settings import settings as config
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import ConfigError, Settings
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.store import Store, free_space
@@ -161,14 +162,13 @@ class RegistryCache:
             budget=self.transport.budget,
             on_verify_failure=self.metrics.verify_failure,
         )
+        self._live = Live(settings)
         self.cache = Cache(
             self.store,
             self.fetcher,
-            settings,
-            on_ignored=self.metrics.ignored,
-            on_held=self.metrics.held,
-            below_floor=self.origins.below_floor,
-            check_allowed=self.origins.check_allowed,
+            self._live,
+            events=self.metrics,
+            policy=self.origins,
         )
         self.store.in_flight = self.fetcher.in_flight
         self._watch()
@@ -231,11 +231,12 @@ class RegistryCache:
                 log.warning("%s", warning)
         self.settings = settings
         self.store.settings = self.origins.settings = self.authorizer.settings = settings
-        self.fetcher.settings = self.cache.settings = settings
+        self.fetcher.settings = settings
         self.transport.reload(settings)
         # What was decided by the old settings, or learned from whom they named, counts no more.
-        for one in (self.authorizer, self.origins, self.fetcher, self.cache):
+        for one in (self.authorizer, self.origins, self.fetcher):
             one.forget()
+        self._live.change(settings)
         self.metrics.configure(settings.registries)
         self._quick.clear()
         self._quick_size = 0
@@ -518,9 +519,7 @@ class RegistryCache:
     def _page(self, page: Page, request: http.Request) -> Answer:
         match page.path:
             case "/v2/":
-                answer = text_answer(200, b"{}", "application/json")
-                answer.headers = (*answer.headers, API_VERSION)
-                return answer
+                return text_answer(200, b"{}", "application/json").with_headers(API_VERSION)
             case "/metrics":
                 return text_answer(200, self.metrics.render(), CONTENT_TYPE)
             case "/healthz":
@@ -540,9 +539,7 @@ class RegistryCache:
         if not trouble:
             return text_answer(200, b"ready\n")
         shown = status.kept_nothing(trouble)
-        answer = text_answer(200, f"ready; {shown}\n".encode())
-        answer.headers = (*answer.headers, ("Warning", f'199 cacheyd "{shown}"'))
-        return answer
+        return text_answer(200, f"ready; {shown}\n".encode()).with_headers(("Warning", f'199 cacheyd "{shown}"'))
 
     def _status(self) -> status.Status:
         store = self.store
@@ -599,7 +596,7 @@ class RegistryCache:
             sent = len(answer.body)
         self._account(flow.request.method, answer, sent, started, flow.client_conn, note)
         # The flow may be kept for inspection; what it holds of the store is not.
-        answer.source = None
+        flow.metadata[ANSWER] = answer.without_source()
 
     def _account(
         self, method: str, answer: Answer, sent: int, started: float, client: connection.Client, note: str = ""

@@ -16,7 +16,7 @@ import pytest
 from mitmproxy import http
 
 from cacheyd.admin import tree
-from cacheyd.cache import cache
+from cacheyd.cache import age, relaying, request
 from cacheyd.observe import logs
 from cacheyd.protocol import codings, headers, manifest, ranges, reference, urls
 from cacheyd.protocol.errors import RequestError
@@ -104,7 +104,7 @@ CASES = (
     Case("Accept lines", _as_lines, ("reference._types",)),
     Case("Range", ranges.parse_range, ("ranges._SPEC",), "bytes="),
     Case("If-Range", lambda value: ranges.if_range_holds(value, '"x"')),
-    Case("If-None-Match", lambda value: cache._not_modified(value, "sha256:x")),
+    Case("If-None-Match", lambda value: request.Request("GET", TAGS, (), if_none_match=value).knows("sha256:x")),
     Case("Content-Range", ranges.parse_content_range, ("ranges._CONTENT_RANGE",)),
     Case("Content-Range's numbers", ranges.parse_content_range, (), "bytes 0-"),
     Case("Content-Length", lambda value: headers.content_length((("content-length", value),)),

@@ -15,6 +15,7 @@ from cacheyd.cache.request import Request
 from cacheyd.cache.requester import credentials_of
 from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.reference import OCI_MANIFEST, Kind, Reference
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.rows import Stored, add_repository
@@ -87,7 +88,8 @@ class Scene:
         self.store, self.clock, self.registry = store, clock, Registry()
         self.settings = Settings(retries=0, registries={"reg.test": RegistrySettings(configured=True, access="verify")})
         self.fetcher = Fetcher(store, self.registry, self.settings)
-        self.cache = Cache(store, self.fetcher, self.settings)
+        self.live = Live(self.settings)
+        self.cache = Cache(store, self.fetcher, self.live)
 
     async def ask(self, login: str, repository: str, data: bytes = DATA, method: str = "GET") -> tuple[int, bytes]:
         """Status and body."""
@@ -202,8 +204,8 @@ async def test_a_reload_that_opens_the_registry_while_upstream_is_asked(scene: S
 
     def opened() -> None:
         settings = Settings(retries=0)
-        scene.fetcher.settings = scene.cache.settings = settings
-        scene.cache.forget()
+        scene.fetcher.settings = settings
+        scene.live.change(settings)
 
     scene.registry.on_head = opened
     assert await scene.ask(ALICE, SECRET) == (200, DATA)

@@ -13,10 +13,12 @@ import pytest
 
 from cacheyd.cache.answer import Answer
 from cacheyd.cache.bodies import BodyBroken
-from cacheyd.cache.cache import FAR_AHEAD, Cache
+from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import HOLD
+from cacheyd.cache.pieces import FAR_AHEAD
 from cacheyd.cache.request import Request
+from cacheyd.observe.events import Events
 from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind, Reference, parse_target
 from cacheyd.settings.settings import Settings, load
@@ -169,23 +171,23 @@ class Got:
         return self.status, self.result, self.body
 
 
-class Scene:
+class Scene(Events):
     """A cache in front of a played registry."""
 
     def __init__(self, store: Store, clock: Clock, **flags: str) -> None:
         self.store = store
         self.clock = clock
         self.registry = Registry()
-        self.ignored = 0
+        self.ignored_tags = 0
         self.configure(**flags)
 
     def configure(self, **flags: str) -> None:
         self.settings: Settings = load(environ={}, flags={"retries": "2"} | flags)
         self.fetcher = Fetcher(self.store, self.registry, self.settings, clock=self.clock, monotonic=self.clock)
-        self.cache = Cache(self.store, self.fetcher, self.settings, clock=self.clock, on_ignored=self._ignore)
+        self.cache = Cache(self.store, self.fetcher, self.settings, clock=self.clock, events=self)
 
-    def _ignore(self) -> None:
-        self.ignored += 1
+    def ignored(self) -> None:
+        self.ignored_tags += 1
 
     async def ask(self, tail: str, **options: str) -> Answer:
         return await self.cache.answer(request(tail, **options))
@@ -512,9 +514,9 @@ async def test_latest_is_always_asked_for_again(scene: Scene) -> None:
     assert (await scene.get("manifests/latest")).result == "REVALIDATED"
     assert (await scene.head("manifests/latest")).result == "REVALIDATED"
     assert scene.hit("manifests/latest") is None
-    assert scene.ignored == 3
+    assert scene.ignored_tags == 3
     await scene.get(TAG)
-    assert scene.ignored == 3
+    assert scene.ignored_tags == 3
 
 
 async def test_a_clock_that_went_back_makes_a_tag_stale_not_eternal(scene: Scene) -> None:
@@ -816,7 +818,7 @@ async def test_a_blob_of_unknown_length_has_one_in_the_end(scene: Scene) -> None
 async def test_a_blob_of_unknown_length_that_takes_long_is_sent_as_it_comes(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cacheyd.cache.cache.LENGTH_WAIT", 0.01)
+    monkeypatch.setattr("cacheyd.cache.boarding.LENGTH_WAIT", 0.01)
     more = asyncio.Event()
     scene.registry.override = lambda _: Body(200, (), [BLOB[:200_000], more, BLOB[200_000:]])
     answer = await scene.ask(LARGE_BLOB)

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.cache.age import EARLIEST, Ageless, believed, parse_created, ripe_at, shown, why
+from cacheyd.cache.admission import Admission
+from cacheyd.cache.age import EARLIEST, MinAges, believed, parse_created, ripe_at, shown, why
 from cacheyd.cache.cooldown import Cooldown
 from cacheyd.cache.held_tags import listed, release
-from cacheyd.cache.sightings import reference_of
+from cacheyd.cache.sightings import Sightings, reference_of
+from cacheyd.observe.events import Events
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Reference, parse_image
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings, load
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.sights import Sight
@@ -107,7 +110,7 @@ def test_why_it_is_held() -> None:
 
 def test_which_tags_have_an_age() -> None:
     settings = load(environ={}, flags={"min_age": "1d", "min_ages": "reg.test/lab/img:free=0,*/*:latest=7d,ghcr.io=2d"})
-    ages = Ageless(settings)
+    ages = MinAges(settings)
     wanted = {
         "reg.test/lab/img:1.0": DAY,
         "reg.test/lab/img:free": 0,
@@ -121,10 +124,20 @@ def test_which_tags_have_an_age() -> None:
     }
     assert {name: ages.of(reference_of(name)) for name in wanted} == wanted
     assert ages.of(replace(TAG, reference=digest(1), digest=digest(1))) == 0
-    assert not Ageless(load(environ={}, flags={"min_ages": "*/*:latest=0"})).any
+    assert not MinAges(load(environ={}, flags={"min_ages": "*/*:latest=0"})).any
 
 
 # The decisions
+
+
+class Told(Events):
+    """What happened to tags."""
+
+    def __init__(self) -> None:
+        self.actions: list[str] = []
+
+    def held(self, registry: str, action: str) -> None:
+        self.actions.append(action)
 
 
 class Bench:
@@ -133,23 +146,27 @@ class Bench:
     def __init__(self, created: dict[str, float | None] | None = None, **flags: str) -> None:
         self.clock, self.monotonic = Clock(NOW), Clock(5.0)
         self.store = MemoryStore(clock=self.clock)
-        self.told: list[str] = []
+        self.events = Told()
         self.created = created or {}
         self.asked = 0
         self.start(**flags)
 
     def start(self, **flags: str) -> None:
         self.settings: Settings = load(environ={}, flags={"min_age": "1d"} | flags)
-        self.cooldown = Cooldown(
-            cast("Store", self.store), self.settings, clock=self.clock, monotonic=self.monotonic,
-            on_held=lambda registry, action: self.told.append(action),
-        )  # fmt: skip
-        self.cooldown.look = self._look
+        self.live = Live(self.settings)
+        store = cast("Store", self.store)
+        self.sightings = Sightings(store, clock=self.clock, monotonic=self.monotonic)
+        self.cooldown = Cooldown(store, self.sightings, self.live)
+        self.admission = Admission(store, self.sightings, self.cooldown, self, self.live, self.events)
 
-    async def _look(self, ref: Reference, headers: object, variant: TagVariant, data: bytes) -> None:
+    @property
+    def told(self) -> list[str]:
+        return self.events.actions
+
+    async def look(self, ref: Reference, headers: object, variant: TagVariant, data: bytes) -> None:
         self.asked += 1
         if variant.digest in self.created:
-            self.cooldown.learn(ref, variant.digest, self.created[variant.digest])
+            self.sightings.learn(ref, variant.digest, self.created[variant.digest])
 
     def sleep(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -158,7 +175,7 @@ class Bench:
     def upstream(self, number: int, asked: frozenset[str] = ASKED, ref: Reference = TAG) -> str | None:
         """Upstream says that the tag has this digest; what a client gets."""
         variant = TagVariant(asked, digest(number), OCI_INDEX, 10, self.clock.now)
-        assert asyncio.run(self.cooldown.admit(ref, (), variant, b""))
+        assert asyncio.run(self.admission.admit(ref, (), variant, b""))
         if self.cooldown.held_until(ref, variant.digest) is None:
             return variant.digest
         previous = self.cooldown.previous(ref, asked)
@@ -223,7 +240,7 @@ def test_audit_says_what_it_lets_through() -> None:
     bench = Bench({digest(1): NOW - 2 * DAY})
     bench.upstream(1)
     bench.upstream(2)
-    bench.cooldown.configure(load(environ={}, flags={"min_age": "1d", "min_age_action": "audit"}))
+    bench.live.change(load(environ={}, flags={"min_age": "1d", "min_age_action": "audit"}))
     assert bench.told == ["held", "audited"]
     assert bench.cooldown.count() == 0
 
@@ -302,7 +319,7 @@ def test_without_an_age_nothing_is_remembered() -> None:
     bench = Bench(min_age="0s")
     variant = TagVariant(ASKED, digest(1), OCI_INDEX, 10, NOW)
     assert not bench.cooldown.active
-    assert not asyncio.run(bench.cooldown.admit(TAG, (), variant, b""))
+    assert not asyncio.run(bench.admission.admit(TAG, (), variant, b""))
     assert len(bench.store.sights.seen) == 0
 
 
@@ -324,9 +341,9 @@ def test_new_settings_let_go_what_they_do_not_hold() -> None:
     bench = Bench({digest(1): NOW - 2 * DAY})
     bench.upstream(1)
     bench.upstream(2)
-    bench.cooldown.configure(load(environ={}, flags={"min_age": "1h"}))
+    bench.live.change(load(environ={}, flags={"min_age": "1h"}))
     assert bench.upstream(2) == digest(1)
-    bench.cooldown.configure(load(environ={}))
+    bench.live.change(load(environ={}))
     assert [v.digest for v in bench.tag] == [digest(2)]
     assert not bench.cooldown.active
 
