@@ -9,7 +9,7 @@ registry that answers every HEAD with 200. So a HEAD adds a repository to an obj
 same registry delivered it; else the object is fetched from there, too.
 
 What an open registry delivered is everybody's, under all open registries: it has the bytes, and gives them to whoever
-asks. That this may be a stranger's registry takes nothing away, as he could hand the same bytes out himself. Under a
+asks. A stranger's registry is no exception: the stranger could hand out the same bytes himself. Under a
 registry that verifies each login needs that registry's permission all the same.
 """
 
@@ -24,10 +24,7 @@ from cacheyd.cache.questions import ask_of, is_one_byte, looks_like
 from cacheyd.cache.requester import credentials_of
 from cacheyd.protocol.errors import upstream_error
 from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.reference import (
-    Kind,
-    Reference,
-)
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import Stored
@@ -86,10 +83,10 @@ class Access:
         return ref.digest is None or self._belongs(ref)
 
     def may_serve(self, ref: Reference, stored: Stored) -> bool:
-        """Whether an object may be served under this registry at all: it, or an open one, delivered the bytes.
+        """Whether an object may be served under this registry at all: this registry, or an open one, delivered the bytes.
 
-        Else anybody could get at it by naming a registry that does not verify. Of what was found without a row (an index
-        that was lost) nobody knows where it is from, so it is fetched.
+        Else anybody could get at the object by naming a registry that does not verify. If the index was lost, nobody knows
+        where an object is from, so it is fetched again.
         """
         if not self._careful:
             return True
@@ -102,14 +99,14 @@ class Access:
         return stored is not None and ref.name in stored.within
 
     def _belongs(self, ref: Reference) -> bool:
-        """Whether the digest is known to be in this repository, or is nothing that could be given away."""
+        """Whether the digest is known to be in this repository, or nothing of it is here that could be given away."""
         assert ref.digest
         if self._store.find(ref.digest) is not None:
             return self.has(ref)
         return self._fetcher.flights.get(ref.registry, ref.digest) is None
 
     async def check(self, ref: Reference, headers: HeaderList) -> bool:
-        """Asks upstream where it is not known and this registry verifies; whether it was asked, and allowed it.
+        """Asks upstream if this registry verifies and there is no grant yet. True if upstream was asked and allowed it.
 
         Raises Relayed with upstream's refusal, RequestError if it cannot be had.
         """
@@ -118,14 +115,14 @@ class Access:
             allowed = await self.ask(ref, headers)
             if generation == self._generation:
                 return allowed
-            # Who was asked just now may not be who is to be asked.
+            # The settings changed meanwhile: another upstream may have to be asked.
         return False
 
     async def ask(self, ref: Reference, headers: HeaderList) -> bool:
         """Asks upstream whether these credentials may read this, and keeps the answer. Raises as `check` does.
 
-        False for a success that does not look like the object, as the page is that a registry's gate shows to those without
-        a login: then what is asked for by its digest is fetched with this login, and only the bytes prove anything.
+        False for a success that does not look like the object: some registries show a page to clients without a login. Then
+        what is asked for by its digest is fetched with this login, and only the bytes prove anything.
         """
         generation = self._generation
         method, response = await ask_of(self._fetcher, ref, headers, as_client=True)
@@ -155,19 +152,19 @@ class Access:
     # What was told of tags
 
     def refused(self, ref: Reference, headers: HeaderList, status: int) -> None:
-        """Upstream answered this login so: what it may not read is not granted any more, a tag that it hides is gone."""
+        """Upstream refused this login with `status`: a grant ends, and a tag that upstream hides is gone for this login."""
         if status in REFUSED:
             self._grants.pop(_login(ref, headers), None)
         elif status == 404 and is_tag(ref) and self._store.tag_variants(ref.registry, ref.repository, ref.reference):
             self._gone.add(ref, headers)
 
     def found(self, ref: Reference, headers: HeaderList) -> None:
-        """Upstream gave this login what it asked for."""
+        """Upstream gave this login the object: its tag is not gone."""
         if self._gone and is_tag(ref):
             self._gone.discard(ref, headers)
 
     def is_gone(self, ref: Reference, headers: HeaderList) -> bool:
-        """Whether this login was told last that there is no such tag. One look at a table, unless somebody was told so."""
+        """Whether the last thing that this login was told is that the tag is gone. Cheap while no tag is."""
         return bool(self._gone) and self._gone.has(ref, headers)
 
 

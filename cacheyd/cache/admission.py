@@ -50,7 +50,7 @@ class Admission:
         Live.of(settings).listen(self._review)
 
     def _review(self, settings: Settings) -> None:
-        """New settings: what they hold no more is served, and what they hold is held from its next look upstream on."""
+        """After a change of settings: what they do not hold any more is served, what they hold gets its new time."""
         ages = self._cooldown.ages
         for name in list(self._store.sights.held):
             ref = reference_of(name)
@@ -79,7 +79,7 @@ class Admission:
         return True
 
     def lost(self, ref: Reference, digest: str, asked: frozenset[str]) -> None:
-        """What was served before is not to be had any more, neither here nor upstream: it is as if it was never known."""
+        """What was served before is neither here nor upstream any more: the tag forgets it."""
         hold = self._cooldown.hold(ref, asked)
         left = [variant for variant in self._cooldown.variants(ref) if variant.digest != digest]
         self._store.delete_tag(ref.registry, ref.repository, ref.reference)
@@ -111,11 +111,11 @@ class Admission:
             sights.let_go(name, variant.asked)
             cooldown.set_tag(ref, variant)
             return
-        # Where others have one before, what is allowed for want of one of these types is so for these clients alone.
+        # Other clients may have an older image. Then the young one is only for those that do not take its type.
         if memorable:
             sights.hold(name, Hold(variant, previous, until))
         if previous is not None:
-            # Upstream was asked just now: until the next time this is what the tag is.
+            # Upstream was asked just now: the tag leads to the older image until upstream is asked again.
             cooldown.set_tag(ref, replace(previous, asked=variant.asked, checked=variant.checked))
 
     def _tell(self, ref: Reference, action: str, variant: TagVariant, previous: TagVariant | None, until: float) -> None:

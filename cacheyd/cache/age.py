@@ -10,15 +10,13 @@ from cacheyd.store.sights import Sight
 
 # 2013-01-01: no image is older, so dates before it say nothing (0001-01-01, 1970-01-01, 1980-01-01 of reproducible builds).
 EARLIEST = 1356998400.0
-
-# Tags that are made of a digest belong to what has it: signatures, attestations, the referrers of older registries.
+# Tags that are made of a digest belong to the image of that digest: signatures, attestations, older registries' referrers.
 _OF_DIGEST = re.compile(r"sha(?:256-[a-f0-9]{64}|512-[a-f0-9]{128})(?:\.[A-Za-z0-9._-]+)?")
-
 _CREATED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", re.IGNORECASE)
 
 
 def parse_created(value: object) -> float | None:
-    """The seconds since the epoch of a date as images have it (RFC 3339 section 5.6); None for what is none, or too early."""
+    """A date as images have it (RFC 3339 section 5.6), in seconds since the epoch; None for no date, or one too early."""
     match = _CREATED.fullmatch(value) if isinstance(value, str) and len(value) <= 64 else None
     if match is None:
         return None
@@ -30,12 +28,12 @@ def parse_created(value: object) -> float | None:
 
 
 def believed(created: float | None, now: float) -> float:
-    """The date if it can be one, 0 if it says nothing: a date that is still to come shows no age."""
+    """The date if it can be true, else 0: a date in the future shows no age."""
     return created if created is not None and EARLIEST <= created <= now else 0.0
 
 
 def shown_since(sight: Sight, evidence: str) -> float:
-    """Since when the image is there for certain, as far as is known."""
+    """Since when the image exists for certain (seconds since the epoch)."""
     return min(sight.first, sight.created) if evidence == "any" and sight.created else sight.first
 
 
@@ -73,18 +71,18 @@ class MinAges:
         self.any = settings.has_min_age
 
     def of(self, ref: Reference) -> float:
-        """How old what this tag leads to has to be (seconds); 0 for what is no tag, and for tags made of a digest."""
+        """How old an image has to be under this tag (seconds); 0 for digests, and for tags that are made of a digest."""
         if not self.any or ref.kind is not Kind.MANIFEST or ref.digest is not None or _OF_DIGEST.fullmatch(ref.reference):
             return 0.0
         found = self._ages.find(ref)
         return self._settings.registry(ref.registry).min_age if found is None else found
 
     def action(self, ref: Reference) -> str:
-        """What is done where nothing else can be served."""
+        """What is done where nothing older can be served: `refuse`, `allow` or `audit`."""
         return self._settings.registry(ref.registry).min_age_action
 
     def evidence(self, ref: Reference) -> str:
-        """What shows an age."""
+        """What shows an age: `any`, or `seen` by this cache."""
         return self._settings.registry(ref.registry).min_age_evidence
 
     def ripe_at(self, ref: Reference, sight: Sight) -> float:

@@ -28,12 +28,12 @@ MISS, HIT, STALE, REVALIDATED, BYPASS, HELD = "MISS", "HIT", "STALE", "REVALIDAT
 class Answer(NamedTuple):
     """A response to be sent. The body is `body`, or what `source` gives, or nothing; `result` is for X-Cache and the log.
 
-    `page` marks pages of cacheyd itself, which are neither counted nor logged; `note` is for the log: why it is an error.
-    `stored` is the object that it was made from, where it is one on disk.
-    `length` is the Content-Length in bytes, also of a HEAD; None if it is not known, which makes the body chunked.
+    `page` marks pages of cacheyd itself, which are neither counted nor logged; `note` is for the log and gives the reason.
+    `stored` is the object on disk that the answer was made from, if there is one. `length` is the Content-Length in bytes,
+    also of a HEAD; None if nobody knows it, then the body is chunked.
 
-    A value that nobody changes: methods make others of it. Each hit makes one, and a frozen dataclass takes three times as
-    long to make.
+    Nobody changes an answer: its methods return new ones. It is a named tuple because each hit makes one, and making a frozen
+    dataclass takes three times as long.
     """
 
     status: int
@@ -56,11 +56,11 @@ class Answer(NamedTuple):
         return self._replace(note=note)
 
     def with_source(self, source: Source, length: int | None) -> "Answer":
-        """With its body from there, of so many bytes."""
+        """With a body of `length` bytes (None: nobody knows) that `source` gives."""
         return self._replace(source=source, length=length)
 
     def without_source(self) -> "Answer":
-        """When it is sent: what it holds of the store is let go of."""
+        """For an answer that was sent: it keeps nothing of the store."""
         return self._replace(source=None)
 
     def with_part(self, part: Part, size: int) -> "Answer":
@@ -69,24 +69,24 @@ class Answer(NamedTuple):
         return self._replace(status=206, length=part.length, headers=headers)
 
     def marked_stale(self) -> "Answer":
-        """Marked as served although upstream did not confirm it."""
+        """Marked as stale: upstream did not confirm it."""
         return self.with_headers(STALE_WARNING)
 
     def marked_held(self, digest: str, until: float) -> "Answer":
-        """Marked as what stands in for something too young."""
+        """Marked as the stand-in for `digest`, which is too young until then (seconds since the epoch)."""
         text = f"held until {shown(until)}: {digest} is too young"
         return self.with_headers(("Warning", f'299 cacheyd "{text}"')).noted(text)
 
     def in_place_of(self, ref: Reference) -> "Answer":
-        """As the answer to a request for `ref`, a tag that is held."""
+        """The same object as the answer for `ref`, a tag that is held."""
         headers = (*without(self.headers, "x-cache"), ("X-Cache", HELD))
         return self._replace(ref=ref, result=HELD, headers=headers)
 
 
-def held(answer: Answer, budget: Budget) -> Answer:
-    """The answer with a large body counted until it is sent, or the client has left; a 503 where there is no room for it.
+def counted(answer: Answer, budget: Budget) -> Answer:
+    """The answer; a large body counts in the budget until it is sent or the client leaves. A 503 where there is no room.
 
-    To be sent whole, each client would have a copy of it for as long as it does not read.
+    A body that is sent whole would be copied for each client, and stay for as long as that client does not read.
     """
     if len(answer.body) <= FLOOR or answer.source is not None:
         return answer
@@ -96,7 +96,7 @@ def held(answer: Answer, budget: Budget) -> Answer:
 
 
 def scope_headers(ref: Reference | None) -> HeaderList:
-    """The headers that say which registry this was about."""
+    """The headers that name the registry."""
     if ref is None:
         return (PROXIED_BY,)
     scoped = (("OCI-Namespace", ref.ns),) if ref.scoped else ()
@@ -137,7 +137,7 @@ def error_answer(error: RequestError, ref: Reference | None = None) -> Answer:
 
 
 def why_stale(error: Relayed | RequestError) -> str:
-    """For the log: what kept upstream from confirming what is served."""
+    """For the log: why upstream did not confirm what is served."""
     return f"upstream answered {error.relay.status}" if isinstance(error, Relayed) else error.failure.message
 
 

@@ -1,4 +1,4 @@
-"""How a client comes to a blob's flight: the one that is under way or a new one, and only one that it may have."""
+"""How a client gets to a blob's flight: the one that is under way or a new one, and only with permission."""
 
 from cacheyd.cache.access import Access
 from cacheyd.cache.fetch import Fetcher
@@ -54,7 +54,7 @@ class Boarding:
         running = self._fetcher.flights.get(ref.registry, ref.digest or "")
         if running is None:
             return self._fetcher.is_contested(ref.registry, ref.digest or "")
-        # It began since this client was let through: what is in one repository may not be in another.
+        # The flight began after this client was let through: what is in one repository may not be in another.
         return running.requester.repository != ref.repository and self._access.verifies(ref)
 
     async def _begun(self, flight: Flight) -> None:

@@ -28,7 +28,7 @@ NO_HEAD = frozenset({405, 501})
 
 
 class Bypass:
-    """Answers past the store."""
+    """Answers that come from upstream and are not kept."""
 
     def __init__(self, store: Store, fetcher: Fetcher, pieces: Pieces, settings: Settings | Live) -> None:
         self._store = store
@@ -39,7 +39,7 @@ class Bypass:
     async def answer(self, request: Request, result: str = BYPASS) -> Answer:
         """Upstream's answer; `result` is what X-Cache says. Raises Relayed, RequestError."""
         ref, headers = request.ref, request.headers
-        # What a stored login may list is not for clients that have to show their own.
+        # What a stored login may list is not for clients that have to show a login of their own.
         lists = ref.kind in (Kind.TAGS, Kind.REFERRERS)
         as_client = lists and self._live.settings.registry(ref.registry).access == "verify"
         response = await self._fetcher.open(ref, request.method, headers, as_client=as_client)
@@ -61,7 +61,7 @@ class Bypass:
             raise upstream_error(502, f"upstream answered {response.status} to a GET of all of it")
         wanted = request.wanted if ref.kind is Kind.BLOB and is_far(content_length(response.headers) or 0) else None
         if wanted is not None and is_little(wanted):
-            # To see all of so much for a little of it would take too long.
+            # To hash all of a large blob for a little of it would take too long.
             response.close()
             if answer := await self._pieces.answer(request, wanted, content_length(response.headers)):
                 return answer
@@ -91,7 +91,7 @@ class Bypass:
         return answer.with_source(source, answer.length)
 
     async def _make_room(self, size: int) -> None:
-        """What passed through for want of room, and was right, fits when it is asked for again."""
+        """Makes room for an object that passed through and was right: it fits when somebody asks for it again."""
         if self._store.writable:
             await self._store.make_room(size)
 

@@ -1,7 +1,7 @@
-"""The way of a request: a hit, else it waits while upstream is asked; a miss is answered by kind.
+"""The way of a request: a hit; else the client waits while upstream is asked; what is not here is answered by kind.
 
-`hits` answers from disk, `tags`, `digests`, `blobs` and `lists` ask upstream, each in its own way, `bypass` passes on what is
-not kept. Here they are put together, and chosen.
+`hits` answers from disk. `tags`, `digests`, `blobs` and `lists` ask upstream, each in its own way. `bypass` passes on what is
+not kept. This module puts them together and chooses one.
 """
 
 import time
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from cacheyd.cache.access import REFUSED, Access
 from cacheyd.cache.admission import Admission
-from cacheyd.cache.answer import BYPASS, MISS, Answer, error_answer, held
+from cacheyd.cache.answer import BYPASS, MISS, Answer, counted, error_answer
 from cacheyd.cache.blobs import Blobs
 from cacheyd.cache.boarding import Boarding
 from cacheyd.cache.bypass import Bypass
@@ -62,8 +62,9 @@ class Cache:
         self.access = Access(store, fetcher, live)
         sightings = Sightings(store, clock=clock, monotonic=monotonic)
         self.cooldown = Cooldown(store, sightings, live)
-        admission = Admission(store, sightings, self.cooldown, Created(fetcher, sightings), live, events)
-        # The admission looks dates up by fetching, and the fetcher asks it what becomes of a tag: one of the two is told last.
+        admission = Admission(store, sightings, self.cooldown, Created(store, fetcher, sightings), live, events)
+        # From outside, as they need each other: the admission fetches images to learn their dates, and the fetcher asks the
+        # admission what becomes of a tag.
         fetcher.admit = admission.admit
         stored = StoredAnswers(store, self.access, clock)
         pieces = Pieces(fetcher, monotonic)
@@ -91,7 +92,7 @@ class Cache:
         return len(self._waiting)
 
     def forget(self) -> None:
-        """As after a change of settings: nothing that was decided before, or is being asked, is used."""
+        """Does what a change of settings does: nothing that was decided or asked before it counts."""
         for one in (self._heads, self.access, self._lists):
             one.forget()
 
@@ -105,20 +106,20 @@ class Cache:
         if request.head or not self._hits.allows(request.ref):
             return None
         answer = self._lists.hit(request.ref, request.headers)
-        return answer and held(answer, self._fetcher.budget)
+        return answer and counted(answer, self._fetcher.budget)
 
     async def answer(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Answer:
         """The answer, whatever it takes; failures are answers, too. `gone` says whether the client has left."""
         try:
             answer = self.hit(request) or await self._waiting.answer(request, self._ask, gone)
-            return answer if request.head else held(answer, self._fetcher.budget)
+            return answer if request.head else counted(answer, self._fetcher.budget)
         except Relayed as error:
             return self._relayed(request, error)
         except RequestError as error:
             return error_answer(error, request.ref)
 
     async def _ask(self, request: Request) -> Answer:
-        """The answer for which upstream has to be asked, or a large file hashed. Raises Relayed, RequestError."""
+        """Asks upstream, or hashes a file of which nobody knows yet whether it is whole. Raises Relayed, RequestError."""
         ref = request.ref
         if ref.kind in LISTS:
             return await self._lists.answer(request)
@@ -129,7 +130,7 @@ class Cache:
         return answer or await self._miss(request, permitted=asked)
 
     async def _miss(self, request: Request, *, permitted: bool) -> Answer:
-        """The answer with what is not here; `permitted` says that upstream allowed this very request just now."""
+        """The answer for what is not here. `permitted`: upstream allowed this very request just now."""
         if request.ref.kind is Kind.BLOB:
             return await self._blobs.answer(request, permitted=permitted)
         if request.ref.digest is None:
@@ -137,7 +138,7 @@ class Cache:
         return await self._digests.answer(request)
 
     def _relayed(self, request: Request, error: Relayed) -> Answer:
-        """Upstream's own error, passed on; what it refuses this login counts as granted no more."""
+        """Upstream's own error, passed on. What upstream refuses this login is not granted any more."""
         ref, relay = request.ref, error.relay
         self.access.refused(ref, request.headers, relay.status)
         if relay.status in REFUSED:

@@ -2,7 +2,7 @@
 
 What shows an age is `first`, when this cache saw the digest first under a tag of that repository, or `created`, what the
 image says itself; one of the two is enough. Tags in the store lead to what may be served; what may not yet is a `Hold`.
-Here stands what is held, and until when; `admission` decides about what upstream says.
+This module knows what is held, and until when; `admission` decides what is.
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class Cooldown:
         """Until when a tag does not lead to this digest; None if it may."""
         if not self.ages.of(ref) or self.ages.action(ref) == "audit":
             return None
-        # One that has no digest, or was not looked at as it is too large, waits for its time all the same.
+        # A manifest without a digest, or one too large to be looked into, waits for its time all the same.
         sight = self._sightings.see(ref, digest) if digest else self._sightings.unseen()
         return self.ages.ripe_at(ref, sight) if self.is_held(ref, digest, sight) else None
 
@@ -95,14 +95,14 @@ class Cooldown:
     # What a tag leads to from now on
 
     def ripen(self, ref: Reference) -> None:
-        """Serves from now on what is old enough by now, and here."""
+        """Has the tag lead to what was held, if that is old enough by now, and here."""
         for hold in self._store.sights.holds(name_of(ref)):
             digest = hold.candidate.digest
             if self.held_until(ref, digest) is None and self._store.find(digest) is not None:
                 self.promote(ref, hold)
 
     def promote(self, ref: Reference, hold: Hold) -> None:
-        """Serves from now on what was held."""
+        """Ends a hold: the tag leads to what was held."""
         self._store.sights.let_go(name_of(ref), hold.candidate.asked)
         self.set_tag(ref, hold.candidate)
 
@@ -110,5 +110,5 @@ class Cooldown:
         """Has a tag lead there."""
         if is_memorable(variant.asked):
             self._store.set_tag(ref.registry, ref.repository, ref.reference, variant)
-            # Whoever waits for what the tag leads to now has no reason to.
+            # The tag leads there now, so nobody is held from it.
             self._store.sights.drop(name_of(ref), variant.digest)

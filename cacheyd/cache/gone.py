@@ -1,8 +1,8 @@
-"""Tags that upstreams said are not there, and who was told so."""
+"""Tags that are gone, as upstreams said, and the logins that were told so."""
 
 from collections import OrderedDict
 
-from cacheyd.cache import freshness
+from cacheyd.cache.freshness import asked_types
 from cacheyd.cache.requester import credentials_of
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import Kind, Reference, accepted_types
@@ -14,11 +14,11 @@ type Told = tuple[bytes, int]
 
 
 class Gone:
-    """Tags that upstream said are not there, each for the logins that were told so; others know better, perhaps.
+    """Tags that are gone, each for the logins that were told so: other logins may still see the tag.
 
     Registries hide private repositories by a 404, so a stranger's question must not take the owner's tag away. Some also
-    say 404 of a tag of other types than were asked for, and nobody in particular is a login of many: so it is for those
-    who ask for the same types.
+    say 404 of a tag that has other types than the client asked for, and many clients have no login at all: so a tag is gone
+    for those only who ask for the same types.
     """
 
     def __init__(self, limit: int = MAX_GONE) -> None:
@@ -31,7 +31,7 @@ class Gone:
         return self._count
 
     def add(self, ref: Reference, headers: HeaderList) -> None:
-        """This login was told so; the tags that were told of longest ago are forgotten, where there are too many."""
+        """This login was told that the tag is gone. The oldest entries are forgotten where there are too many."""
         logins = self._logins.setdefault(_tag(ref), {})
         login = _told(headers)
         self._count += login not in logins
@@ -41,7 +41,7 @@ class Gone:
             self._discard(oldest, next(iter(self._logins[oldest])))
 
     def discard(self, ref: Reference, headers: HeaderList) -> None:
-        """This login was told otherwise."""
+        """This login was told that the tag is there."""
         if (tag := _tag(ref)) in self._logins:
             self._discard(tag, _told(headers))
 
@@ -54,7 +54,7 @@ class Gone:
             del self._logins[tag]
 
     def has(self, ref: Reference, headers: HeaderList) -> bool:
-        """Whether this login was told so."""
+        """Whether this login was told that the tag is gone."""
         logins = self._logins.get(_tag(ref))
         return logins is not None and _told(headers) in logins
 
@@ -65,10 +65,10 @@ def is_tag(ref: Reference) -> bool:
 
 
 def _tag(ref: Reference) -> int:
-    """Names are long, and strangers choose them; nobody can choose their hash."""
+    """A hash: names are long, and strangers choose them. Nobody can choose a hash."""
     return hash((ref.registry, ref.repository, ref.reference))
 
 
 def _told(headers: HeaderList) -> Told:
     accept = tuple(value for name, value in headers if name.lower() == "accept")
-    return credentials_of(headers), hash(freshness.asked_types(accepted_types(accept)))
+    return credentials_of(headers), hash(asked_types(accepted_types(accept)))

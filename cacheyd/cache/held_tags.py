@@ -42,7 +42,7 @@ def listed(store: Store, settings: Settings, now: float) -> Iterator[HeldTag]:
 
 
 def release(store: Store, image: ImageName, now: float) -> list[str]:
-    """Lets through what an image's tag is held from, or a digest that is named itself; the digests."""
+    """Lets an image's tag lead to what is held, or lets through one digest if `image` has one. Returns the digests."""
     ref = image.part(Kind.MANIFEST, image.reference)
     holds = () if image.digest else store.sights.holds(name_of(ref))
     digests = [image.digest] if image.digest else list(dict.fromkeys(hold.candidate.digest for hold in holds))

@@ -58,7 +58,7 @@ class Hits:
         """
         ref = request.ref
         if permitted:
-            # It may say so of what it does not have itself.
+            # A registry may allow what it does not have itself.
             allowed = ref.digest is None or self._access.has(ref)
         else:
             allowed = self.allows(ref) and self._access.granted(ref, request.headers)
@@ -75,7 +75,7 @@ class Hits:
                 return None
         stored = self._store.find(digest)
         if stored is None or stored.media_type:
-            # Whether a manifest can be had as a blob, too, is its registry's to say.
+            # Whether a manifest can be had as a blob, too, only the registry can say.
             return None
         return self._stored.of_object(request, stored, OCTET_STREAM, HIT, stored.created)
 
@@ -101,6 +101,6 @@ class Hits:
             return self._stored.of_tag(request, variant, HIT)
         until = self._cooldown.held_until(ref, hold.candidate.digest)
         if until is None:
-            return None  # What comes next may be served, and is not here.
+            return None  # The newer image may be served by now, and is not here.
         answer = self._stored.of_tag(request, variant, HELD)
         return answer and answer.marked_held(hold.candidate.digest, until)

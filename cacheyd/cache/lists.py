@@ -30,7 +30,7 @@ from cacheyd.upstream.port import RegistryPolicy, Relay, Relayed, UpstreamBroken
 
 # From this size on a list is looked into in a thread, one at a time (bytes).
 LARGE = 128 << 10
-# What is kept of the headers.
+# The headers that are kept.
 _KEPT = frozenset({"content-type", "docker-distribution-api-version", "link", "oci-filters-applied"})
 _MEMBERS = {Kind.TAGS: "tags", Kind.REFERRERS: "manifests"}
 # No referrers yet, or no such lists at all: a signature may come any moment after its image (seconds).
@@ -68,12 +68,12 @@ class Listings:
         self._live.listen(lambda _: self.forget())
 
     def forget(self) -> None:
-        """After a change of settings: nobody joins what is being asked by the old ones, and permissions are asked for anew."""
+        """After a change of settings: nobody joins a question of before, and permissions are asked for anew."""
         self._generation += 1
         self._store.lists.drop_personal()
 
     def refused(self, ref: Reference, headers: HeaderList) -> None:
-        """Upstream refuses this login something of a repository: its lists are not for it any more."""
+        """Upstream refuses this login something of a repository: the repository's lists are not for this login any more."""
         if self._is_personal(ref):
             self._store.lists.drop_personal(f"{ref.registry}/v2/{ref.repository}/", credentials_of(headers).hex())
 
@@ -115,7 +115,7 @@ class Listings:
             relay, kept = await self._ask(ref, headers)
         except (Relayed, RequestError) as error:
             status = error.relay.status if isinstance(error, Relayed) else error.failure.status
-            # Where lists are a login's own, it is not to bring a stale one about itself.
+            # Where lists are a login's own, a client must not get a stale one by asking too often.
             limited = status == 429 and not self._is_personal(ref)
             if (limited or status >= 500) and (answer := self._stale(ref, headers)):
                 return answer.noted(why_stale(error))
@@ -136,7 +136,7 @@ class Listings:
         return answer.with_headers(*hit_headers(self._clock(), listed.checked))
 
     def _forget(self, ref: Reference, headers: HeaderList) -> None:
-        """This login is told something else now; what others were given stays theirs."""
+        """Upstream tells this login something else now; other logins keep the lists that they were given."""
         who = credentials_of(headers).hex()
         for name in (_name(ref), _name(ref, who)):
             listed = self._store.lists.get(name)
@@ -151,7 +151,7 @@ class Listings:
         return await ask_once(self._asking, question, mine, lambda: self._fetch(ref, headers))
 
     async def _fetch(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
-        # What a stored login may list is not for clients that have to show their own.
+        # What a stored login may list is not for clients that have to show a login of their own.
         personal = self._is_personal(ref)
         generation = self._generation
         response = await self._fetcher.open(ref, "GET", headers, as_client=personal)
@@ -187,14 +187,14 @@ class Listings:
         return body
 
     async def _is_list(self, kind: Kind, body: bytes) -> bool:
-        """Whether this is a list as the specification has it: what is not is upstream's to explain, and not kept."""
+        """Whether this is a list as the specification has it. Anything else is passed on and not kept."""
         if len(body) > LARGE:
             async with self._large:
                 content = await asyncio.to_thread(_parse, body)
         else:
             content = _parse(body)
         member = _MEMBERS[kind]
-        # Some registries' encoders write an empty list so.
+        # Some registries write an empty list as null.
         return member in content and isinstance(content[member], list | None)
 
     def _keep(self, ref: Reference, headers: HeaderList, relay: Relay, *, personal: bool) -> None:

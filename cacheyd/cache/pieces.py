@@ -17,8 +17,8 @@ from cacheyd.upstream.port import UpstreamResponse
 
 # A piece of up to so many bytes is asked of upstream on its own where a flight has more than that to go (bytes).
 FAR_AHEAD = 8 << 20
-# What is open to the end counts as a piece up to so many bytes, and where nobody else wants the flight: clients that fetch a
-# layer in parallel ask for its chunks so, drop each when it is full, and are to share the flight.
+# A range that is open to the end counts as a piece up to so many bytes, and where nobody else wants the flight: clients that
+# fetch a layer in parallel ask for its chunks like that, drop each when it is full, and are to share the flight.
 OPEN_END = 1 << 20
 # A blob of which a range was answered with all of it, or in a coding, is not asked for in ranges for so long (seconds); so
 # many are known. One by one: any client can find one that is labelled wrong, and is not to slow down others of its registry.
@@ -101,7 +101,7 @@ def is_far(missing: int) -> bool:
 
 
 def is_little(wanted: RangeRequest) -> bool:
-    """Whether little is wanted, however large the blob is: suffixes count, but not several, nor what is open to the end."""
+    """Whether little is wanted, however large the blob is: one range or suffix, not several, nor one open to the end."""
     if len(wanted.specs) != 1:
         return False
     first, last = wanted.specs[0]

@@ -30,9 +30,9 @@ class RelaySource:
 
 
 def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> Answer:
-    """An upstream's answer, unaltered but for what says that it came through here, and what an object's answer owes."""
+    """An upstream's answer. Changed are only the headers that name cacheyd, and those that an object has to have."""
     ours = "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace"
-    # What is sent on is not encoded.
+    # The body that is passed on is not encoded.
     headers = without(relay.headers, "content-length", "content-encoding", *ours)
     body = relay.body
     length: int | None = len(body)
@@ -50,13 +50,13 @@ def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> An
 
 
 def _stand_in(status: int) -> bytes:
-    """The body of an error that is known from a HEAD only."""
+    """The body of an error that answered a HEAD, which has none."""
     code = {401: Code.UNAUTHORIZED, 403: Code.DENIED, 404: Code.MANIFEST_UNKNOWN, 429: Code.TOOMANYREQUESTS}
     return Failure(status, code.get(status, Code.UNKNOWN), f"the registry answered {status}", Blame.UPSTREAM).body()
 
 
 def _as_object(ref: Reference, headers: HeaderList) -> HeaderList:
-    """Docker-Content-Digest, which a CDN does not know that it owes, and the ETag that goes with it."""
+    """With Docker-Content-Digest, which CDNs do not send, and the ETag of that digest."""
     stated = header(headers, "docker-content-digest") or ""
     digest = ref.digest or (stated if DIGEST.fullmatch(stated) else "")
     if not digest:
@@ -70,7 +70,7 @@ def _next_page(link: str, ref: Reference) -> str:
     match = re.fullmatch(r"<[^>?]*(?:\?([^>]*))?>(.*)", link)
     if match is None:
         return link
-    # What page comes next is the registry's to say, but not of which registry.
+    # The registry says which page comes next, but the page is always one of this registry.
     query = [part for part in (match[1] or "").split("&") if part and not is_ns(part)]
     scoped = f"ns={quote(ref.ns, safe='')}" if ref.scoped else ""
     tail = "tags/list" if ref.kind is Kind.TAGS else f"referrers/{ref.reference}"

@@ -9,12 +9,12 @@ from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.store.sights import Sight
 from cacheyd.store.store import Store
 
-# What was seen so much later than now was seen by a clock that was wrong (seconds).
+# A first sight that lies so far in the future (seconds) was noted by a wrong clock.
 CLOCK_ERROR = 86400.0
 
 
 class Sightings:
-    """What is known of the age of digests, and what time it is."""
+    """What is known of the age of digests; and what time it is."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Sightings:
         self._store = store
         self._clock, self._monotonic = clock, monotonic
         self._wall, self._began = clock(), monotonic()
-        # Whose wait began anew by a clock that may itself be wrong.
+        # Those whose wait began anew by a clock that may be wrong, too.
         self._anew: set[str] = set()
 
     def now(self) -> float:
@@ -37,7 +37,7 @@ class Sightings:
         return min(self._clocks())
 
     def unseen(self) -> Sight:
-        """Of what has no digest: it is seen now, by the clock as it is."""
+        """For an image without a digest: it is seen now, by the clock as it is."""
         return Sight(self._clock())
 
     def _clocks(self) -> tuple[float, float]:

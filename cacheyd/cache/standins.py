@@ -53,7 +53,7 @@ class StandIns:
             raise self._cooldown.refusal(ref, hold.candidate.digest, until)
 
     async def instead(self, request: Request, headers: HeaderList, answer: Answer | None = None) -> Answer | None:
-        """What is served in place of what upstream says that a tag is, if that is too young; None if it may be served.
+        """What is served in place of what upstream says that a tag is, if that is too young; None if it is not.
 
         `headers` are those of what upstream said, or of the answer that was made of it. Raises RequestError 403 where nothing
         else can be served.

@@ -13,7 +13,7 @@ from cacheyd.settings.settings import Settings
 from cacheyd.upstream.port import RegistryPolicy, Relayed
 from cacheyd.upstream.ratelimit import Patience
 
-# No registry's clients may be more than half of those who wait, but so many in any case.
+# Clients of one registry may be half of those who wait, but so many in any case.
 FEW_WAITING = 64
 
 type Ask = Callable[[Request], Awaitable[Answer]]
@@ -21,7 +21,7 @@ type HasLeft = Callable[[], bool]
 
 
 class Waiting:
-    """Counts those who wait. No more than `max_waiting` do."""
+    """Counts the clients that wait, `max_waiting` at most."""
 
     def __init__(self, fetcher: Fetcher, settings: Settings | Live, policy: RegistryPolicy) -> None:
         self._fetcher = fetcher
