@@ -81,32 +81,11 @@ class Cache:
         self._blobs = Blobs(store, fetcher, Boarding(fetcher, self.access), pieces, bypass)
         self._waiting = Waiting(fetcher, live, policy)
 
-    @property
-    def settings(self) -> Settings:
-        """The settings in force."""
-        return self._live.settings
-
-    @property
-    def waiting(self) -> int:
-        """How many clients wait for upstreams."""
-        return len(self._waiting)
-
-    def forget(self) -> None:
-        """Does what a change of settings does: nothing that was decided or asked before it counts."""
-        for one in (self._heads, self.access, self._lists):
-            one.forget()
-
     def hit(self, request: Request) -> Answer | None:
         """The answer from disk, or None if upstream has to be asked. Never awaits, never raises for what is in the store."""
         if request.ref.kind in LISTS:
             return self._listed(request)
         return self._hits.find(request)
-
-    def _listed(self, request: Request) -> Answer | None:
-        if request.head or not self._hits.allows(request.ref):
-            return None
-        answer = self._lists.hit(request.ref, request.headers)
-        return answer and counted(answer, self._fetcher.budget)
 
     async def answer(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Answer:
         """The answer, whatever it takes; failures are answers, too. `gone` says whether the client has left."""
@@ -137,6 +116,12 @@ class Cache:
             return await self._tags.answer(request)
         return await self._digests.answer(request)
 
+    def _listed(self, request: Request) -> Answer | None:
+        if request.head or not self._hits.allows(request.ref):
+            return None
+        answer = self._lists.hit(request.ref, request.headers)
+        return answer and counted(answer, self._fetcher.budget)
+
     def _relayed(self, request: Request, error: Relayed) -> Answer:
         """Upstream's own error, passed on. What upstream refuses this login is not granted any more."""
         ref, relay = request.ref, error.relay
@@ -144,3 +129,18 @@ class Cache:
         if relay.status in REFUSED:
             self._lists.refused(ref, request.headers)
         return relay_answer(ref, relay, BYPASS if ref.kind in LISTS else MISS, head=request.head)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._live.settings
+
+    @property
+    def waiting(self) -> int:
+        """How many clients wait for upstreams."""
+        return len(self._waiting)
+
+    def forget(self) -> None:
+        """Does what a change of settings does: nothing that was decided or asked before it counts."""
+        for one in (self._heads, self.access, self._lists):
+            one.forget()
