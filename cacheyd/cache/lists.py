@@ -1,8 +1,6 @@
 """Tag lists and referrers (distribution-spec, "Content Discovery"): kept for `tag_ttl`, and served stale on outages.
 
-Admission controllers ask for the signatures of an image with every pod. Under `access = "verify"` a list is for the login
-that it was given to, and so is a 404 in any case: registries hide private repositories by it, and those that know no
-referrers say the same.
+Admission controllers ask for the signatures of an image with every pod.
 """
 
 import asyncio
@@ -14,9 +12,10 @@ from typing import Any
 from cacheyd.cache.answer import BYPASS, FEW_LEFT, HIT, MISS, STALE, Answer, hit_headers, why_stale
 from cacheyd.cache.bypass import Bypass
 from cacheyd.cache.fetch import REMEMBERED_BODY, Fetcher
+from cacheyd.cache.kept_lists import KeptLists, name_of_list
 from cacheyd.cache.relaying import relay_answer
 from cacheyd.cache.request import Request
-from cacheyd.cache.requester import Question, Requester, ask_once, credentials_of, requester_of
+from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end
 from cacheyd.protocol.manifest import parse_object
@@ -30,11 +29,7 @@ from cacheyd.upstream.port import RegistryPolicy, Relay, Relayed, UpstreamBroken
 
 # From this size on a list is looked into in a thread, one at a time (bytes).
 LARGE = 128 << 10
-# The headers that are kept.
-_KEPT = frozenset({"content-type", "docker-distribution-api-version", "link", "oci-filters-applied"})
 _MEMBERS = {Kind.TAGS: "tags", Kind.REFERRERS: "manifests"}
-# No referrers yet, or no such lists at all: a signature may come any moment after its image (seconds).
-NOTHING_TTL = 30.0
 # A list that is not complete after so long is passed on as it comes (seconds).
 LIST_WAIT = 5.0
 
@@ -56,50 +51,31 @@ class Listings:
         policy: RegistryPolicy,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = store
         self._fetcher = fetcher
         self._bypass = bypass
-        self._live = Live.of(settings)
+        self._kept = KeptLists(store, settings, clock)
         self._policy = policy
         self._clock = clock
         self._large = asyncio.Lock()
         self._generation = 0
         self._asking: SingleFlight[Question, Requester, tuple[Relay, bool]] = SingleFlight()
-        self._live.listen(lambda _: self.forget())
+        Live.of(settings).listen(lambda _: self.forget())
 
     def forget(self) -> None:
         """After a change of settings: nobody joins a question of before, and permissions are asked for anew."""
         self._generation += 1
-        self._store.lists.drop_personal()
+        self._kept.forget_personal()
 
     def refused(self, ref: Reference, headers: HeaderList) -> None:
         """Upstream refuses this login something of a repository: the repository's lists are not for this login any more."""
-        if self._is_personal(ref):
-            self._store.lists.drop_personal(f"{ref.registry}/v2/{ref.repository}/", credentials_of(headers).hex())
+        self._kept.refused(ref, headers)
 
     def hit(self, ref: Reference, headers: HeaderList) -> Answer | None:
         """What upstream said within `tag_ttl`. Never awaits."""
-        listed = self._known(ref, headers)
-        if listed is None or not 0 <= self._clock() - listed.checked < self._ttl(ref, listed):
+        listed = self._kept.get(ref, headers)
+        if listed is None or not self._kept.is_fresh(ref, listed):
             return None
         return self._answer(ref, listed, HIT)
-
-    def _ttl(self, ref: Reference, listed: Listed) -> float:
-        registry = self._live.settings.registry(ref.registry)
-        # The answer is a permission, too.
-        ttl = min(registry.tag_ttl, registry.access_ttl) if registry.access == "verify" else registry.tag_ttl
-        return min(ttl, NOTHING_TTL) if ref.kind is Kind.REFERRERS and listed.empty else ttl
-
-    def _is_personal(self, ref: Reference) -> bool:
-        return self._live.settings.registry(ref.registry).access == "verify"
-
-    def _known(self, ref: Reference, headers: HeaderList) -> Listed | None:
-        lists = self._store.lists
-        if not len(lists):
-            return None
-        if not self._is_personal(ref) and (found := lists.get(_name(ref))) is not None:
-            return found
-        return lists.get(_name(ref, credentials_of(headers).hex()))
 
     async def answer(self, request: Request) -> Answer:
         """Upstream's list, or the last one that is known where upstream fails. Raises Relayed, RequestError."""
@@ -116,18 +92,17 @@ class Listings:
         except (Relayed, RequestError) as error:
             status = error.relay.status if isinstance(error, Relayed) else error.failure.status
             # Where lists are a login's own, a client must not get a stale one by asking too often.
-            limited = status == 429 and not self._is_personal(ref)
+            limited = status == 429 and not self._kept.is_personal(ref)
             if (limited or status >= 500) and (answer := self._stale(ref, headers)):
                 return answer.noted(why_stale(error))
             if status in (401, 403, 404):
-                self._forget(ref, headers)
+                self._kept.forget(ref, headers)
             raise
         return relay_answer(ref, relay, MISS if kept else BYPASS, head=False)
 
     def _stale(self, ref: Reference, headers: HeaderList) -> Answer | None:
-        listed = self._known(ref, headers)
-        stale_if_error = self._live.settings.registry(ref.registry).stale_if_error
-        if listed is None or self._clock() - listed.checked >= stale_if_error:
+        listed = self._kept.get(ref, headers)
+        if listed is None or not self._kept.may_be_stale(ref, listed):
             return None
         return self._answer(ref, listed, STALE).marked_stale()
 
@@ -135,24 +110,16 @@ class Listings:
         answer = relay_answer(ref, Relay(listed.status, listed.headers, listed.body), result, head=False)
         return answer.with_headers(*hit_headers(self._clock(), listed.checked))
 
-    def _forget(self, ref: Reference, headers: HeaderList) -> None:
-        """Upstream tells this login something else now; other logins keep the lists that they were given."""
-        who = credentials_of(headers).hex()
-        for name in (_name(ref), _name(ref, who)):
-            listed = self._store.lists.get(name)
-            if listed is not None and listed.who == who and listed.status == 200:
-                self._store.lists.discard(name)
-
     async def _ask(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
         """What upstream says, once for all who ask at once, and whether it is kept."""
         mine = requester_of(ref, headers)
-        whose = mine.credentials.hex() if self._is_personal(ref) else ""
-        question = self._generation, _name(ref, whose)
+        whose = mine.credentials.hex() if self._kept.is_personal(ref) else ""
+        question = self._generation, name_of_list(ref, whose)
         return await ask_once(self._asking, question, mine, lambda: self._fetch(ref, headers))
 
     async def _fetch(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
         # What a stored login may list is not for clients that have to show a login of their own.
-        personal = self._is_personal(ref)
+        personal = self._kept.is_personal(ref)
         generation = self._generation
         response = await self._fetcher.open(ref, "GET", headers, as_client=personal)
         if response.status != 200:
@@ -163,12 +130,12 @@ class Listings:
                 and ref.kind is Kind.REFERRERS
                 and len(relay.body) <= REMEMBERED_BODY
             ):
-                self._keep(ref, headers, relay, personal=True)
+                self._kept.keep(ref, headers, relay, personal=True)
             raise Relayed(relay)
         relay = Relay(200, end_to_end(response.headers), await self._read(response))
         kept = await self._is_list(ref.kind, relay.body) and generation == self._generation
         if kept:
-            self._keep(ref, headers, relay, personal=personal)
+            self._kept.keep(ref, headers, relay, personal=personal)
         return relay, kept
 
     async def _read(self, response: UpstreamResponse) -> bytes:
@@ -197,12 +164,6 @@ class Listings:
         # Some registries write an empty list as null.
         return member in content and isinstance(content[member], list | None)
 
-    def _keep(self, ref: Reference, headers: HeaderList, relay: Relay, *, personal: bool) -> None:
-        who = credentials_of(headers).hex()
-        kept = tuple(item for item in relay.headers if item[0].lower() in _KEPT)
-        listed = Listed(relay.status, kept, relay.body, who, self._clock())
-        self._store.lists.set(_name(ref, who if personal else ""), listed)
-
 
 def _parse(body: bytes) -> dict[str, Any]:
     try:
@@ -210,7 +171,3 @@ def _parse(body: bytes) -> dict[str, Any]:
         return parse_object(body)
     except ValueError:
         return {}
-
-
-def _name(ref: Reference, who: str = "") -> str:
-    return f"{ref.registry}{ref.path} {who}" if who else f"{ref.registry}{ref.path}"
