@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 
 from cacheyd.protocol.reference import Kind, Reference
-from cacheyd.settings.rules import Ages
+from cacheyd.settings.ages import Ages
 from cacheyd.settings.settings import Settings
 from cacheyd.store.sights import Sight
 

@@ -12,7 +12,7 @@ from cacheyd.protocol.errors import RequestError, cache_error
 from cacheyd.protocol.headers import HeaderList, without
 from cacheyd.protocol.ranges import Part
 from cacheyd.protocol.reference import Kind, Reference
-from cacheyd.resources.budget import FLOOR, Budget, Held
+from cacheyd.resources.budget import FLOOR, Budget, HeldBody
 from cacheyd.store.rows import Stored
 from cacheyd.upstream.port import Relayed
 
@@ -92,7 +92,7 @@ def counted(answer: Answer, budget: Budget) -> Answer:
         return answer
     if not budget.has_room_for(answer.body):
         return error_answer(cache_error(NO_ROOM, 503), answer.ref)
-    return answer._replace(source=Held(answer.body, budget), body=b"")
+    return answer._replace(source=HeldBody(answer.body, budget), body=b"")
 
 
 def scope_headers(ref: Reference | None) -> HeaderList:

@@ -9,8 +9,8 @@ from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import Flight, FlightReader, NotKept
 from cacheyd.cache.pieces import Pieces, is_far, is_little, is_small_piece
 from cacheyd.cache.request import Request
+from cacheyd.protocol.media_types import OCTET_STREAM
 from cacheyd.protocol.ranges import Part, RangeRequest, Unsatisfiable
-from cacheyd.protocol.reference import OCTET_STREAM
 from cacheyd.store.store import Store
 
 # A flight that does not come to its end in so little time does not keep a small piece waiting (seconds).

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from cacheyd.cache.age import MinAges, shown
 from cacheyd.cache.freshness import find_variant, is_memorable
 from cacheyd.cache.sightings import Sightings, name_of
+from cacheyd.protocol.accept import accepts
 from cacheyd.protocol.errors import Code, RequestError, client_error
-from cacheyd.protocol.reference import Reference, accepts
+from cacheyd.protocol.reference import Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant

@@ -4,8 +4,9 @@ from collections import OrderedDict
 
 from cacheyd.cache.freshness import asked_types
 from cacheyd.cache.requester import credentials_of
+from cacheyd.protocol.accept import accepted_types
 from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.reference import Kind, Reference, accepted_types
+from cacheyd.protocol.reference import Kind, Reference
 
 MAX_GONE = 20_000
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
+from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header
-from cacheyd.protocol.manifest import NO_TYPES
-from cacheyd.protocol.reference import DIGEST, Reference
+from cacheyd.protocol.media_types import NO_TYPES
+from cacheyd.protocol.reference import Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight

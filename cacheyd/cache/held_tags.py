@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from cacheyd.cache.age import MinAges, why
 from cacheyd.cache.sightings import key_of, name_of, reference_of
-from cacheyd.protocol.reference import ImageName, Kind
+from cacheyd.protocol.images import ImageName
+from cacheyd.protocol.reference import Kind
 from cacheyd.settings.settings import Settings
 from cacheyd.store.sights import Sight
 from cacheyd.store.store import Store

@@ -11,7 +11,8 @@ from cacheyd.cache.freshness import is_fresh, tag_ttl
 from cacheyd.cache.request import Request
 from cacheyd.cache.stored import StoredAnswers
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.reference import OCTET_STREAM, Kind, Reference
+from cacheyd.protocol.media_types import OCTET_STREAM
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant

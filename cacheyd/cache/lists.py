@@ -16,9 +16,9 @@ from cacheyd.cache.kept_lists import KeptLists, name_of_list
 from cacheyd.cache.relaying import relay_answer
 from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
+from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end
-from cacheyd.protocol.manifest import parse_object
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings

@@ -6,19 +6,11 @@ Some registries do not know HEAD, and hosts to which they redirect may take a GE
 import hashlib
 
 from cacheyd.cache.fetch import Fetcher
+from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.headers import HeaderList, content_length, header
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA_1, SCHEMA_1_SIGNED
 from cacheyd.protocol.ranges import parse_content_range
-from cacheyd.protocol.reference import (
-    DIGEST,
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    SCHEMA_1,
-    SCHEMA_1_SIGNED,
-    Kind,
-    Reference,
-)
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.store.rows import Stored
 from cacheyd.upstream.port import UpstreamResponse
 

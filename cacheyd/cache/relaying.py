@@ -5,9 +5,11 @@ from urllib.parse import quote
 
 from cacheyd.cache.answer import Answer, scope_headers
 from cacheyd.cache.bodies import BodyBroken
+from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.errors import Blame, Code, Failure
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
-from cacheyd.protocol.reference import DIGEST, Kind, Reference, is_ns, name_to_ask
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.protocol.targets import is_ns, name_to_ask
 from cacheyd.upstream.port import Relay, UpstreamBroken, UpstreamResponse
 
 

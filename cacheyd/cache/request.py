@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cacheyd.cache.freshness import asked_types
+from cacheyd.protocol.accept import accepted_types, accepts
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.ranges import Part, RangeRequest, if_range_holds, parse_range
-from cacheyd.protocol.reference import Reference, accepted_types, accepts
+from cacheyd.protocol.reference import Reference
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from cacheyd.cache.bodies import MappedReader, MultipartReader
 from cacheyd.cache.freshness import find_variant
 from cacheyd.cache.request import Request
 from cacheyd.protocol.headers import HeaderList, without
+from cacheyd.protocol.media_types import OCTET_STREAM
 from cacheyd.protocol.ranges import Part, Unsatisfiable
-from cacheyd.protocol.reference import OCTET_STREAM, Kind, Reference
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from cacheyd.settings.settings import load
+from cacheyd.settings.load import load
 from cacheyd.store.store import Store
 from tests.support.cache_scene import Scene
 from tests.support.memory_store import MemoryStore

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cacheyd.cache.age import EARLIEST, MinAges, believed, parse_created, ripe_at, shown, why
 from cacheyd.cache.sightings import reference_of
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
-from cacheyd.settings.settings import load
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.settings.load import load
 from cacheyd.store.sights import Sight
 
 NOW, DAY = 1_700_000_000.0, 86400.0

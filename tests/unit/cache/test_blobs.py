@@ -8,8 +8,8 @@ import pytest
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.flight import HOLD
 from cacheyd.cache.pieces import FAR_AHEAD
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.headers import header
-from cacheyd.store.blobs import digest_of
 from cacheyd.upstream.port import UpstreamRequest
 from tests.support.cache_scene import (
     ALICE,

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from cacheyd.cache.bodies import BodyBroken
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.headers import header
-from cacheyd.store.blobs import digest_of
 from cacheyd.upstream.port import UpstreamBroken
 from tests.support.cache_scene import (
     BLOB,

@@ -3,8 +3,10 @@
 import shutil
 
 from cacheyd.cache.request import Request
-from cacheyd.protocol.reference import OCI_INDEX, Reference, parse_target
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
 from tests.support.cache_scene import BLOB, BY_DIGEST, INDEX, LARGE_BLOB, SMALL, SMALL_BLOB, TAG, Body, Scene, received
 
 # A pull, as containerd does it

@@ -13,9 +13,12 @@ from cacheyd.cache.cooldown import Cooldown
 from cacheyd.cache.held_tags import listed, release
 from cacheyd.cache.sightings import Sightings, reference_of
 from cacheyd.observe.events import Events
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Reference, parse_image
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Reference
 from cacheyd.settings.live import Live
-from cacheyd.settings.settings import Settings, load
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore

@@ -2,8 +2,8 @@
 
 import json
 
-from cacheyd.protocol.reference import OCI_INDEX
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX
 from cacheyd.upstream.port import UpstreamBroken
 from tests.support.cache_scene import BY_DIGEST, INDEX, Body, Scene
 

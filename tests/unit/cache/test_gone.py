@@ -2,7 +2,8 @@
 
 from cacheyd.cache.gone import Gone
 from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.reference import OCI_MANIFEST, Kind, Reference
+from cacheyd.protocol.media_types import OCI_MANIFEST
+from cacheyd.protocol.reference import Kind, Reference
 
 ALICE, BOB = "alice", "bob"
 SECRET = "secret/img"

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_INDEX
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX
 from cacheyd.upstream.port import UpstreamRequest
 from tests.support.cache_scene import (
     BLOB,

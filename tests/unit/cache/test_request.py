@@ -5,8 +5,9 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from cacheyd.cache.request import Request, parse_request
+from cacheyd.protocol.media_types import DOCKER_MANIFEST, OCI_INDEX
 from cacheyd.protocol.ranges import Part
-from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, Kind, Reference
+from cacheyd.protocol.reference import Kind, Reference
 
 DIGEST = "sha256:" + "0" * 64
 BLOB = Reference("reg.test", "a/b", Kind.BLOB, DIGEST, DIGEST, "reg.test")

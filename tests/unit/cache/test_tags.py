@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from cacheyd.upstream.port import UpstreamBroken
 from tests.support.cache_scene import BY_DIGEST, CONTAINERD, INDEX, MANIFEST, NEWER, TAG, Scene, text
 
