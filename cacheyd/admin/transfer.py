@@ -4,22 +4,19 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from cacheyd.admin.command import Command, telling
+from cacheyd.admin.image_orders import Export, ImportCheck, ImportObject, ImportRoom, ImportTag
 from cacheyd.cache import freshness as policy
 from cacheyd.protocol.reference import (
-    DIGEST,
     DOCKER_LIST,
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
     ImageName,
-    parse_image,
 )
 from cacheyd.settings.values import shown_size
-from cacheyd.store import partials
 from cacheyd.store.rows import INDEXES, TagVariant
 from cacheyd.store.store import Store
-
-type Handler = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
 
 # An imported tag is for all clients that take every type of manifest, as containerd does.
 ASKED = policy.asked_types(frozenset({DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}))
@@ -31,32 +28,32 @@ REFERRING = ("", ".sig", ".att", ".sbom")
 REFERRERS_DEPTH = 2
 
 
-def export_handler(store: Store) -> Handler:
-    """Answers `export`: the roots of `images`, all that they need marked as used just now, so that it is not evicted.
+def export_command(store: Store) -> Command[Export]:
+    """The command `export`."""
+    return telling(Export, lambda order: export(store, order))
 
-    With `referrers`, also those that the cache has under tags that refer to them: signatures, SBOMs.
+
+async def export(store: Store, order: Export) -> AsyncIterator[dict[str, Any]]:
+    """Gives the roots of images, all that they need marked as used just now, so that it is not evicted.
+
+    With `referrers`, also those that the cache has under tags that refer to them: signatures, SBOMs. Raises ValueError.
     """
-
-    async def handler(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        found, missing = [], []
-        for name in args["images"]:
-            image = parse_image(name)
-            root = _root(store, image)
-            if root is None:
-                missing.append(str(image))
-            else:
-                found.append({"name": str(image), **root})
-                if args.get("referrers"):
-                    found += _referrers(store, image, root["digest"])
-        if missing:
-            names = " ".join(missing)
-            raise ValueError(f"not in the cache: {names}; cacheyd warm {names} fetches it")
-        unique = {item["name"]: item for item in found}
-        for item in unique.values():
-            _touch(store, item["digest"])
-        yield {"images": list(unique.values())}
-
-    return handler
+    found, missing = [], []
+    for image in order.images:
+        root = _root(store, image)
+        if root is None:
+            missing.append(str(image))
+        else:
+            found.append({"name": str(image), **root})
+            if order.referrers:
+                found += _referrers(store, image, root["digest"])
+    if missing:
+        names = " ".join(missing)
+        raise ValueError(f"not in the cache: {names}; cacheyd warm {names} fetches it")
+    unique = {item["name"]: item for item in found}
+    for item in unique.values():
+        _touch(store, item["digest"])
+    yield {"images": list(unique.values())}
 
 
 def _referrers(store: Store, image: ImageName, root: str) -> list[dict[str, Any]]:
@@ -108,40 +105,50 @@ def _touch(store: Store, root: str) -> None:
             todo += stored.needs
 
 
-def import_handlers(store: Store, clock: Callable[[], float] = time.time) -> dict[str, Handler]:
-    """Answers `import-room` (for so many bytes), `import-object` (a file in CACHE_DIR/partial becomes an object),
-    `import-check` (which of these objects are gone again?) and `import-tag`.
-    """
+class Importer:
+    """Takes the objects and tags of an import in, one command for each step."""
 
-    async def room(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        size = args["size"]
-        if not store.writable or not await store.make_room(int(size)):
-            raise ValueError(f"there is no room for an object of {shown_size(size)}, or the disk refuses writes")
-        yield {"size": size}
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
 
-    async def take(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        name, digest, media_type, within = args["file"], args["digest"], args["media_type"], args["within"]
-        if not partials.IMPORT.fullmatch(name) or not DIGEST.fullmatch(digest) or not within:
-            raise ValueError("not a file of an import")
-        first, *others = [parse_image(repository).name for repository in within]
-        stored = await store.adopt_file(store.root / "partial" / name, digest, media_type, first)
+    def commands(self) -> tuple[Command[Any], ...]:
+        """These commands."""
+        return (
+            telling(ImportRoom, self.room),
+            telling(ImportObject, self.take),
+            telling(ImportCheck, self.check),
+            telling(ImportTag, self.tag),
+        )
+
+    async def room(self, order: ImportRoom) -> AsyncIterator[dict[str, Any]]:
+        """Makes room for an object. Raises ValueError where there is none."""
+        if not self._store.writable or not await self._store.make_room(order.size):
+            raise ValueError(f"there is no room for an object of {shown_size(order.size)}, or the disk refuses writes")
+        yield {"size": order.size}
+
+    async def take(self, order: ImportObject) -> AsyncIterator[dict[str, Any]]:
+        """Makes a file in CACHE_DIR/partial an object. Raises ValueError where it cannot be kept."""
+        store, digest = self._store, order.digest
+        first, *others = order.within
+        stored = await store.adopt_file(store.root / "partial" / order.file, digest, order.media_type, first)
         if stored is None:
             raise ValueError(f"{digest} could not be kept: there is no room, or the disk refuses writes")
         for repository in others:
             store.add_repository(stored, repository)
         yield {"digest": digest}
 
-    async def check(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        yield {"gone": [digest for digest in args["digests"] if store.find(digest) is None]}
+    async def check(self, order: ImportCheck) -> AsyncIterator[dict[str, Any]]:
+        """Says which of these objects are gone again."""
+        yield {"gone": [digest for digest in order.digests if self._store.find(digest) is None]}
 
-    async def tag(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        image = parse_image(args["image"])
-        stored = store.find(args["digest"])
+    async def tag(self, order: ImportTag) -> AsyncIterator[dict[str, Any]]:
+        """Has a tag stand for a manifest. Raises ValueError where the manifest is not here."""
+        store, image = self._store, order.image
+        stored = store.find(order.digest)
         if stored is None or not stored.media_type:
-            raise ValueError(f"{args['digest']} is no manifest that is here")
-        variant = TagVariant(ASKED, stored.digest, stored.media_type, stored.size, clock())
+            raise ValueError(f"{order.digest} is no manifest that is here")
+        variant = TagVariant(ASKED, stored.digest, stored.media_type, stored.size, self._clock())
         store.set_tag(image.registry, image.repository, image.tag, variant)
         store.sights.let_go(f"{image.name}:{image.tag}")
         yield {"image": str(image)}
-
-    return {"import-room": room, "import-object": take, "import-check": check, "import-tag": tag}

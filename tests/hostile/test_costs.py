@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mitmproxy import http
 
-from cacheyd.admin import tree
+from cacheyd.admin import referrers
 from cacheyd.cache import answer, cache, cooldown
 from cacheyd.observe import logs
 from cacheyd.protocol import codings, headers, manifest, ranges, reference, urls
@@ -151,8 +151,8 @@ CASES = (
     Case("zstd frames", partial(_decode, "zstd"), (), "\x28\xb5\x2f\xfd"),
     Case("end of a response head", lambda value: intake._HEAD_END.search(value.encode("latin-1")),
          ("intake._HEAD_END", "intake._INTERIM")),
-    Case("Link of a list", lambda value: tree._next_query((("link", value),)), ("tree._next_query",)),
-    Case("Link's page", lambda value: tree._next_query((("link", value),)), (), "<x?", intake.MAX_VALUE),
+    Case("Link of a list", lambda value: referrers.next_query((("link", value),)), ("referrers.next_query",)),
+    Case("Link's page", lambda value: referrers.next_query((("link", value),)), (), "<x?", intake.MAX_VALUE),
     Case("an image's date", cooldown.parse_created, ("cooldown._CREATED",)),
     Case("a date of many digits", cooldown._CREATED.fullmatch, (), "2025-01-01T00:00:00."),
     Case("a digest's tag", cooldown._OF_DIGEST.fullmatch, ("cooldown._OF_DIGEST",), "sha256-" + "a" * 64 + "."),
@@ -174,7 +174,7 @@ TRUSTED = {
     "settings._SERVICE": "the environment", "settings._SERVICE_URL": "the same",
     "rules._PART": "settings", "rules._registry": "no wildcard in it",
     "rules._with_one_registry": "settings", "rules._read": "settings",
-    "workloads._YAML_LINE": "files that an operator names", "workloads._NO_TEXT": "the same",
+    "workloads._YAML_LINE": "files that an operator names", "documents._NO_TEXT": "the same",
     "reference._BARE_DIGEST": "names in settings, arguments and such files",
     "rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
     "helpers._PART": "answers of credential providers", "helpers._NAMED": "their errors, 1,000 characters",

@@ -4,7 +4,11 @@ import json
 
 import pytest
 
-from cacheyd.admin.inventory import Ambiguous, Inventory, Removal, parse_target
+from cacheyd.admin.inventory import Ambiguous, Inventory
+from cacheyd.admin.listing import Listing
+from cacheyd.admin.removal import Removal, removal_of, removal_of_everything, unreferenced
+from cacheyd.admin.targets import parse_target
+from cacheyd.admin.usage import disk_usage
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, ImageName, parse_image
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.catalog import Snapshot
@@ -45,11 +49,14 @@ class Content:
         """A tag, with what it means to clients that ask for different types."""
         self.tags[name] = tuple(TagVariant(frozenset({m}), digest(m), OCI_MANIFEST, 1, 1.0) for m in meanings)
 
-    def look(self, *pin: str) -> Inventory:
-        return Inventory(Snapshot(list(self.objects.values()), self.tags), self.data.get, pin)
+    def inventory(self) -> Inventory:
+        return Inventory(Snapshot(list(self.objects.values()), self.tags))
+
+    def look(self, *pin: str) -> Listing:
+        return Listing(self.inventory(), self.data.get, pin)
 
     def removal(self, *targets: str) -> Removal:
-        return self.look().removal([parse_target(target) for target in targets])
+        return removal_of(self.inventory(), [parse_target(target) for target in targets])
 
 
 @pytest.fixture
@@ -57,8 +64,8 @@ def content() -> Content:
     return Content()
 
 
-def names(inventory: Inventory, *targets: str) -> list[str]:
-    return [image["name"] for image in inventory.images([parse_target(target) for target in targets])]
+def names(listing: Listing, *targets: str) -> list[str]:
+    return [image["name"] for image in listing.images([parse_target(target) for target in targets])]
 
 
 def two_images(content: Content) -> None:
@@ -211,7 +218,7 @@ def test_space_by_registry_and_repository(content: Content) -> None:
     two_images(content)
     content.add("hub", within=(HUB,), size=1)
     content.add("unknown", within=(), size=2)
-    usage = content.look().usage()
+    usage = disk_usage(content.inventory())
     assert (usage["objects"], usage["bytes"]) == (9, 73)
     first, *others = usage["registries"]
     assert (first["name"], first["objects"], first["bytes"], first["unique"]) == ("reg.test", 7, 70, 70)
@@ -294,7 +301,7 @@ def test_patterns_and_what_is_not_found(content: Content) -> None:
     removal = content.removal("reg.test/*", "reg.test/none", "other/*")
     assert len(removal.objects) == 7
     assert removal.not_found == ["reg.test/none", "other/*"]
-    assert len(content.look().everything().objects) == 7
+    assert len(removal_of_everything(content.inventory()).objects) == 7
 
 
 def test_blobs_that_nothing_needs(content: Content) -> None:
@@ -302,7 +309,7 @@ def test_blobs_that_nothing_needs(content: Content) -> None:
     content.add("loose")
     content.add("new")
     content.objects[digest("new")].created = 100.0
-    assert content.look().unreferenced(50.0) == [digest("loose")]
+    assert unreferenced(content.inventory(), 50.0) == [digest("loose")]
 
 
 # Names
@@ -361,7 +368,7 @@ def test_blobs_in_an_index_are_no_platforms(content: Content) -> None:
     (image,) = content.look().images()
     assert (image["platforms"], image["complete"], image["missing"], image["size"]) == ([], True, [], 30)
     assert set(content.removal(f"{APP}:cache").objects) == {digest(name) for name in ("cache", "layer", "more")}
-    assert content.look().unreferenced(before=9.0) == []
+    assert unreferenced(content.inventory(), before=9.0) == []
 
 
 def test_an_index_of_nothing_is_complete(content: Content) -> None:

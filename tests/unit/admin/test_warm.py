@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cacheyd.admin.tree import Reason, told
-from cacheyd.admin.warm import Order, parse_order, warm
+from cacheyd.admin.image_orders import Warm
+from cacheyd.admin.reasons import Reason, told
+from cacheyd.admin.warm import warm
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
@@ -63,7 +64,7 @@ class Scene:
     ) -> list[Any]:
         images = tuple(parse_image(f"{self.registry}/{name}") for name in names or (f"{REPO}:1.0",))
         wanted = None if platforms is None else tuple(map(parse_platform, platforms))
-        order = Order(images, wanted, {str(image): login for image in images if login}, layers, referrers)
+        order = Warm(images, wanted, {str(image): login for image in images if login}, layers, referrers)
         return [event async for event in warm(self.cache, self.transport, order)]
 
     def asked(self, method: str = "GET") -> list[str]:
@@ -343,7 +344,7 @@ async def test_leaving_ends_the_warming_and_not_the_flight(scene: Scene) -> None
     scene.origin.push(REPO, "1.0", image)
     gate = threading.Event()
     scene.origin.fault(f"GET .*/blobs/{image.layers[0].digest}", hold=gate, hold_at=200_000)
-    order = Order((parse_image(f"registry.test/{REPO}:1.0"),), (AMD64,))
+    order = Warm((parse_image(f"registry.test/{REPO}:1.0"),), (AMD64,))
 
     events = warm(scene.cache, scene.transport, order)
     async for event in events:
@@ -374,7 +375,7 @@ async def test_leaving_ends_the_warming_and_not_the_flight(scene: Scene) -> None
 )
 def test_an_order_that_makes_no_sense_is_refused(args: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        parse_order(args)
+        Warm.parse(args)
 
 
 # What is no image
@@ -641,7 +642,7 @@ async def test_the_list_has_pages(scene: Scene, endless: bool) -> None:
 
 
 async def test_there_are_bounds(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.admin.tree.MAX_REFERRERS", 3)
+    monkeypatch.setattr("cacheyd.admin.referrers.MAX_REFERRERS", 3)
     chained, image = make_image(seed=9), make_image(seed=10)
     scene.origin.push(REPO, "1.0", chained)
     scene.origin.push(REPO, "2.0", image)

@@ -8,19 +8,13 @@ from typing import Any
 
 import pytest
 
-from cacheyd.terminal.images import (
-    Bars,
-    JsonLines,
-    Lines,
-    UsageError,
-    display_for,
-    export,
-    file_logins,
-    image_names,
-    line_of,
-    one_login,
-    warm,
-)
+from cacheyd.admin.orders import Order
+from cacheyd.protocol.manifest import parse_platform
+from cacheyd.terminal.displays import Bars, JsonLines, Lines, display_for, line_of
+from cacheyd.terminal.images import UsageError, image_names
+from cacheyd.terminal.logins import file_logins, one_login
+from cacheyd.terminal.transfer import export
+from cacheyd.terminal.warm import warm
 from cacheyd.terminal.workloads import read_list
 
 HUB, GHCR = image_names(["alpine", "ghcr.io/acme/app:1.0"])
@@ -136,11 +130,11 @@ def test_a_helper_of_another_registry_does_not_matter(tmp_path: Path) -> None:
 def test_the_exit_code_tells_whether_all_are_there(failed: int, status: int) -> None:
     asked = []
 
-    def call(command: str, args: dict[str, Any]) -> list[dict[str, Any]]:
-        asked.append((command, args))
+    def call(order: Order) -> list[dict[str, Any]]:
+        asked.append((order.command, order.args()))
         return [{"event": "end", "images": 2, "failed": failed}]
 
-    assert warm(call, [HUB], ["linux/arm64"], {}, Lines(io.StringIO())) == status
+    assert warm(call, [HUB], [parse_platform("linux/arm64")], {}, Lines(io.StringIO())) == status
     args = {"images": ["docker.io/library/alpine:latest"], "platforms": ["linux/arm64"], "logins": {}, "layers": 4}
     assert asked == [("warm", args)]
 
@@ -148,7 +142,8 @@ def test_the_exit_code_tells_whether_all_are_there(failed: int, status: int) -> 
 def test_many_images_take_several_commands() -> None:
     asked: list[dict[str, Any]] = []
 
-    def call(command: str, args: dict[str, Any]) -> list[dict[str, Any]]:
+    def call(order: Order) -> list[dict[str, Any]]:
+        args = order.args()
         asked.append(args)
         return [{"event": "end", "images": len(args["images"]), "failed": 1}]
 
@@ -163,7 +158,7 @@ def test_many_images_take_several_commands() -> None:
 
 
 def test_a_warming_that_breaks_off_is_a_failure() -> None:
-    assert warm(lambda command, args: EVENTS[:2], [HUB], None, {}, Lines(io.StringIO())) == 1
+    assert warm(lambda order: EVENTS[:2], [HUB], None, {}, Lines(io.StringIO())) == 1
 
 
 def test_lines_are_for_logs() -> None:
@@ -192,7 +187,7 @@ def test_bars_leave_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("target", ["none/x.tar", "."])
 def test_an_output_that_cannot_be_made_is_named_as_it_was_given(tmp_path: Path, target: str) -> None:
-    def call(command: str, args: dict[str, Any]) -> list[dict[str, Any]]:
+    def call(order: Order) -> list[dict[str, Any]]:
         return [{"images": []}]
 
     with pytest.raises(OSError, match=r"No such file|Is a directory") as caught:
@@ -205,4 +200,4 @@ def test_the_end_tells_what_could_not_be_asked_for() -> None:
     event = {"event": "end", "images": 1, "failed": 0, "referrers_failed": 1}
     assert line_of(event) == "1 of 1 image is in the cache; what refers to 1 of them is not all there"
     assert line_of({"event": "end", "images": 3, "failed": 0}) == "3 of 3 images are in the cache"
-    assert warm(lambda command, args: [event], [HUB], None, {}, Lines(io.StringIO()), referrers=True) == 1
+    assert warm(lambda order: [event], [HUB], None, {}, Lines(io.StringIO()), referrers=True) == 1
