@@ -7,7 +7,7 @@ from collections.abc import Iterable, Set
 from functools import cached_property
 from typing import NamedTuple
 
-from cacheyd.admin.targets import Root, Target
+from cacheyd.admin.selection import Root, Target
 from cacheyd.protocol.reference import DIGEST
 from cacheyd.store.catalog import Snapshot
 from cacheyd.store.rows import Stored, is_index

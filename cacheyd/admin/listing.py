@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TypedDict
 
 from cacheyd.admin.inventory import Inventory, Parts
-from cacheyd.admin.targets import Root, Target
+from cacheyd.admin.selection import Root, Target
 from cacheyd.protocol.manifest import ATTESTATION, kind_of, parse_manifest, parse_object
 from cacheyd.protocol.reference import DIGEST, Kind
 from cacheyd.settings import values as parse

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeGuard, override
 
-from cacheyd.admin.targets import Target, parse_target
+from cacheyd.admin.selection import Target, parse_target
 from cacheyd.protocol.reference import ImageName, parse_image
 
 type Args = dict[str, Any]

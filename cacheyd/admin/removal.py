@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from cacheyd.admin.inventory import Inventory
-from cacheyd.admin.targets import Root, Target
+from cacheyd.admin.selection import Root, Target
 from cacheyd.protocol.reference import Kind
 
 

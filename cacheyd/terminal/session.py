@@ -22,7 +22,7 @@ from cacheyd.settings.settings import ConfigError, Settings
 from cacheyd.store.check import check_directory
 from cacheyd.terminal.asking import set_up_log, why_unusable
 from cacheyd.terminal.images import Call, UsageError
-from cacheyd.terminal.layout import LayoutError
+from cacheyd.terminal.layout.words import LayoutError
 from cacheyd.terminal.transfer import run_export, run_import
 from cacheyd.terminal.warm import run_warm
 

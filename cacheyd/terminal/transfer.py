@@ -17,7 +17,9 @@ from cacheyd.protocol.reference import ImageName, parse_image
 from cacheyd.resources import open_files
 from cacheyd.settings.values import counted, shown_size
 from cacheyd.terminal.images import Call, UsageError, image_names, opened, platforms
-from cacheyd.terminal.layout import Image, IncompleteError, Kept, LayoutError, import_layout, write_layout
+from cacheyd.terminal.layout.reading import Kept, import_layout
+from cacheyd.terminal.layout.words import Image, IncompleteError, LayoutError
+from cacheyd.terminal.layout.writing import write_layout
 
 # So many digests go into one command.
 BATCH = 500

@@ -179,8 +179,8 @@ TRUSTED = {
     "rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
     "helpers._PART": "answers of credential providers", "helpers._NAMED": "their errors, 1,000 characters",
     "helpers._LONG": "the same", "helpers._USER_INFO": "the same", "helpers.clean": "the same",
-    "inventory._SHORT_DIGEST": "arguments of commands", "inventory.parse_target": "arguments of commands",
-    "layout._BLOB": "archives that an operator imports", "layout._checked_path": "the same",
+    "selection._SHORT_DIGEST": "arguments of commands", "selection.parse_target": "arguments of commands",
+    "unpacking._BLOB": "archives that an operator imports", "unpacking._checked_path": "the same",
     "blobs._HEX": "names of files in the cache directory",
     "partials.IMPORT": "the same", "partials._FETCH": "the same",
 }  # fmt: skip

@@ -13,7 +13,8 @@ from cacheyd.admin.orders import Order
 from cacheyd.protocol.manifest import Descriptor
 from cacheyd.protocol.reference import parse_image
 from cacheyd.store.blobs import BlobDir
-from cacheyd.terminal.layout import Image, write_layout
+from cacheyd.terminal.layout.words import Image
+from cacheyd.terminal.layout.writing import write_layout
 from cacheyd.terminal.transfer import import_images
 from tests.faults.daemon import Daemon
 from tests.faults.scene import blob_target, manifest_target, registry_table

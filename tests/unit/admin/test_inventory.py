@@ -7,7 +7,7 @@ import pytest
 from cacheyd.admin.inventory import Ambiguous, Inventory
 from cacheyd.admin.listing import Listing
 from cacheyd.admin.removal import Removal, removal_of, removal_of_everything, unreferenced
-from cacheyd.admin.targets import parse_target
+from cacheyd.admin.selection import parse_target
 from cacheyd.admin.usage import disk_usage
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, ImageName, parse_image
 from cacheyd.store.blobs import digest_of

@@ -24,8 +24,9 @@ from cacheyd.store.blobs import digest_of
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.terminal.images import image_names
-from cacheyd.terminal.layout import Image as Carried
-from cacheyd.terminal.layout import IncompleteError, LayoutError, write_layout
+from cacheyd.terminal.layout.words import Image as Carried
+from cacheyd.terminal.layout.words import IncompleteError, LayoutError
+from cacheyd.terminal.layout.writing import write_layout
 from cacheyd.terminal.transfer import _open_blob, export, import_images
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest, UpstreamResponse
 from tests.support.images import Image, Index, make_image, make_index

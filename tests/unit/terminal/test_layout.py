@@ -19,17 +19,10 @@ from hypothesis import strategies as st
 from cacheyd.protocol.manifest import Descriptor, parse_platform
 from cacheyd.protocol.reference import parse_image
 from cacheyd.store.blobs import BlobDir
-from cacheyd.terminal.layout import (
-    HEADER_MAX,
-    INDEX_MAX,
-    Image,
-    IncompleteError,
-    Kept,
-    LayoutError,
-    Unpacked,
-    import_layout,
-    write_layout,
-)
+from cacheyd.terminal.layout.reading import Kept, import_layout
+from cacheyd.terminal.layout.unpacking import HEADER_MAX, INDEX_MAX, Unpacked
+from cacheyd.terminal.layout.words import Image, IncompleteError, LayoutError
+from cacheyd.terminal.layout.writing import write_layout
 from tests.support import images
 from tests.support.artifacts import Artifact, artifact, buildkit_cache, encoded
 from tests.support.images import OCI_INDEX, OCI_MANIFEST, digest_of, make_image, make_index
