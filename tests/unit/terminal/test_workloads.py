@@ -10,7 +10,7 @@ import pytest
 from cacheyd.terminal import documents, workloads
 from cacheyd.terminal.documents import MAX_SIGNS
 from cacheyd.terminal.findings import MAX_PROBLEMS
-from cacheyd.terminal.workloads import read_images
+from cacheyd.terminal.workloads import read_images, read_list
 
 POD = {
     "apiVersion": "v1",
@@ -395,3 +395,8 @@ def test_the_pods_of_a_large_cluster_are_not_too_many() -> None:
     began = time.monotonic()
     assert found(text) == [f"ghcr.io/acme/app{n}:1" for n in range(3)]
     assert time.monotonic() - began < 6
+
+
+def test_a_list_has_comments_and_empty_lines() -> None:
+    lines = "# nodes\nalpine:3.22   # base\n\n  ghcr.io/acme/app:1.0\n#\n"
+    assert read_list(lines.splitlines()) == ["alpine:3.22", "ghcr.io/acme/app:1.0"]
