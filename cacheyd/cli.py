@@ -65,47 +65,22 @@ def _run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
         return 2
-    if args.command == "config":
-        if args.action == "show":
-            print(config.show(settings))
-            return 0
-        for warning in settings.warnings:
-            print(f"cacheyd: warning: {warning}", file=sys.stderr)
-        return _check_helpers(settings) or _check_directory(settings)
-    if args.command in ("warm", "export", "import"):
-        from cacheyd.terminal import session  # noqa: PLC0415
+    # Each with the imports that it needs.
+    match args.command:
+        case "serve":
+            return asyncio.run(_serve(settings, load))
+        case "config":
+            from cacheyd.terminal import configuration  # noqa: PLC0415
 
-        return session.run(args, settings)
-    if args.command != "serve":
-        from cacheyd.terminal import tools  # noqa: PLC0415
+            return configuration.run(args, settings)
+        case "warm" | "export" | "import":
+            from cacheyd.terminal import session  # noqa: PLC0415
 
-        return tools.run(args, settings)
-    return asyncio.run(_serve(settings, load))
+            return session.run(args, settings)
+        case _:
+            from cacheyd.terminal import tools  # noqa: PLC0415
 
-
-def _check_helpers(settings: Settings) -> int:
-    from cacheyd.upstream.logins import missing  # noqa: PLC0415
-
-    lines = missing(settings)
-    for line in lines:
-        print(f"cacheyd: {line}", file=sys.stderr)
-    return 1 if lines else 0
-
-
-def _check_directory(settings: Settings) -> int:
-    from cacheyd.store.check import check_directory  # noqa: PLC0415
-
-    try:
-        check_directory(settings.cache_dir)
-    except OSError as error:
-        print(
-            f"cacheyd: cache_dir: nothing could be kept in {settings.cache_dir}:"
-            f" {error.filename or settings.cache_dir}: {error.strerror or error}",
-            file=sys.stderr,
-        )
-        return 1
-    print("the settings can be used")
-    return 0
+            return tools.run(args, settings)
 
 
 async def _serve(settings: Settings, load: Callable[[], Settings]) -> int:

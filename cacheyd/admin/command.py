@@ -33,7 +33,7 @@ def command[O: Order](order: type[O], run: Callable[[O], AsyncIterator[Reply]]) 
 
 
 def telling[O: Order](order: type[O], run: Callable[[O], AsyncIterator[dict[str, Any]]]) -> Command[O]:
-    """A command of a function that gives bare values and refuses with ValueError: each value is told as progress."""
+    """A command made of a function that yields plain values: each is told as progress, and a ValueError is a refusal."""
 
     async def replies(given: O) -> AsyncIterator[Reply]:
         try:

@@ -2,7 +2,7 @@
 
 A line of JSON asks: `{"command": "ls", "args": {...}}`. Lines of JSON answer: any number of `{"progress": {...}}` and
 `{"rows": [...]}`, the first one at once, then one `{"result": {...}}` or `{"error": "text"}`. One request per connection.
-Who may write to the socket's file (mode 0600) may do all of it.
+Whoever may write to the socket's file (mode 0600) may do everything.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def short_path(directory: Path) -> Iterator[str]:
 
 
 async def closable[T](replies: AsyncIterator[T]) -> AsyncGenerator[T]:
-    """The same replies; what makes them ends when this is closed, and not some time later."""
+    """The same replies. Closing this ends the generator behind them at once, and not some time later."""
     try:
         async for reply in replies:
             yield reply

@@ -25,7 +25,7 @@ _ANSWERING = b'{"progress": {}}\n'
 
 
 class ControlServer:
-    """Answers on the socket. `run` is what commands do; `is_ours` says whether the directory is this process' own."""
+    """Answers on the socket. `run` carries commands out; `is_ours` says whether this process has the directory."""
 
     def __init__(self, directory: Path, run: Runner, is_ours: Callable[[], bool] = lambda: True) -> None:
         self._directory = directory

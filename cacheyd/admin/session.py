@@ -44,8 +44,8 @@ class NotManifest(Failed):
 
 
 class Session:
-    """As whom one image is asked for: as a client that names the registry in the path and brings no login, or as
-    containerd with one.
+    """Asks the cache for the parts of one image: without a login like a client that names the registry in the path, with a
+    login like containerd.
     """
 
     def __init__(self, cache: Cache, transport: Transport, image: ImageName, login: str) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from cacheyd.admin.command import Command, telling
 from cacheyd.admin.image_orders import Export, ImportCheck, ImportObject, ImportRoom, ImportTag
@@ -22,6 +22,15 @@ from cacheyd.store.store import Store
 ASKED = policy.asked_types(frozenset({DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}))
 
 
+class Exported(TypedDict):
+    """A manifest or index that is to be exported under a name; `size` in bytes."""
+
+    name: str
+    digest: str
+    media_type: str
+    size: int
+
+
 # Tags that refer to an image by its digest: cosign's, and the list of a registry without an API for it ("").
 REFERRING = ("", ".sig", ".att", ".sbom")
 # How deep: an image's SBOM, and the SBOM's signature.
@@ -38,13 +47,14 @@ async def export(store: Store, order: Export) -> AsyncIterator[dict[str, Any]]:
 
     With `referrers`, also those that the cache has under tags that refer to them: signatures, SBOMs. Raises ValueError.
     """
-    found, missing = [], []
+    found: list[Exported] = []
+    missing = []
     for image in order.images:
         root = _root(store, image)
         if root is None:
             missing.append(str(image))
         else:
-            found.append({"name": str(image), **root})
+            found.append(root)
             if order.referrers:
                 found += _referrers(store, image, root["digest"])
     if missing:
@@ -56,16 +66,16 @@ async def export(store: Store, order: Export) -> AsyncIterator[dict[str, Any]]:
     yield {"images": list(unique.values())}
 
 
-def _referrers(store: Store, image: ImageName, root: str) -> list[dict[str, Any]]:
+def _referrers(store: Store, image: ImageName, root: str) -> list[Exported]:
     """What the cache has under tags that refer to an image, to its platforms, or to what refers to it."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Exported] = {}
     subjects = [root]
     for _ in range(REFERRERS_DEPTH):
         tags = [f"{digest.replace(':', '-')}{end}" for digest in _manifests(store, subjects) for end in REFERRING]
         subjects = []
         for name in (ImageName(image.registry, image.repository, tag) for tag in tags):
             if str(name) not in found and (there := _root(store, name)) is not None:
-                found[str(name)] = {"name": str(name), **there}
+                found[str(name)] = there
                 subjects.append(there["digest"])
     return list(found.values())
 
@@ -81,18 +91,20 @@ def _manifests(store: Store, roots: list[str]) -> list[str]:
     return list(seen)
 
 
-def _root(store: Store, image: ImageName) -> dict[str, Any] | None:
+def _root(store: Store, image: ImageName) -> Exported | None:
     """The manifest or index that a name stands for, if it is here."""
     if image.digest:
         stored = store.find(image.digest)
         if stored is None or not stored.media_type or image.name not in stored.within:
             return None
-        return {"digest": stored.digest, "media_type": stored.media_type, "size": stored.size}
+        return {"name": str(image), "digest": stored.digest, "media_type": stored.media_type, "size": stored.size}
     variants = store.tag_variants(image.registry, image.repository, image.tag)
     here = [variant for variant in variants if store.find(variant.digest) is not None]
     # What clients were told who take an index; others may have been given one platform.
     best = max(here, key=lambda variant: (bool(INDEXES & variant.asked), variant.checked), default=None)
-    return {"digest": best.digest, "media_type": best.media_type, "size": best.size} if best else None
+    if best is None:
+        return None
+    return {"name": str(image), "digest": best.digest, "media_type": best.media_type, "size": best.size}
 
 
 def _touch(store: Store, root: str) -> None:

@@ -40,7 +40,7 @@ class Warmer:
         self._turns = asyncio.Semaphore(order.layers)
 
     async def run(self) -> Event:
-        """All of it; how many images are complete, how many are not, and how many are but for what refers to them."""
+        """Warms all images; how many are complete, how many are not, and how many are but for what refers to them."""
         failed = without = 0
         for image in self._order.images:
             outcome = await self._image(image)
@@ -51,9 +51,9 @@ class Warmer:
         return {"images": len(self._order.images), "failed": failed, **more}
 
     async def _image(self, image: ImageName) -> Event:
-        """One image; how it went: `failed`, or `done` if all of it is in the cache now. Never raises Failed.
+        """Warms one image; the event that tells how it went: `failed`, or `done` if all of it is in the cache now.
 
-        What refers to it may be missing even so: then `done` says why.
+        What refers to it may still be missing: then `done` says why. Never raises Failed.
         """
         name = str(image)
         self._tell({"event": "image", "image": name})
@@ -97,13 +97,13 @@ class Warmer:
         return [*found, *(Reason(digest, why) for digest in gone)]
 
     async def _layers(self, name: str, session: Session, blobs: Mapping[str, Descriptor]) -> list[Reason]:
-        """Configs and layers; why some of them are not there."""
+        """Fetches configs and layers; gives the reasons for those that are not there then."""
         async with asyncio.TaskGroup() as group:
             tasks = {blob.digest: group.create_task(self._layer(name, session, blob)) for blob in blobs.values()}
         return [Reason(digest, why) for digest, task in tasks.items() if (why := task.result())]
 
     async def _layer(self, name: str, session: Session, blob: Descriptor) -> str:
-        """Has a layer in the cache; why it is not there."""
+        """Fetches a layer into the cache. Gives the reason if it is not there then, else an empty text."""
         event = {"event": "layer", "image": name, "digest": blob.digest, "size": blob.size}
         if blob.foreign:
             self._tell({**event, "event": "layer-done", "result": SKIPPED})
@@ -118,7 +118,7 @@ class Warmer:
         return ""
 
     async def _fetch(self, session: Session, blob: Descriptor, progress: Callable[[int], None]) -> str:
-        """Has the blob in the cache, and says where it came from. Raises Failed."""
+        """Fetches the blob into the cache, and says where it came from. Raises Failed."""
         progress(0)
         answer = await session.get(Kind.BLOB, blob.digest)
         flight = answer.source.flight if isinstance(answer.source, FlightReader) else None

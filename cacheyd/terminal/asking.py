@@ -41,7 +41,7 @@ def carry_out(settings: Settings, order: Order, consume: Consumer) -> None:
 
 
 def why_unusable(error: OSError, directory: Path) -> str:
-    """Why a tool can do nothing with a directory, in one line."""
+    """The reason why a tool can do nothing with a directory, in one line."""
     where = error.filename or directory
     if error.errno == errno.EROFS:
         return f"nothing can be written to {where} (read-only file system), and no cacheyd that runs answers there"
@@ -121,7 +121,7 @@ def _check_access(directory: Path) -> None:
 
 
 def set_up_log(level: int = logging.NOTSET) -> None:
-    """What is logged in a tool's own process is for the terminal."""
+    """Sends to the terminal what is logged in the process of a tool."""
     handler = logging.StreamHandler()
     handler.setLevel(level)
     handler.setFormatter(logging.Formatter("cacheyd: %(message)s"))

@@ -80,7 +80,7 @@ def run_with(args: Namespace, call: Call, root: Path) -> int:
 
 @contextmanager
 def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
-    """Somebody who answers on the control socket meanwhile."""
+    """Within the block a cacheyd answers on the control socket: the one that runs, or one of our own."""
     if client.is_served(settings.cache_dir):
         yield
         return
@@ -92,7 +92,7 @@ def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
     from cacheyd.proxy import daemon  # noqa: F401, PLC0415 - the directory's owner need not be able to read the code.
 
     with client.as_owner(settings.cache_dir):
-        own = _Own(settings)
+        own = _OwnCacheyd(settings)
         own.start()
         try:
             own.wait()
@@ -110,8 +110,8 @@ def _check_writable(directory: Path) -> None:
             raise
 
 
-class _Own(threading.Thread):
-    """A cacheyd on a free port of the loopback: transfers need all of it but the clients."""
+class _OwnCacheyd(threading.Thread):
+    """A cacheyd for the time of the command, on a free port of the loopback: transfers need all of it but the clients."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(name="cacheyd")
@@ -139,14 +139,14 @@ class _Own(threading.Thread):
         await self._daemon.run()
 
     def wait(self) -> None:
-        """Until it answers. Raises SessionError, after it has said why, if it does not."""
+        """Waits until it answers. Raises SessionError if it does not; the reason has been printed then."""
         deadline = time.monotonic() + START_WAIT
         while not client.is_served(self._settings.cache_dir):
             if self._ended.wait(0.05) or time.monotonic() > deadline:
                 raise SessionError(f"{self._settings.cache_dir} cannot be used")
 
     def stop(self) -> None:
-        """Ends it, and waits for that."""
+        """Ends it, and waits for its end."""
         if self._loop is not None and not self._ended.is_set():
             with suppress(RuntimeError):  # It has just ended.
                 self._loop.call_soon_threadsafe(self._daemon.stop)

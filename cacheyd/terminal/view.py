@@ -25,14 +25,14 @@ class View:
     def __init__(self, command: str, *, as_json: bool, asked: bool = False) -> None:
         self._command = command
         self._json = as_json
-        # Whether something was named that is to be there.
+        # Whether the user named something, which should be there.
         self._asked = asked
         self._rows: list[dict[str, Any]] = []
         self._result: dict[str, Any] = {}
         self._progress: Bar | Lines | None = None
 
     def take(self, reply: Reply) -> None:
-        """One reply."""
+        """Takes one reply."""
         self._rows += reply.get("rows", ())
         self._result = reply.get("result", self._result)
         if (progress := reply.get("progress")) and not self._json:
@@ -57,7 +57,7 @@ class View:
         return int(failed.get(self._command, False))
 
     def text(self) -> str:
-        """All of it."""
+        """The text for standard output."""
         if self._json:
             data = self._rows if self._command in ("ls", "held") else self._result
             return json.dumps(data, indent=2) + "\n"
