@@ -67,6 +67,18 @@ class _Mapping:
     merged: list[object] = field(default_factory=list)
     key: str | None = None
 
+    def take(self, value: object) -> None:
+        """A key, or the value of the key before."""
+        if self.key is None:
+            # A key may be of any kind; those that are no text are of no interest.
+            self.key = value if isinstance(value, str) else ""
+            return
+        if self.key == _MERGE:
+            self.merged.append(value)
+        else:
+            self.items[self.key] = value
+        self.key = None
+
 
 class _Builder:
     """Makes documents of the events of YAML's parser, without recursion and without a copy of what an alias stands for."""
@@ -111,15 +123,8 @@ class _Builder:
         container = self._open[-1]
         if isinstance(container, list):
             container.append(value)
-        elif container.key is None:
-            # A key may be of any kind; those that are no text are of no interest.
-            container.key = value if isinstance(value, str) else ""
         else:
-            key, container.key = container.key, None
-            if key == _MERGE:
-                container.merged.append(value)
-            else:
-                container.items[key] = value
+            container.take(value)
 
     def _merge(self, items: dict[str, object], value: object) -> None:
         """The keys of other mappings, where they are not there (https://yaml.org/type/merge.html)."""
