@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from cacheyd.settings import settings as config
+from cacheyd.settings import load as config
 from cacheyd.settings.settings import ConfigError, Settings
 from cacheyd.terminal import arguments
 

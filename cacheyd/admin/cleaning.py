@@ -13,8 +13,8 @@ from cacheyd.admin.control import Reply
 from cacheyd.admin.inventory import Inventory
 from cacheyd.admin.orders import Gc, Rm, Verify
 from cacheyd.admin.removal import Removal, removal_of, removal_of_everything, unreferenced
+from cacheyd.observe.wording import counted, shown_size
 from cacheyd.protocol.reference import Kind
-from cacheyd.settings import values as parse
 from cacheyd.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Cleaning:
         if order.everything and not dry_run:
             await self._store.room.drop_idle()
         if removed and not dry_run:
-            log.info("removed on request: %s, %s", parse.counted(removed, "object"), parse.shown_size(size))
+            log.info("removed on request: %s, %s", counted(removed, "object"), shown_size(size))
         yield {
             "result": {
                 "dry_run": dry_run,

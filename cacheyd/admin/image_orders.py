@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, override
 
 from cacheyd.admin.orders import Args, Order, are_texts, given
-from cacheyd.protocol.manifest import Platform, own_platform, parse_platform
-from cacheyd.protocol.reference import DIGEST, ImageName, parse_image
+from cacheyd.protocol.digest import DIGEST
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.platforms import Platform, own_platform, parse_platform
 from cacheyd.store import partials
 
 # The layers that are fetched at once where nothing is said, and the most that may be.

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from cacheyd.admin.selection import Root, Target
-from cacheyd.protocol.reference import DIGEST
+from cacheyd.protocol.digest import DIGEST
 from cacheyd.store.catalog import Snapshot
 from cacheyd.store.rows import Stored, is_index
 

@@ -5,9 +5,13 @@ from typing import TypedDict
 
 from cacheyd.admin.inventory import Inventory, Parts
 from cacheyd.admin.selection import Root, Target
-from cacheyd.protocol.manifest import ATTESTATION, kind_of, parse_manifest, parse_object
-from cacheyd.protocol.reference import DIGEST, Kind
-from cacheyd.settings import values as parse
+from cacheyd.protocol.bounded_json import parse_object
+from cacheyd.protocol.descriptors import ATTESTATION
+from cacheyd.protocol.digest import DIGEST
+from cacheyd.protocol.manifest import parse_manifest
+from cacheyd.protocol.media_types import kind_of
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.values import matches
 from cacheyd.store.rows import Stored, is_index
 
 
@@ -116,10 +120,8 @@ class Listing:
         """What the patterns name by tag or digest."""
         if not self._pin:
             return set()
-        found = {
-            v.digest for name, variants in self._inventory.tags.items() if parse.matches(name, self._pin) for v in variants
-        }
-        return found | {root.digest for root in self._inventory.roots if parse.matches(root.by_digest, self._pin)}
+        found = {v.digest for name, variants in self._inventory.tags.items() if matches(name, self._pin) for v in variants}
+        return found | {root.digest for root in self._inventory.roots if matches(root.by_digest, self._pin)}
 
     def blobs(self, targets: Sequence[Target] = ()) -> Iterator[Object]:
         """All objects, or those of the images that are meant, the largest first."""

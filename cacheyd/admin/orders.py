@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeGuard, override
 
 from cacheyd.admin.selection import Target, parse_target
-from cacheyd.protocol.reference import ImageName, parse_image
+from cacheyd.protocol.images import ImageName, parse_image
 
 type Args = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from cacheyd.settings.values import counted
+from cacheyd.observe.wording import counted
 
 # So many different reasons are told in one line; each has at most 300 characters of a registry's.
 MAX_REASONS = 4

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from cacheyd.admin.session import Failed, Session, whole_body
 from cacheyd.admin.tree import Tree
+from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.manifest import Descriptor, Manifest, parse_manifest
-from cacheyd.protocol.reference import Kind, is_ns
+from cacheyd.protocol.manifest import Manifest, parse_manifest
+from cacheyd.protocol.reference import Kind
+from cacheyd.protocol.targets import is_ns
 
 # What refers to an image (signatures, SBOMs), and to that in turn (an SBOM's signature): so deep, so many in all, and so
 # many pages of a list.

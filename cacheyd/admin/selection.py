@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import NamedTuple
 
-from cacheyd.protocol.reference import ImageName, parse_image
+from cacheyd.protocol.images import ImageName, parse_image
 
 _SHORT_DIGEST = re.compile(r"(?:sha256|sha512):[a-f0-9]{12,128}")
 

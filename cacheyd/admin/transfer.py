@@ -7,14 +7,9 @@ from typing import Any, TypedDict
 from cacheyd.admin.command import Command, telling
 from cacheyd.admin.image_orders import Export, ImportCheck, ImportObject, ImportRoom, ImportTag
 from cacheyd.cache import freshness as policy
-from cacheyd.protocol.reference import (
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    ImageName,
-)
-from cacheyd.settings.values import shown_size
+from cacheyd.observe.wording import shown_size
+from cacheyd.protocol.images import ImageName
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from cacheyd.store.rows import INDEXES, TagVariant
 from cacheyd.store.store import Store
 

@@ -2,13 +2,9 @@
 
 from cacheyd.admin.reasons import Reason
 from cacheyd.admin.session import MAX_BODY, Failed, NotManifest, Session
-from cacheyd.protocol.manifest import (
-    Descriptor,
-    Manifest,
-    Platform,
-    select,
-    unmet,
-)
+from cacheyd.protocol.descriptors import Descriptor, select, unmet
+from cacheyd.protocol.manifest import Manifest
+from cacheyd.protocol.platforms import Platform
 from cacheyd.protocol.reference import (
     Kind,
 )

@@ -14,10 +14,11 @@ from cacheyd.admin.session import Failed, Session, close
 from cacheyd.admin.tree import Tree
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.flight import Flight, FlightReader, NotKept
+from cacheyd.observe.wording import counted
+from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.manifest import Descriptor
-from cacheyd.protocol.reference import ImageName, Kind
-from cacheyd.settings.values import counted
+from cacheyd.protocol.images import ImageName
+from cacheyd.protocol.reference import Kind
 from cacheyd.upstream.port import Transport
 
 log = logging.getLogger(__name__)

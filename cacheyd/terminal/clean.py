@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cacheyd.settings.values import counted, shown_size
+from cacheyd.observe.wording import counted, shown_size
 from cacheyd.terminal.tables import some
 
 

@@ -3,16 +3,16 @@
 import argparse
 import sys
 
-from cacheyd.settings import settings as config
 from cacheyd.settings.settings import Settings
+from cacheyd.settings.show import show
 from cacheyd.store.check import check_directory
-from cacheyd.upstream.logins import missing
+from cacheyd.upstream.login_sources import missing
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Runs `config check` or `config show` with settings whose files have been checked; the exit code."""
     if args.action == "show":
-        print(config.show(settings))
+        print(show(settings))
         return 0
     for warning in settings.warnings:
         print(f"cacheyd: warning: {warning}", file=sys.stderr)

@@ -3,7 +3,7 @@
 import json
 from typing import Any, Protocol, Self, TextIO
 
-from cacheyd.settings.values import counted, shown_size
+from cacheyd.observe.wording import counted, shown_size
 
 
 class Display(Protocol):

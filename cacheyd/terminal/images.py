@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any
 
 from cacheyd.admin.orders import Order
-from cacheyd.protocol.manifest import Platform, own_platform, parse_platform
-from cacheyd.protocol.reference import ImageName, parse_image
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.platforms import Platform, own_platform, parse_platform
 
 type Call = Callable[[Order], Iterable[dict[str, Any]]]
 

@@ -6,7 +6,7 @@ Objects are known by their shape, so that custom resources with a pod in them ar
 from collections.abc import Iterator
 from typing import Any
 
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.images import parse_image
 from cacheyd.terminal.documents import SHOWN, Other
 from cacheyd.terminal.findings import Findings
 

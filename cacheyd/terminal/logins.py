@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cacheyd.protocol.reference import ImageName
+from cacheyd.protocol.images import ImageName
 from cacheyd.terminal.images import UsageError
-from cacheyd.upstream.helpers import AuthFile, HelperError
+from cacheyd.upstream.auth_files import AuthFile
+from cacheyd.upstream.programs import HelperError
 
 
 def one_login(images: Sequence[ImageName], username: str, password: str) -> dict[str, str]:

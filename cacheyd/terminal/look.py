@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cacheyd.settings.values import counted, shown_size
+from cacheyd.observe.wording import counted, shown_size
 from cacheyd.terminal.tables import Row, ago, pairs, shown_digest, some, span, table
 
 

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from cacheyd.settings.values import counted, shown_size
+from cacheyd.observe.wording import counted, shown_size
 
 # How often progress is told where there is no terminal (seconds).
 LINE_EVERY = 2.0

@@ -8,7 +8,7 @@ from argparse import Namespace
 from cacheyd.admin.control import CommandError
 from cacheyd.admin.orders import Du, Gc, Held, Ls, Order, Release, Rm, Stats, Verify
 from cacheyd.admin.selection import parse_target
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.images import parse_image
 from cacheyd.settings.settings import Settings
 from cacheyd.terminal.asking import ToolError, carry_out
 from cacheyd.terminal.view import View

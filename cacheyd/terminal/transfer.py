@@ -12,10 +12,11 @@ from typing import IO, BinaryIO
 
 from cacheyd.admin.image_orders import Export, ImportCheck, ImportObject, ImportRoom, ImportTag
 from cacheyd.admin.orders import Order
-from cacheyd.protocol.manifest import Descriptor, Platform
-from cacheyd.protocol.reference import ImageName, parse_image
+from cacheyd.observe.wording import counted, shown_size
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.platforms import Platform
 from cacheyd.resources import open_files
-from cacheyd.settings.values import counted, shown_size
 from cacheyd.terminal.images import Call, UsageError, image_names, opened, platforms
 from cacheyd.terminal.layout.reading import Kept, import_layout
 from cacheyd.terminal.layout.words import Image, IncompleteError, LayoutError

@@ -7,8 +7,8 @@ from itertools import batched
 from pathlib import Path
 
 from cacheyd.admin.image_orders import LAYERS, MAX_LAYERS, Warm
-from cacheyd.protocol.manifest import Platform
-from cacheyd.protocol.reference import ImageName
+from cacheyd.protocol.images import ImageName
+from cacheyd.protocol.platforms import Platform
 from cacheyd.terminal.displays import Display, display_for
 from cacheyd.terminal.findings import Found
 from cacheyd.terminal.images import Call, UsageError, image_names, opened, platforms, shown_source

@@ -4,8 +4,8 @@ import codecs
 import re
 from collections.abc import Iterator
 
-from cacheyd.protocol.reference import parse_image
-from cacheyd.settings.values import counted
+from cacheyd.observe.wording import counted
+from cacheyd.protocol.images import parse_image
 from cacheyd.terminal.documents import Unreadable, json_documents, yaml_documents
 from cacheyd.terminal.findings import Findings, Found
 from cacheyd.terminal.kubernetes import look_through

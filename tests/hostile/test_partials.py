@@ -10,8 +10,8 @@ from typing import Any
 
 from cacheyd.admin import client
 from cacheyd.admin.orders import Order
-from cacheyd.protocol.manifest import Descriptor
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import parse_image
 from cacheyd.store.blobs import BlobDir
 from cacheyd.terminal.layout.words import Image
 from cacheyd.terminal.layout.writing import write_layout

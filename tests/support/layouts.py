@@ -9,8 +9,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from cacheyd.protocol.manifest import Descriptor, parse_platform
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.platforms import parse_platform
 from cacheyd.terminal.layout.reading import Kept, import_layout
 from cacheyd.terminal.layout.words import Image, LayoutError
 from cacheyd.terminal.layout.writing import write_layout

@@ -6,8 +6,8 @@ from cacheyd.admin.inventory import Inventory
 from cacheyd.admin.listing import Listing
 from cacheyd.admin.removal import Removal, removal_of
 from cacheyd.admin.selection import parse_target
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.store.catalog import Snapshot
 from cacheyd.store.rows import Stored, TagVariant
 

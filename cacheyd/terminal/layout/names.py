@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cacheyd.protocol.manifest import Descriptor
-from cacheyd.protocol.reference import TAG, ImageName, has_registry, parse_image
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.reference import TAG
+from cacheyd.protocol.registries import has_registry
 from cacheyd.terminal.layout.words import FULL_NAME, REF_NAME, LayoutError
 
 

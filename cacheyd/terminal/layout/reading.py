@@ -5,16 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from cacheyd.protocol.manifest import (
-    Descriptor,
-    Manifest,
-    is_manifest,
-    media_type_of,
-    parse_descriptor,
-    parse_manifest,
-    parse_object,
-)
-from cacheyd.protocol.reference import ImageName, Kind
+from cacheyd.protocol.bounded_json import parse_object
+from cacheyd.protocol.descriptors import Descriptor, parse_descriptor
+from cacheyd.protocol.images import ImageName
+from cacheyd.protocol.manifest import Manifest, is_manifest, media_type_of, parse_manifest
+from cacheyd.protocol.reference import Kind
 from cacheyd.terminal.layout.names import name_of
 from cacheyd.terminal.layout.unpacking import Received, Unpacked, json_object
 from cacheyd.terminal.layout.words import MANIFEST_MAX, MAX_DEPTH, Image, IncompleteError, LayoutError

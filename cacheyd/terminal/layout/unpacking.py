@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO, Self, override
 
-from cacheyd.protocol.manifest import parse_object
+from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.store import partials
 from cacheyd.terminal.layout.words import Checked, LayoutError
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, override
 
-from cacheyd.protocol.manifest import Descriptor
-from cacheyd.protocol.reference import ImageName
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import ImageName
 
 # What containerd and docker call the image, and what the specification calls its tag.
 FULL_NAME = "io.containerd.image.name"

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import IO, Any, BinaryIO
 
-from cacheyd.protocol.manifest import Descriptor, Manifest, Platform, is_manifest, parse_manifest, select, unmet
-from cacheyd.protocol.reference import OCI_INDEX, Kind
+from cacheyd.protocol.descriptors import Descriptor, select, unmet
+from cacheyd.protocol.manifest import Manifest, is_manifest, parse_manifest
+from cacheyd.protocol.media_types import OCI_INDEX
+from cacheyd.protocol.platforms import Platform
+from cacheyd.protocol.reference import Kind
 from cacheyd.terminal.layout.words import (
     FULL_NAME,
     MANIFEST_MAX,

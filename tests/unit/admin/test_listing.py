@@ -7,7 +7,7 @@ import pytest
 from cacheyd.admin.listing import Listing
 from cacheyd.admin.removal import unreferenced
 from cacheyd.admin.selection import parse_target
-from cacheyd.protocol.reference import OCI_INDEX
+from cacheyd.protocol.media_types import OCI_INDEX
 from tests.support.snapshots import APP, WEB, Content, digest, list_of, two_images
 
 

@@ -8,8 +8,8 @@ import pytest
 from cacheyd.admin.image_orders import Export, ImportCheck, ImportObject, ImportRoom, ImportTag, Warm
 from cacheyd.admin.orders import Du, Gc, Held, Ls, Order, Release, Rm, Stats, Verify
 from cacheyd.admin.selection import parse_target
-from cacheyd.protocol.manifest import own_platform, parse_platform
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.platforms import own_platform, parse_platform
 
 APP, DIGEST = "ghcr.io/acme/app:1.0", "sha256:" + "a" * 64
 FILE = "import.1-0-00000000"

@@ -3,7 +3,7 @@
 import pytest
 
 from cacheyd.admin.selection import parse_target
-from cacheyd.protocol.reference import ImageName, parse_image
+from cacheyd.protocol.images import ImageName, parse_image
 from tests.support.snapshots import digest
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from cacheyd.admin.image_orders import Warm
 from cacheyd.admin.warm import warm
 from cacheyd.cache.request import Request
-from cacheyd.protocol.reference import Kind, parse_image
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.reference import Kind
 from cacheyd.store.store import Store
 from tests.support.images import OCI_INDEX, OCI_MANIFEST, Blob, digest_of, make_image, make_index
 from tests.support.origin import Origin

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cacheyd.admin.orders import Order
-from cacheyd.protocol.manifest import parse_platform
+from cacheyd.protocol.platforms import parse_platform
 from cacheyd.terminal.displays import Lines, line_of
 from cacheyd.terminal.images import image_names
 from cacheyd.terminal.warm import warm

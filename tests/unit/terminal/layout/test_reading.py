@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cacheyd.protocol.manifest import Descriptor
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import parse_image
 from cacheyd.terminal.layout.reading import Kept, import_layout
 from cacheyd.terminal.layout.words import Image, IncompleteError, LayoutError
 from tests.support.artifacts import Artifact, artifact, buildkit_cache, encoded

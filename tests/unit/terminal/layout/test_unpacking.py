@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cacheyd.protocol.manifest import Descriptor
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import parse_image
 from cacheyd.store.blobs import BlobDir
 from cacheyd.terminal.layout.unpacking import HEADER_MAX, INDEX_MAX, Unpacked
 from cacheyd.terminal.layout.words import Image, LayoutError

@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from cacheyd.protocol.manifest import parse_platform
+from cacheyd.protocol.platforms import parse_platform
 from cacheyd.terminal.layout.words import IncompleteError, LayoutError
 from cacheyd.terminal.layout.writing import write_layout
 from tests.support.images import make_image, make_index
