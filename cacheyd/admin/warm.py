@@ -13,7 +13,8 @@ from cacheyd.admin.referrers import Referrers
 from cacheyd.admin.session import Failed, Session, close
 from cacheyd.admin.tree import Tree
 from cacheyd.cache.cache import Cache
-from cacheyd.cache.flight import Flight, FlightReader, NotKept
+from cacheyd.cache.flight import Flight, NotKept
+from cacheyd.cache.flight_reader import FlightReader
 from cacheyd.observe.wording import counted
 from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.errors import RequestError

@@ -9,7 +9,7 @@ from functools import lru_cache
 from urllib.parse import quote
 
 from cacheyd.cache.bodies import BodyBroken, Source
-from cacheyd.cache.fetch import NO_ROOM
+from cacheyd.cache.decoded import NO_ROOM
 from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without

@@ -162,7 +162,7 @@ class RegistryCache:
             self.origins,
             settings,
             budget=self.transport.budget,
-            on_verify_failure=self.metrics.verify_failure,
+            events=self.metrics,
         )
         self.cache = Cache(
             self.store,

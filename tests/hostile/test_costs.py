@@ -23,7 +23,7 @@ from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.proxy.inbound import head
 from cacheyd.proxy.outbound import intake, transport, trust
-from cacheyd.upstream import challenges, pulls, ratelimit, realms, token_service
+from cacheyd.upstream import challenges, pulls, realms, retry_after, token_service
 from cacheyd.upstream.port import UpstreamBroken
 
 ROOT = Path(__file__).parents[2]
@@ -109,8 +109,8 @@ CASES = (
     Case("Content-Range's numbers", ranges.parse_content_range, (), "bytes 0-"),
     Case("Content-Length", lambda value: headers.content_length((("content-length", value),)),
          ("headers.content_length",)),
-    Case("Retry-After", lambda value: ratelimit.retry_after((("retry-after", value),)),
-         ("ratelimit._SECONDS", "ratelimit._IMF", "ratelimit._RFC850", "ratelimit._ASCTIME")),
+    Case("Retry-After", lambda value: retry_after.retry_after((("retry-after", value),)),
+         ("retry_after._SECONDS", "retry_after._IMF", "retry_after._RFC850", "retry_after._ASCTIME")),
     Case("Connection", lambda value: headers.end_to_end((("connection", value),))),
     Case("ratelimit-remaining", pulls._REMAINING.fullmatch, ("pulls._REMAINING",)),
     Case("Link", lambda value: answer._next_page(value, TAGS), ("answer._next_page",)),

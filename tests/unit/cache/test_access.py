@@ -12,9 +12,8 @@ from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
-from cacheyd.cache.requester import credentials_of
 from cacheyd.protocol.digest import digest_of
-from cacheyd.protocol.headers import HeaderList, header
+from cacheyd.protocol.headers import HeaderList, credentials_of, header
 from cacheyd.protocol.media_types import OCI_MANIFEST
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import RegistrySettings, Settings

@@ -15,7 +15,7 @@ from cacheyd.cache.answer import Answer
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import FAR_AHEAD, Cache
 from cacheyd.cache.fetch import Fetcher
-from cacheyd.cache.flight import HOLD
+from cacheyd.cache.growing import HOLD
 from cacheyd.cache.request import Request
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.headers import HeaderList, header
@@ -234,7 +234,7 @@ async def received(answer: Answer) -> Got:
 
 @pytest.fixture
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr("cacheyd.cache.fetch.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("cacheyd.cache.blob_fetch.random.uniform", lambda low, high: 0.0)
     clock = Clock()
     store = Store(tmp_path / "cache", clock=clock)
     await store.start()
