@@ -17,7 +17,7 @@ from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, header
 from cacheyd.protocol.ranges import parse_content_range
 from cacheyd.protocol.reference import Reference
-from cacheyd.resources.budget import Pace
+from cacheyd.resources.pace import Pace
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.upstream.port import Chunk, Relayed, UpstreamBroken, UpstreamResponse, as_request_error

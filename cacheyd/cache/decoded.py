@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Sequence
 
 from cacheyd.protocol.codings import BadCoding, UnknownCoding, codings_of
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, end_to_end, without
 from cacheyd.protocol.reference import Reference
-from cacheyd.resources.budget import Budget, Held
+from cacheyd.resources.budget import Budget, HeldBody
 from cacheyd.resources.decoding import NoTurn, undo
-from cacheyd.store.blobs import digest_of
 from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
 from cacheyd.upstream.port import Chunk, Relay, UpstreamBroken, UpstreamResponse, as_request_error, read_all
 
@@ -73,7 +73,7 @@ class Whole:
         length = () if body is None else (("Content-Length", str(len(body))),)
         self.headers: HeaderList = (*without(response.headers, "content-encoding", "content-length"), *length)
         self.elsewhere = response.elsewhere
-        self._held = None if body is None else Held(body, budget)
+        self._held = None if body is None else HeldBody(body, budget)
 
     async def read(self) -> Sequence[Chunk]:
         """As the response's own, up to 64 KiB at once. Raises UpstreamBroken."""

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, header
-from cacheyd.protocol.manifest import is_media_type, signed_payload
-from cacheyd.protocol.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Reference
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.manifest import signed_payload
+from cacheyd.protocol.media_types import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, is_media_type
+from cacheyd.protocol.reference import Reference
 from cacheyd.store.rows import Description, describe
 
 

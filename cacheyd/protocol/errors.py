@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cacheyd.protocol.headers import HeaderList
 
-# What is said of an exception's message, which may quote a peer (characters).
+# How much of an exception's message is said; it may quote a peer (characters).
 MAX_REASON = 300
 
 

@@ -9,10 +9,13 @@ from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import Flight
 from cacheyd.cache.flight_reader import FlightReader
 from cacheyd.observe.events import Events
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.headers import HeaderList, header
-from cacheyd.protocol.reference import OCI_MANIFEST, Reference, parse_target
+from cacheyd.protocol.media_types import OCI_MANIFEST
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
 from cacheyd.settings.settings import Settings
-from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.store.blobs import Mapped
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.stores import Clock

@@ -8,7 +8,8 @@ from cacheyd.cache.bodies import WINDOW, MappedReader
 from cacheyd.cache.flight import Flight
 from cacheyd.cache.flight_reader import FlightReader
 from cacheyd.cache.requester import Requester
-from cacheyd.store.blobs import BlobDir, digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.store.blobs import BlobDir
 
 DIGEST = digest_of(b"a")
 ASKER = Requester("reg.example", "lab/img", b"alice")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.settings.settings import load
+from cacheyd.settings.load import load
 from cacheyd.store.store import Store
 from tests.support.fetching import Scene
 from tests.support.flights import LARGE, Growing

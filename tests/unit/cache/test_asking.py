@@ -4,7 +4,8 @@ import pytest
 
 from cacheyd.cache.asking import Asking
 from cacheyd.protocol.headers import header
-from cacheyd.protocol.reference import Reference, parse_target
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
 from cacheyd.settings.live import Live
 from cacheyd.upstream.port import Relayed
 from tests.support.fetching import (

@@ -8,10 +8,10 @@ from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.flight_reader import FlightReader
 from cacheyd.cache.growing import HOLD
 from cacheyd.cache.recent_failures import FAILURE_PAUSE, MISMATCH_PAUSE
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import Code, RequestError
 from cacheyd.protocol.headers import header
-from cacheyd.settings.settings import load
-from cacheyd.store.blobs import digest_of
+from cacheyd.settings.load import load
 from cacheyd.upstream.port import Relayed, UpstreamBroken
 from tests.support.fetching import (
     ACCEPT,

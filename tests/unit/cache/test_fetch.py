@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from cacheyd.cache.growing import HOLD
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import RequestError
-from cacheyd.settings.settings import load
-from cacheyd.store.blobs import digest_of
+from cacheyd.settings.load import load
 from cacheyd.upstream.port import Relayed, UpstreamRequest
 from tests.support.fetching import (
     ACCEPT,

@@ -9,11 +9,12 @@ import pytest
 
 from cacheyd.cache.flight import NotKept
 from cacheyd.cache.manifests import MANIFEST_MAX, MANIFESTS_MAX, ManifestContent
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import Code, RequestError
 from cacheyd.protocol.headers import header
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED, Reference
-from cacheyd.settings.settings import load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED
+from cacheyd.protocol.reference import Reference
+from cacheyd.settings.load import load
 from cacheyd.store.shelf import SMALL
 from cacheyd.upstream.port import Relayed, UpstreamBroken
 from tests.support.fetching import (
