@@ -26,7 +26,13 @@ from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.upstream.known_limits import Key, Limits
-from cacheyd.upstream.port import PERSONAL, Relay, Relayed, Upstream, UpstreamResponse
+from cacheyd.upstream.port import (
+    PERSONAL,
+    Relay,
+    Relayed,
+    Upstream,
+    UpstreamResponse,
+)
 
 log = logging.getLogger(__name__)
 
