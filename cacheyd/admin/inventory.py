@@ -14,7 +14,7 @@ from cacheyd.protocol.manifest import ATTESTATION, kind_of, parse_manifest, pars
 from cacheyd.protocol.reference import DIGEST, ImageName, Kind, parse_image
 from cacheyd.settings import values as parse
 from cacheyd.store.catalog import Snapshot
-from cacheyd.store.rows import Stored, is_index
+from cacheyd.store.records import Stored, is_index
 
 _SHORT_DIGEST = re.compile(r"(?:sha256|sha512):[a-f0-9]{12,128}")
 

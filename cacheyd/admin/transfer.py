@@ -15,8 +15,8 @@ from cacheyd.protocol.reference import (
     parse_image,
 )
 from cacheyd.settings.values import shown_size
-from cacheyd.store import partials
-from cacheyd.store.rows import INDEXES, TagVariant
+from cacheyd.store import partial_files
+from cacheyd.store.records import INDEXES, TagVariant
 from cacheyd.store.store import Store
 
 type Handler = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
@@ -121,7 +121,7 @@ def import_handlers(store: Store, clock: Callable[[], float] = time.time) -> dic
 
     async def take(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         name, digest, media_type, within = args["file"], args["digest"], args["media_type"], args["within"]
-        if not partials.IMPORT.fullmatch(name) or not DIGEST.fullmatch(digest) or not within:
+        if not partial_files.IMPORT.fullmatch(name) or not DIGEST.fullmatch(digest) or not within:
             raise ValueError("not a file of an import")
         first, *others = [parse_image(repository).name for repository in within]
         stored = await store.adopt_file(store.root / "partial" / name, digest, media_type, first)

@@ -37,7 +37,7 @@ from cacheyd.protocol.reference import (
     accepted_types,
 )
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import Stored
+from cacheyd.store.records import Stored
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamResponse
 

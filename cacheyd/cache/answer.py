@@ -14,7 +14,7 @@ from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_er
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
 from cacheyd.protocol.reference import DIGEST, Kind, Reference, is_ns, name_to_ask
 from cacheyd.resources.budget import FLOOR, Budget, Held
-from cacheyd.store.rows import Stored
+from cacheyd.store.records import Stored
 from cacheyd.upstream.port import Relay, Relayed, UpstreamBroken, UpstreamResponse
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")

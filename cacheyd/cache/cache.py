@@ -46,8 +46,8 @@ from cacheyd.protocol.ranges import Part, RangeRequest, Unsatisfiable, if_range_
 from cacheyd.protocol.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import Mapped
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import PERSONAL, Relay, Relayed, UpstreamResponse
 from cacheyd.upstream.ratelimit import Patience

@@ -17,7 +17,7 @@ from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import ImageName, Kind, Reference, accepts
 from cacheyd.settings.rules import Ages
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.sights import Hold, Sight
 from cacheyd.store.store import Store
 

@@ -19,8 +19,8 @@ from cacheyd.protocol.headers import HeaderList, without
 from cacheyd.protocol.manifest import Descriptor, own_platform, parse_descriptor, parse_object, parse_platform, select
 from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, ImageName, Kind, Reference
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import Mapped
-from cacheyd.store.rows import Description, Stored, TagVariant
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.records import Description, Stored, TagVariant
 from cacheyd.upstream.port import Relayed, UpstreamBroken
 
 log = logging.getLogger(__name__)

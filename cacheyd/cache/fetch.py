@@ -31,10 +31,11 @@ from cacheyd.resources.decoding import BLOBS, NoTurn, next_slice, undo
 from cacheyd.resources.slots import Slots
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import Partial, digest_of
-from cacheyd.store.rows import Description, TagVariant, describe
-from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
-from cacheyd.store.shelf import SMALL
+from cacheyd.store.blobs import digest_of
+from cacheyd.store.objects import MANIFEST_MAX as KEPT_MAX
+from cacheyd.store.objects import SMALL
+from cacheyd.store.partial import Partial
+from cacheyd.store.records import Description, TagVariant, describe
 from cacheyd.store.store import LARGE_CHUNK, Store
 from cacheyd.upstream.port import (
     PERSONAL,

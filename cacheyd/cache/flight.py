@@ -12,8 +12,8 @@ from cacheyd.cache.bodies import WINDOW, BodyBroken
 from cacheyd.cache.requester import Requester
 from cacheyd.protocol.errors import RequestError
 from cacheyd.resources.budget import Budget
-from cacheyd.store.blobs import Partial
-from cacheyd.store.rows import Stored
+from cacheyd.store.partial import Partial
+from cacheyd.store.records import Stored
 from cacheyd.upstream.port import Relayed
 
 # What is held back of a blob until its digest is verified, so that nobody gets a complete wrong one (bytes).

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from cacheyd.protocol.reference import SCHEMA_1, SCHEMA_1_SIGNED, Reference, accepts, are_all
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 
 _SCHEMA_1 = frozenset({SCHEMA_1, SCHEMA_1_SIGNED, "application/json"})
 

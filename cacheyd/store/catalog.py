@@ -11,7 +11,7 @@ from itertools import islice
 
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings import values as parse
-from cacheyd.store.rows import Stored, TagVariant, add_repository, is_index, shared
+from cacheyd.store.records import Stored, TagVariant, add_repository, is_index, shared
 
 # How deep indexes within indexes are followed (real ones: one level).
 MAX_DEPTH = 8

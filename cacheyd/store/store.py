@@ -15,11 +15,12 @@ from typing import Any
 
 from cacheyd.settings import values as parse
 from cacheyd.settings.settings import Settings
-from cacheyd.store.blobs import BlobDir, Partial
+from cacheyd.store.blobs import BlobDir
+from cacheyd.store.bounds import Room
 from cacheyd.store.lock import DirectoryInUse
-from cacheyd.store.room import Room
-from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
-from cacheyd.store.shelf import MANIFEST_MAX, MAX_REPOSITORIES, SMALL, Shelf
+from cacheyd.store.objects import MANIFEST_MAX, MAX_REPOSITORIES, SMALL, Shelf
+from cacheyd.store.partial import Partial
+from cacheyd.store.records import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.upkeep import Upkeep
 
 log = logging.getLogger(__name__)

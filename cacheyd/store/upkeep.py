@@ -14,7 +14,8 @@ from cacheyd.store.blobs import SHORTAGE, hash_file
 from cacheyd.store.index import Row
 from cacheyd.store.lists import Listed, read_listed
 from cacheyd.store.lock import DirectoryInUse
-from cacheyd.store.rows import (
+from cacheyd.store.objects import MANIFEST_MAX, Idle, Shelf
+from cacheyd.store.records import (
     Stored,
     TagVariant,
     children,
@@ -26,7 +27,6 @@ from cacheyd.store.rows import (
     write_stored,
     write_variants,
 )
-from cacheyd.store.shelf import MANIFEST_MAX, Idle, Shelf
 from cacheyd.store.sights import HELD, SEEN
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from cacheyd.protocol.manifest import (
     unmet,
 )
 from cacheyd.protocol.reference import OCI_INDEX, TAG, ImageName, Kind, has_registry, parse_image
-from cacheyd.store import partials
+from cacheyd.store import partial_files
 
 # What containerd and docker call the image, and what the specification calls its tag.
 FULL_NAME = "io.containerd.image.name"
@@ -266,7 +266,7 @@ class Unpacked:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for received in self.blobs.values():
             with received.held:
-                partials.discard(received.path, received.held.fileno())
+                partial_files.discard(received.path, received.held.fileno())
 
     def read(self, source: IO[bytes], progress: Callable[[int], None] = lambda size: None) -> None:
         """Takes in a tar stream, plain or compressed, in one pass. Raises LayoutError, and OSError for the disk."""
@@ -304,7 +304,7 @@ class Unpacked:
             raise LayoutError(f"{name!r} is not named by a digest that can be checked")
 
     def _receive(self, source: IO[bytes], digest: str, progress: Callable[[int], None]) -> None:
-        path, fd = partials.make_for_import(self._directory, len(self.blobs))
+        path, fd = partial_files.make_for_import(self._directory, len(self.blobs))
         held = open(fd, "r+b", buffering=0)  # noqa: SIM115
         received = Received(digest, 0, path, held)
         self.blobs[digest] = received

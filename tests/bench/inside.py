@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
 from tests.bench.population import ASKED, REGISTRY, Image, images
 from tests.bench.results import (

@@ -182,7 +182,7 @@ TRUSTED = {
     "inventory._SHORT_DIGEST": "arguments of commands", "inventory.parse_target": "arguments of commands",
     "layout._BLOB": "archives that an operator imports", "layout._checked_path": "the same",
     "blobs._HEX": "names of files in the cache directory",
-    "partials.IMPORT": "the same", "partials._FETCH": "the same",
+    "partial_files.IMPORT": "the same", "partial_files._FETCH": "the same",
 }  # fmt: skip
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.settings import Settings
-from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.lists import Lists
-from cacheyd.store.room import to_free
-from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
-from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.objects import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+from cacheyd.store.partial import Partial
+from cacheyd.store.records import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.sights import Sights
+from cacheyd.store.space import to_free
 
 
 class MemoryStore:

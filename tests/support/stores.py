@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from cacheyd.store.blobs import Mapped, digest_of
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.blobs import digest_of
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store
 
 WITHIN = "docker.io/library/nginx"

@@ -8,7 +8,7 @@ from cacheyd.admin.inventory import Ambiguous, Inventory, Removal, parse_target
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, ImageName, parse_image
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.catalog import Snapshot
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.records import Stored, TagVariant
 
 APP, WEB, HUB = "reg.test/app", "reg.test/web", "docker.io/library/alpine"
 

@@ -17,7 +17,7 @@ from cacheyd.protocol.manifest import Descriptor, parse_platform
 from cacheyd.protocol.reference import Kind, parse_image
 from cacheyd.settings.settings import load
 from cacheyd.store.blobs import digest_of
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.terminal.images import _open_blob, export, image_names, import_images
 from cacheyd.terminal.layout import Image as Carried

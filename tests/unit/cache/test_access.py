@@ -17,7 +17,7 @@ from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.reference import OCI_MANIFEST, Kind, Reference
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.store.blobs import digest_of
-from cacheyd.store.rows import Stored, add_repository
+from cacheyd.store.records import Stored, add_repository
 from cacheyd.store.store import Store
 from cacheyd.upstream.origins import MAX_TRACKED, Breaker
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest

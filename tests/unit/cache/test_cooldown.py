@@ -24,7 +24,7 @@ from cacheyd.cache.cooldown import (
 )
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Reference, parse_image
 from cacheyd.settings.settings import Settings, load
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.sights import Sight
 from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore

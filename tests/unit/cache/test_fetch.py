@@ -24,8 +24,9 @@ from cacheyd.protocol.errors import Code, RequestError
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED, Reference, parse_target
 from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import Mapped, digest_of
-from cacheyd.store.shelf import SMALL
+from cacheyd.store.blobs import digest_of
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.objects import SMALL
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamBroken, UpstreamRequest
 from cacheyd.upstream.ratelimit import RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, retry_after

@@ -16,8 +16,8 @@ from cacheyd.protocol.reference import (
 )
 from cacheyd.settings.settings import Settings, load
 from cacheyd.store.blobs import digest_of
-from cacheyd.store.room import to_free
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
+from cacheyd.store.space import to_free
 
 SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
 SIGNED_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"

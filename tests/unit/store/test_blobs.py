@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.store.blobs import BlobDir, Partial, digest_of, hash_file
+from cacheyd.store.blobs import BlobDir, digest_of, hash_file
+from cacheyd.store.partial import Partial
 
 DATA = bytes(range(256)) * 64
 DIGEST = digest_of(DATA)

@@ -11,7 +11,7 @@ import pytest
 
 from cacheyd.protocol.reference import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Kind
 from cacheyd.store.catalog import MAX_DEPTH, MAX_FAMILY, MAX_TAKEN, Catalog
-from cacheyd.store.rows import MAX_CHILDREN, Stored, TagVariant, children
+from cacheyd.store.records import MAX_CHILDREN, Stored, TagVariant, children
 
 REPOSITORY = "docker.io/library/nginx"
 EVERYTHING = 2**62

@@ -8,9 +8,10 @@ import pytest
 
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind
 from cacheyd.settings.settings import load
-from cacheyd.store.blobs import Mapped, digest_of
-from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
-from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+from cacheyd.store.blobs import digest_of
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.objects import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+from cacheyd.store.records import MAX_VARIANTS, Stored, TagVariant
 from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import Clock

@@ -25,8 +25,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind
 from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import Mapped, digest_of
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.blobs import digest_of
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store
 
 MACHINE = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)

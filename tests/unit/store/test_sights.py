@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheyd.protocol.reference import OCI_INDEX
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.sights import HELD, MAX_HELD, MAX_HELD_BYTES, MAX_SEEN, MAX_SEEN_BYTES, SEEN, Hold, Sight, Sights, Table
 from tests.support.stores import ASKED, Clock, StoppableStore
 

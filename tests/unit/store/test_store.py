@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind
-from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.store.blobs import digest_of
 from cacheyd.store.index import Index, Row
-from cacheyd.store.rows import Stored, TagVariant
-from cacheyd.store.shelf import BROKEN_PAUSE, SMALL
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.objects import BROKEN_PAUSE, SMALL
+from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store, free_space
 from tests.support.stores import (
     LARGE,
@@ -202,7 +203,7 @@ async def test_small_objects_come_from_memory(store: Store) -> None:
 
 
 async def test_small_objects_do_not_fill_the_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.store.shelf.SMALL_TOTAL", 1000)
+    monkeypatch.setattr("cacheyd.store.objects.SMALL_TOTAL", 1000)
     objects = [await add(store, bytes([i]) * 300) for i in range(10)]
 
     assert [store.body(stored) for stored in objects] == [bytes([i]) * 300 for i in range(10)]

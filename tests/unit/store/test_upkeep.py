@@ -16,9 +16,10 @@ import pytest
 
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
 from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import Partial, digest_of
+from cacheyd.store.blobs import digest_of
 from cacheyd.store.lock import DirectoryInUse
-from cacheyd.store.shelf import BROKEN_PAUSE
+from cacheyd.store.objects import BROKEN_PAUSE
+from cacheyd.store.partial import Partial
 from cacheyd.store.store import Store
 from cacheyd.store.upkeep import PARTIAL_AGE, PROBE_EVERY, REOPEN_EVERY, TAG_AGE, TAG_AGE_HELD
 from tests.support.stores import (

@@ -18,12 +18,14 @@ from typing import override
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, digest_of, hash_file
+from cacheyd.store.blobs import SHORTAGE, BlobDir, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.index import Index, Row
 from cacheyd.store.lists import Lists
 from cacheyd.store.lock import DirectoryLock
-from cacheyd.store.rows import Description, Stored, TagVariant, describe, has_own_type, read_stored, read_variants
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.partial import Partial
+from cacheyd.store.records import Description, Stored, TagVariant, describe, has_own_type, read_stored, read_variants
 from cacheyd.store.sights import Sights
 
 log = logging.getLogger(__name__)

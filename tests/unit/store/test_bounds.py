@@ -11,9 +11,12 @@ import pytest
 
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind
 from cacheyd.settings.settings import load
-from cacheyd.store.blobs import Mapped, Partial, digest_of
-from cacheyd.store.room import FULL_PAUSE, RESERVE
-from cacheyd.store.rows import Stored
+from cacheyd.store.blobs import digest_of
+from cacheyd.store.bounds import FULL_PAUSE
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.partial import Partial
+from cacheyd.store.records import Stored
+from cacheyd.store.space import RESERVE
 from cacheyd.store.store import Store
 from tests.support.stores import Clock, StoppableStore, add, content, eventually, object_file, variant
 
@@ -96,7 +99,7 @@ async def test_how_low_the_low_watermark_is(store: Store, clock: Clock, mark: st
 async def test_the_low_watermark_is_reached_however_many_objects_have_to_go(
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cacheyd.store.room.BATCH", 1)
+    monkeypatch.setattr("cacheyd.store.bounds.BATCH", 1)
     configure(store, max_size="1MB", low_watermark="50%")
     await fill(store, clock, range(6))
     await store.room.keep()
@@ -106,7 +109,7 @@ async def test_the_low_watermark_is_reached_however_many_objects_have_to_go(
 async def test_who_waits_for_room_does_not_wait_for_the_low_watermark(
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cacheyd.store.room.BATCH", 1)
+    monkeypatch.setattr("cacheyd.store.bounds.BATCH", 1)
     configure(store, max_size="1MB", low_watermark="50%")
     await fill(store, clock, range(5))
     assert await store.make_room(200_000)
@@ -176,7 +179,7 @@ async def test_eviction_breaks_no_reader(store: Store, clock: Clock) -> None:
 
 
 async def test_bounds_are_kept_without_being_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.store.room.EVICT_EVERY", 0.01)
+    monkeypatch.setattr("cacheyd.store.bounds.EVICT_EVERY", 0.01)
     store = StoppableStore(tmp_path / "cache", load(environ={}, flags={"max_size": "1MB", "min_free": "0"}))
     await store.start()
     for n in range(6):
@@ -346,7 +349,7 @@ async def test_on_a_disk_without_max_size_a_tenth_of_what_could_be_stored_counts
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(store, max_size="", min_free="0")
-    monkeypatch.setattr("cacheyd.store.room.RESERVE", 0)
+    monkeypatch.setattr("cacheyd.store.space.RESERVE", 0)
     await fill_with_pieces(store, clock, range(100))
     disk = Disk(store, monkeypatch)
     disk.others = disk.free()
@@ -372,7 +375,7 @@ async def test_what_others_filled_the_disk_with_and_took_away_again_costs_nothin
 ) -> None:
     """The aim of a time when there was no room is none any more."""
     configure(store, max_size="", min_free="0")
-    monkeypatch.setattr("cacheyd.store.room.RESERVE", 1_000_000)
+    monkeypatch.setattr("cacheyd.store.space.RESERVE", 1_000_000)
     await fill(store, clock, range(5))
     disk = Disk(store, monkeypatch)
     disk.others = 100_000_000

@@ -6,20 +6,15 @@ import os
 from collections.abc import Callable
 
 from cacheyd.settings import values as parse
-from cacheyd.store import partials
-from cacheyd.store.shelf import Shelf
+from cacheyd.store import partial_files, space
+from cacheyd.store.objects import Shelf
+from cacheyd.store.space import to_free
 
 log = logging.getLogger(__name__)
 
 EVICT_EVERY = 2.0
-# What is not verified yet displaces no more than one of so many parts of what the store may hold.
-UNVERIFIED = 10
 # So many objects leave the catalogue in one go, before the event loop does something else.
 BATCH = 200
-# Room that is never used up by a fetch (bytes): the index and the log want some, too.
-RESERVE = 16 << 20
-# With fewer files left that could be made, objects make room, however many bytes are free.
-FEW_FILES = 64
 # After there was nothing that could go, it is not tried again for so long (seconds).
 FULL_PAUSE = 5.0
 # The room of files that went is waited for so often, with such pauses (seconds).
@@ -52,13 +47,13 @@ class Room:
         total = shelf.blobs.total()
         free = shelf.blobs.free()
         files = shelf.blobs.free_files()
-        short_of_files = files is not None and files < FEW_FILES
+        short_of_files = files is not None and files < space.FEW_FILES
         low = settings.low_watermark.share if low is None else low
         over = to_free(
             shelf.size + unverified,
             settings.max_size.of(total),
             None if free is None else free + shelf.partial_bytes - unverified,
-            max(settings.min_free.of(total), RESERVE),
+            max(settings.min_free.of(total), space.RESERVE),
             low=low,
             size=size,
         )
@@ -71,12 +66,14 @@ class Room:
         max_size = settings.max_size.of(total) or 2**62
         if free is None:
             return max_size
-        return max(0, min(max_size, shelf.size + shelf.partial_bytes + free - max(settings.min_free.of(total), RESERVE)))
+        return max(0, min(max_size, shelf.size + shelf.partial_bytes + free - max(settings.min_free.of(total), space.RESERVE)))
 
     def credit(self, delivered: int) -> int:
         """The `credit` for `spare` of one who has delivered so many bytes of what is there now."""
         # In a store that is not full, nine tenths are more than what is there: what others delivered is what stays.
-        return delivered and delivered + max(0, self.capacity() * (UNVERIFIED - 1) // UNVERIFIED - self._shelf.size)
+        return delivered and delivered + max(
+            0, self.capacity() * (space.UNVERIFIED - 1) // space.UNVERIFIED - self._shelf.size
+        )
 
     def spare(self, credit: int = 0) -> int:
         """How many bytes may be evicted for what is not verified yet: it never brings the store below nine tenths, less
@@ -87,7 +84,7 @@ class Room:
         """
         if not self._shelf.loaded:
             return 0
-        kept = self.capacity() * (UNVERIFIED - 1) // UNVERIFIED - credit
+        kept = self.capacity() * (space.UNVERIFIED - 1) // space.UNVERIFIED - credit
         return max(0, self._shelf.size - max(0, kept))
 
     def can_take(self, size: int, credit: int = 0) -> bool:
@@ -106,7 +103,7 @@ class Room:
         if max_size and size > max_size:
             return False
         possible = shelf.size + shelf.partial_bytes
-        return free is None or free + possible - size >= max(settings.min_free.of(total), RESERVE)
+        return free is None or free + possible - size >= max(settings.min_free.of(total), space.RESERVE)
 
     async def make(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
         """Room for `size` bytes more, if there can be. For `unverified` ones no more goes than `spare`."""
@@ -273,23 +270,9 @@ class Room:
             known = self._shelf.idle.take(path)
             if known is None:
                 continue
-            if partials.remove(path):
+            if partial_files.remove(path):
                 freed, count = freed + known, count + 1
             elif os.path.exists(path) and all(str(partial.path) != path for partial in list(self._shelf.open_partials)):
                 # Somebody still reads what came of it.
                 self._shelf.idle[path] = known
         return count
-
-
-def to_free(stored: int, max_size: int, free: int | None, min_free: int, *, low: float = 0.9, size: int = 0) -> int:
-    """How many bytes have to go for `size` more: none below the limits, beyond one of them so many that the low one holds.
-
-    `low` is the low watermark as a share of `max_size`; of `min_free` as much more stays free.
-    """
-    over = 0
-    if max_size and stored + size > max_size:
-        low_size = int(max_size * low)
-        over = stored + size - (low_size if size <= low_size else max_size)
-    if free is not None and free - size < min_free:
-        over = max(over, int(min_free * (2 - low)) - (free - size))
-    return over
