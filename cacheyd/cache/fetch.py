@@ -35,8 +35,9 @@ from cacheyd.store.blobs import digest_of
 from cacheyd.store.objects import MANIFEST_MAX as KEPT_MAX
 from cacheyd.store.objects import SMALL
 from cacheyd.store.partial import Partial
+from cacheyd.store.partials import LARGE_CHUNK
 from cacheyd.store.records import Description, TagVariant, describe
-from cacheyd.store.store import LARGE_CHUNK, Store
+from cacheyd.store.store import Store
 from cacheyd.upstream.port import (
     PERSONAL,
     Chunk,
@@ -342,6 +343,7 @@ class Fetcher:
         if flight is None:
             flight = Flight(ref.digest, requester_of(ref, headers), self.budget)
             self.flights.add(flight)
+            self.store.partials.reservations.expect(flight.digest)
             task = asyncio.create_task(self._run(flight, ref, headers), name=f"flight {ref.digest[:19]}")
             if not task.done():
                 self._tasks.add(task)
@@ -378,7 +380,7 @@ class Fetcher:
             self._end(flight, _unexpected(ref.registry, error))
         finally:
             self._promise(flight, 0)
-            self.flights.remove(flight)
+            self._remove(flight)
             flight.end()
 
     def _note_failure(self, flight: Flight, error: RequestError | NotKept) -> None:
@@ -429,8 +431,12 @@ class Fetcher:
             slowest = min(chosen, key=lambda flight: flight.rate(now))
             slowest.cut_off(upstream_error(503, "the fetch made way for others: it was slow, or nobody waited for it"))
 
+    def _remove(self, flight: Flight) -> None:
+        if self.flights.remove(flight):
+            self.store.partials.reservations.expect_no_more(flight.digest)
+
     def _end(self, flight: Flight, error: FlightError) -> None:
-        self.flights.remove(flight)
+        self._remove(flight)
         if flight.verified:
             return
         if flight.partial is not None:

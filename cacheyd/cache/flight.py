@@ -286,7 +286,9 @@ class FlightTable:
         assert flight.key not in self._flights
         self._flights[flight.key] = flight
 
-    def remove(self, flight: Flight) -> None:
-        """Frees its place."""
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
+    def remove(self, flight: Flight) -> bool:
+        """Frees its place; whether it still had one."""
+        if self._flights.get(flight.key) is not flight:
+            return False
+        del self._flights[flight.key]
+        return True

@@ -170,7 +170,6 @@ class RegistryCache:
             below_floor=self.origins.below_floor,
             check_allowed=self.origins.check_allowed,
         )
-        self.store.in_flight = self.fetcher.in_flight
         self._watch()
         self._inspect = ctx.options.cacheyd_inspect or ctx.master.addons.get("view") is not None
         if self._access_log is None:

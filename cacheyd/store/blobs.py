@@ -95,26 +95,6 @@ class BlobDir:
             return None
         return mapped
 
-    def partial_path(self, digest: str, origin: str = "") -> Path:
-        """Where what comes of the object from this registry is written."""
-        return self.root / "partial" / partial_files.name_for(digest, origin)
-
-    def open_partial(self, digest: str, origin: str = "") -> Partial:
-        """The object's partial file, continued where an earlier fetch from `origin` stopped. Blocks; raises OSError.
-
-        What came from one registry is never continued with another's: anybody may ask for a registry that sends wrong bytes.
-        """
-        path = self.partial_path(digest, origin)
-        try:
-            return Partial.of(*partial_files.open_for_fetch(path), digest)
-        except FileNotFoundError:
-            self.prepare()
-            return Partial.of(*partial_files.open_for_fetch(path), digest)
-
-    def open_import(self, path: Path, digest: str) -> Partial:
-        """A file below `partial/` that an import has made. Blocks; raises OSError, FileNotFoundError if it is gone."""
-        return Partial.of(path, partial_files.open_of_import(path), digest)
-
     def commit(self, partial: Partial, *, sync: bool = False) -> int | None:
         """Moves a verified partial to its digest; the file's time of change, None if the directory was wiped meanwhile.
 
@@ -160,10 +140,6 @@ class BlobDir:
         """Whether somebody is reading the object now."""
         return digest in self._mapped
 
-    def discard(self, partial: Partial) -> None:
-        """Removes a partial that is of no use."""
-        partial_files.discard(partial.path, partial.fd)
-
     def remove(self, digest: str, known: tuple[int, int] | None = None) -> None:
         """Removes a stored object, if it still is the one that `stat` said; running readers are not disturbed."""
         with self._naming:
@@ -185,18 +161,6 @@ class BlobDir:
                         except OSError:
                             continue
                         yield f"{algorithm}:{entry.name}", status.st_size, status.st_mtime_ns
-
-    def sweep_partials(self, older_than: float) -> tuple[int, dict[str, int]]:
-        """Removes partials not written to for `older_than` seconds and those no fetch can continue, but none under way.
-
-        How many went, and path and size of those that stay and wait for a fetch. Blocks.
-        """
-        return partial_files.sweep(self.root / "partial", older_than, self._is_wanted)
-
-    def _is_wanted(self, name: str) -> bool:
-        """Whether a fetch would go on with this partial file: one of its object, which is not stored."""
-        digest = partial_files.digest_in(name)
-        return digest is not None and self.size(digest) is None
 
     def probe(self) -> None:
         """Writes and removes a small file, where a sweep finds it after a crash. Blocks; raises OSError."""

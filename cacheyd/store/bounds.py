@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 
 from cacheyd.settings import values as parse
-from cacheyd.store import partial_files, space
+from cacheyd.store import space
 from cacheyd.store.objects import Shelf
 from cacheyd.store.space import to_free
 
@@ -39,7 +38,7 @@ class Room:
 
     def missing(self, size: int = 0, *, low: float | None = None) -> int:
         """How many bytes have to go, down to the low watermark (or `low`), for `size` more; 0 if they fit."""
-        return self._missing(size, self._shelf.partial_bytes + self._shelf.promised, low)
+        return self._missing(size, self._shelf.partials.held, low)
 
     def _missing(self, size: int, unverified: int, low: float | None) -> int:
         """The same, with so many bytes in partial files."""
@@ -52,7 +51,7 @@ class Room:
         over = to_free(
             shelf.size + unverified,
             settings.max_size.of(total),
-            None if free is None else free + shelf.partial_bytes - unverified,
+            None if free is None else free + shelf.partials.size - unverified,
             max(settings.min_free.of(total), space.RESERVE),
             low=low,
             size=size,
@@ -66,7 +65,7 @@ class Room:
         max_size = settings.max_size.of(total) or 2**62
         if free is None:
             return max_size
-        return max(0, min(max_size, shelf.size + shelf.partial_bytes + free - max(settings.min_free.of(total), space.RESERVE)))
+        return max(0, min(max_size, shelf.size + shelf.partials.size + free - max(settings.min_free.of(total), space.RESERVE)))
 
     def credit(self, delivered: int) -> int:
         """The `credit` for `spare` of one who has delivered so many bytes of what is there now."""
@@ -93,7 +92,7 @@ class Room:
             return True
         if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
             return False
-        return over <= self._shelf.idle.total + self.spare(credit)
+        return over <= self._shelf.partials.idle_bytes + self.spare(credit)
 
     def _can_fit(self, size: int) -> bool:
         """Whether an object of this size fits at all, whatever else would have to go."""
@@ -102,7 +101,7 @@ class Room:
         max_size, free = settings.max_size.of(total), shelf.blobs.free()
         if max_size and size > max_size:
             return False
-        possible = shelf.size + shelf.partial_bytes
+        possible = shelf.size + shelf.partials.size
         return free is None or free + possible - size >= max(settings.min_free.of(total), space.RESERVE)
 
     async def make(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
@@ -179,7 +178,7 @@ class Room:
     async def keep(self) -> int:
         """Evicts what is beyond the bounds or too old; how many objects went."""
         count = 0
-        if self._shelf.ousted:
+        if self._shelf.health.ousted:
             return 0
         async with self._lock:
             if self._shelf.settings is not self._aim_by:
@@ -206,7 +205,7 @@ class Room:
         return count
 
     def _held(self) -> int:
-        return self._shelf.size + self._shelf.partial_bytes + self._shelf.promised
+        return self._shelf.size + self._shelf.partials.held
 
     def _most(self) -> int | None:
         """How many bytes of objects may go to keep the bounds: without limit only for what is verified itself."""
@@ -216,7 +215,7 @@ class Room:
         """How many bytes have to go: down to the low watermark, once a limit was passed by what is verified."""
         if not self._missing(0, 0, None) and self._aim is None:
             over = self.missing(low=1.0)
-            return over if over <= self._shelf.idle.total + self.spare() else 0
+            return over if over <= self._shelf.partials.idle_bytes + self.spare() else 0
         if over := self.missing():
             self._aim, self._aim_by = self._held() - over, self._shelf.settings
             return over
@@ -234,12 +233,12 @@ class Room:
         return count
 
     def _in_use(self) -> Callable[[str], bool]:
-        coming = frozenset(self._shelf.in_flight())
+        coming = self._shelf.partials.reservations.expected()
         return lambda digest: digest in coming or self._shelf.blobs.is_mapped(digest)
 
     async def _evict(self, reason: str, size: int, most: int | None = None) -> int:
         """Removes up to `size` bytes, partial files without a fetch first, and `most` of objects; how many files went."""
-        if freed := await self._shelf.in_thread(self._drop_idle, size):
+        if freed := await self._shelf.threads.run(self._shelf.partials.drop_idle, size):
             # That may do: objects are not evicted for the low watermark alone.
             self._aim = None
             return freed
@@ -249,7 +248,7 @@ class Room:
         taken = catalog.take_oldest(size, BATCH, self._in_use(), most=most)
         if not taken:
             # What is being read now can go, too: who reads it is not disturbed, but its room comes back only afterwards.
-            coming = frozenset(self._shelf.in_flight())
+            coming = self._shelf.partials.reservations.expected()
             taken = catalog.take_oldest(size, BATCH, coming.__contains__, most=most)
         await self._shelf.unlink_all(taken, reason)
         if taken:
@@ -258,21 +257,5 @@ class Room:
         return len(taken)
 
     async def drop_idle(self) -> None:
-        """Removes all partial files that no fetch has."""
-        await self._shelf.in_thread(self._drop_idle, 2**62)
-
-    def _drop_idle(self, size: int) -> int:
-        """Blocks."""
-        freed = count = 0
-        for path in list(self._shelf.idle):
-            if freed >= size:
-                break
-            known = self._shelf.idle.take(path)
-            if known is None:
-                continue
-            if partial_files.remove(path):
-                freed, count = freed + known, count + 1
-            elif os.path.exists(path) and all(str(partial.path) != path for partial in list(self._shelf.open_partials)):
-                # Somebody still reads what came of it.
-                self._shelf.idle[path] = known
-        return count
+        """What other wings still call; to be dropped."""
+        await self._shelf.partials.drop_all_idle()

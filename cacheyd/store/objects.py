@@ -4,29 +4,28 @@ No work runs on its own here; that is for `upkeep` and `room`, and `store` has t
 """
 
 import asyncio
-import errno
 import logging
-import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import override
 
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import SHORTAGE, BlobDir, digest_of, hash_file
+from cacheyd.store.blobs import BlobDir, digest_of, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.health import Health
 from cacheyd.store.index import Index, Row
 from cacheyd.store.lists import Lists
 from cacheyd.store.lock import DirectoryLock
 from cacheyd.store.mapped import Mapped
-from cacheyd.store.partial import Partial
+from cacheyd.store.partial_dir import PartialDir
+from cacheyd.store.partials import Partials
 from cacheyd.store.records import Description, Stored, TagVariant, describe, has_own_type, read_stored, read_variants
 from cacheyd.store.sights import Sights
+from cacheyd.store.threads import DiskThreads
 
 log = logging.getLogger(__name__)
 
@@ -35,32 +34,6 @@ SMALL_TOTAL = 32 << 20
 # The largest manifest that is kept (bytes): clients refuse larger ones. Files without a row are looked into up to this size.
 MANIFEST_MAX = 4 << 20
 MAX_REPOSITORIES = 64
-# After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
-BROKEN_PAUSE = 10.0
-# So long before the end of that it is probed (seconds).
-PROBE_BEFORE = 5.0
-
-
-class Idle(dict[str, int]):
-    """Path and size of files, for several threads; `total` is looked at for each piece of each object that comes (bytes)."""
-
-    def __init__(self, files: Mapping[str, int] | None = None) -> None:
-        super().__init__(files or {})
-        self.total = sum(self.values())
-        self._lock = threading.Lock()
-
-    @override
-    def __setitem__(self, path: str, size: int) -> None:
-        with self._lock:
-            self.total += size - self.get(path, 0)
-            super().__setitem__(path, size)
-
-    def take(self, path: str) -> int | None:
-        """Takes a file out; its size, None if it was not there."""
-        with self._lock:
-            size = super().pop(path, None)
-            self.total -= size or 0
-            return size
 
 
 class Shelf:
@@ -77,8 +50,6 @@ class Shelf:
     ) -> None:
         self.root = root
         self.clock, self.monotonic = clock, monotonic
-        # What is on its way in: set by who fetches.
-        self.in_flight: Callable[[], Collection[str]] = tuple
         self.on_evicted = on_evicted
         self.catalog = Catalog()
         self.lists = Lists()
@@ -86,7 +57,9 @@ class Shelf:
         self.index = Index(root / "index", sync=settings.durability == "fsync")
         self.sights = Sights(self._unread_row)
         self.lock = DirectoryLock(root)
-        self.threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cacheyd-disk")
+        self.threads = DiskThreads()
+        self.health = Health(self.blobs, self.threads, self.monotonic)
+        self.partials = Partials(PartialDir(self.blobs), self.threads, self.health)
         # Whether the catalogue is as complete as it gets.
         self.loaded = False
         # Until all rows were read, they are also looked up one by one, but not those of what went meanwhile.
@@ -95,21 +68,9 @@ class Shelf:
         self.gone_tags: set[str] = set()
         # Stored, but not yet known to be on the disk itself: they get their row then.
         self.unsynced: set[str] = set()
-        # Partial files that a fetch has now, and path and size of the others.
-        self.open_partials: set[Partial] = set()
-        self.idle = Idle()
-        self._writing = 0
-        # Bytes that are still to come of those for which room was made beforehand.
-        self.promised = 0
-        self.write_errors = 0
-        # What the disk said when it refused a write, and none has succeeded since; empty if all is well.
-        self.refusal = ""
-        # Another process took the directory, after it was wiped.
-        self.ousted = False
         self._settings = settings
         self._small: OrderedDict[str, bytes] = OrderedDict()
         self._small_bytes = 0
-        self._broken_until = 0.0
         # Out of the catalogue, their files about to go.
         self._leaving: set[tuple[str, tuple[int, int]]] = set()
         self._recovering: SingleFlight[str, None, Stored | None] = SingleFlight()
@@ -133,10 +94,6 @@ class Shelf:
     def counts(self) -> dict[Kind, int]:
         """How many objects there are."""
         return self.catalog.counts
-
-    async def in_thread[T](self, function: Callable[..., T], *args: object) -> T:
-        """Runs what blocks on the disk."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
 
     # Objects
 
@@ -219,11 +176,11 @@ class Shelf:
             return None
 
     async def _recover(self, digest: str) -> Stored | None:
-        before = await self.in_thread(self.blobs.stat, digest)
+        before = await self.threads.run(self.blobs.stat, digest)
         if before is None or self._is_known(digest, before):
             return self.find(digest)
-        found, description = await self.in_thread(self._hash, digest, before[0])
-        if await self.in_thread(self.blobs.stat, digest) != before or self._is_known(digest, before):
+        found, description = await self.threads.run(self._hash, digest, before[0])
+        if await self.threads.run(self.blobs.stat, digest) != before or self._is_known(digest, before):
             return self.find(digest)
         if found is None:
             # It cannot be read now, for want of descriptors perhaps: nothing is known of it.
@@ -258,9 +215,9 @@ class Shelf:
 
     async def unlink(self, digest: str, known: tuple[int, int]) -> None:
         try:
-            await self.in_thread(self.blobs.remove, digest, known)
+            await self.threads.run(self.blobs.remove, digest, known)
         except OSError as error:
-            self.report_write_error(error)
+            self.health.report_write_error(error)
 
     def add(self, stored: Stored, said: Description, *, synced: bool = False) -> None:
         """An object whose file is in place, and `synced` to the disk itself; `said` is what a manifest says."""
@@ -285,9 +242,9 @@ class Shelf:
         leaving = {(stored.digest, (stored.size, stored.stamp)) for stored in removed}
         self._leaving |= leaving
         try:
-            await self.in_thread(self._unlink_files, removed)
+            await self.threads.run(self._unlink_files, removed)
         except OSError as error:
-            self.report_write_error(error)
+            self.health.report_write_error(error)
         finally:
             self._leaving -= leaving
         self.on_evicted(reason, len(removed))
@@ -340,64 +297,35 @@ class Shelf:
     def _unread_row(self, key: str) -> Row | None:
         return None if self.index_read else self.index.get(key)
 
-    # Writing
+    # What other wings still call by these names; to be dropped.
+
+    async def in_thread[T](self, function: Callable[..., T], *args: object) -> T:
+        """Runs what blocks on the disk."""
+        return await self.threads.run(function, *args)
 
     @property
     def writable(self) -> bool:
-        """Whether to try: not for a while after the disk refused a write, nor while another process has the directory."""
-        return not self.ousted and self.monotonic() >= self._broken_until
+        """Whether to try to write."""
+        return self.health.writable
 
     @property
-    def takes_writes(self) -> bool:
-        """Whether the last write succeeded, and the directory is this process' own."""
-        return not self.ousted and not self.refusal
-
-    @property
-    def is_probe_due(self) -> bool:
-        """Whether the disk, which has refused a write, was left alone for long enough: who fetches is not to be the first."""
-        return bool(self.refusal) and self.monotonic() >= self._broken_until - PROBE_BEFORE
+    def write_errors(self) -> int:
+        """How often the disk refused a write."""
+        return self.health.write_errors
 
     def report_write_error(self, error: OSError) -> None:
-        """Remembers that the disk refuses writes: requests go on without being kept. One log line per pause."""
-        self.write_errors += 1
-        self._refuse(error)
-
-    def _refuse(self, error: OSError) -> None:
-        said, self.refusal = bool(self.refusal), f"{errno.errorcode.get(error.errno or 0, '?')}: {error.strerror}"
-        if self.writable and not said:
-            log.error("%s cannot be written (%s); serving without keeping", self.root, self.refusal)
-        self._broken_until = self.monotonic() + BROKEN_PAUSE
-
-    def report_write(self) -> None:
-        """A write has succeeded."""
-        if self.refusal:
-            log.info("%s can be written again", self.root)
-            self.refusal, self._broken_until = "", 0.0
-
-    async def probe(self) -> None:
-        """Tries whether the disk takes writes; without traffic nobody else would find out."""
-        try:
-            await self.in_thread(self.blobs.probe)
-        except OSError as error:
-            if error.errno not in SHORTAGE:
-                self._refuse(error)
-        else:
-            self.report_write()
+        """Remembers that the disk refuses writes."""
+        self.health.report_write_error(error)
 
     @property
     def partial_bytes(self) -> int:
         """The size of all partial files, and of what is being written to them."""
-        return self.idle.total + sum(partial.size for partial in self.open_partials) + self._writing
+        return self.partials.size
 
     def promise(self, size: int) -> None:
-        """So many bytes more are to come, for which room was made (fewer, if negative): others do not get it."""
-        self.promised += size
+        """So many bytes more are to come, for which room was made."""
+        self.partials.reservations.promise(size)
 
-    @contextmanager
-    def writing(self, size: int) -> Iterator[None]:
-        """So many bytes are about to be in a partial file: the room for them is taken, and others find what is left."""
-        self._writing += size
-        try:
-            yield
-        finally:
-            self._writing -= size
+    def writing(self, size: int) -> AbstractContextManager[None]:
+        """So many bytes are about to be in a partial file."""
+        return self.partials.reservations.writing(size)

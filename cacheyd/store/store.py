@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,13 @@ from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import BlobDir
 from cacheyd.store.bounds import Room
 from cacheyd.store.lock import DirectoryInUse
-from cacheyd.store.objects import MANIFEST_MAX, MAX_REPOSITORIES, SMALL, Shelf
+from cacheyd.store.objects import MANIFEST_MAX, MAX_REPOSITORIES, Shelf
 from cacheyd.store.partial import Partial
 from cacheyd.store.records import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
-LARGE_CHUNK = 512 << 10
 # More tags than this are not remembered, nor what takes more memory (bytes): anybody can ask for a registry that has any
 # number of them, with Accept headers of his own.
 MAX_TAGS, MAX_TAG_BYTES = 200_000, 96 << 20
@@ -70,13 +69,13 @@ class Store(Shelf):
         for a bad disk.
         """
         try:
-            await self.in_thread(self.blobs.prepare)
+            await self.threads.run(self.blobs.prepare)
             await self._take_lock(wait, give_up, on_busy)
         except OSError as error:
-            self.report_write_error(error)
+            self.health.report_write_error(error)
         else:
-            await self.probe()
-        await self.in_thread(self.index.open)
+            await self.health.probe()
+        await self.threads.run(self.index.open)
         self.catalog.pin(self.settings.pin)
         if background:
             self._tasks = [asyncio.create_task(work) for work in (*self.upkeep.work(), self.room.keep_bounds())]
@@ -88,7 +87,7 @@ class Store(Shelf):
         deadline, said = self.monotonic() + wait, False
         while True:
             try:
-                await self.in_thread(self.lock.acquire)
+                await self.threads.run(self.lock.acquire)
                 return
             except DirectoryInUse as error:
                 if self.monotonic() >= deadline or give_up():
@@ -105,18 +104,14 @@ class Store(Shelf):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.upkeep.save()
-        await self.in_thread(self.index.close)
-        self.threads.shutdown(wait=True)
+        await self.threads.run(self.index.close)
+        self.threads.stop()
         self.lock.release()
 
     @property
     def trouble(self) -> str:
         """Why nothing is kept now, for people; empty if all is well."""
-        if self.ousted:
-            return "another cacheyd has taken the directory"
-        if self.refusal:
-            return f"the disk refuses writes ({self.refusal})"
-        return "there is no room, and nothing more may go" if self.room.full else ""
+        return self.health.trouble or ("there is no room, and nothing more may go" if self.room.full else "")
 
     # Writing
 
@@ -140,55 +135,6 @@ class Store(Shelf):
         """
         return await self.room.make(size, unverified=unverified, credit=credit)
 
-    async def open_partial(self, digest: str, origin: str = "") -> Partial:
-        """The object's partial file with what came of it from this registry already; raises OSError."""
-        # First, so that nobody makes room by removing it.
-        self.idle.take(str(self.blobs.partial_path(digest, origin)))
-        partial = await self.in_thread(self.blobs.open_partial, digest, origin)
-        self.open_partials.add(partial)
-        return partial
-
-    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
-        """No fetch has the partial any more. `close`: nobody reads it either; `keep`: what came stays for the next fetch."""
-        if partial in self.open_partials:
-            self.open_partials.discard(partial)
-            if not partial.size or not keep:
-                self._discard(partial)
-            elif partial.is_linked():
-                self.idle[str(partial.path)] = partial.size
-        if close:
-            partial.close()
-
-    async def discard(self, partial: Partial) -> None:
-        """Removes a partial that is of no use."""
-        self.open_partials.discard(partial)
-        await self.in_thread(self._discard, partial)
-        partial.close()
-
-    def _discard(self, partial: Partial) -> None:
-        try:
-            self.blobs.discard(partial)
-        except OSError as error:
-            # Who fetched it must be able to say so to those who wait for it.
-            self.report_write_error(error)
-
-    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
-        """Hashes and writes side by side in threads; the new size. Raises OSError.
-
-        Small chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
-        the event loop. Unless it is cancelled, both threads are done when this ends.
-        """
-        length = sum(map(len, chunks))
-        if length < LARGE_CHUNK * len(chunks):
-            chunks = [b"".join(chunks)]
-        written = self.in_thread(partial.write, chunks)
-        if length < SMALL:
-            await written
-            partial.hash(chunks)
-        else:
-            await _both(written, self.in_thread(partial.hash, chunks))
-        return partial.advance(length)
-
     async def commit(
         self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | Description | None = None
     ) -> Stored | None:
@@ -199,8 +145,8 @@ class Store(Shelf):
         digest = partial.digest
         before = self.catalog.objects.get(digest)
         sync = self.settings.durability == "fsync"
-        stamp, known, said = await self.in_thread(self._commit_file, partial, before, sync, manifest)
-        self.open_partials.discard(partial)
+        stamp, known, said = await self.threads.run(self._commit_file, partial, before, sync, manifest)
+        self.partials.committed(partial)
         if stamp is None:
             return None
         there = self.catalog.objects.get(digest)
@@ -216,7 +162,7 @@ class Store(Shelf):
         repositories = add_repository(repositories, within, MAX_REPOSITORIES)
         stored = Stored(digest, partial.size, media_type, now, repositories, now, stamp=stamp)
         self.add(stored, said, synced=sync)
-        self.report_write()
+        self.health.report_write()
         return stored
 
     def _commit_file(
@@ -225,7 +171,7 @@ class Store(Shelf):
         """The time of change of the object's file, whether it was there already, what it says. Blocks; raises OSError."""
         said = manifest if isinstance(manifest, Description) else describe(manifest)
         if before is not None and self.blobs.stat(partial.digest) == (before.size, before.stamp):
-            self.blobs.discard(partial)
+            self.partials.directory.discard(partial)
             return before.stamp, True, said
         return self.blobs.commit(partial, sync=sync), False, said
 
@@ -234,41 +180,39 @@ class Store(Shelf):
     ) -> Stored | None:
         """Stores a verified manifest whole; None if it could not be kept. `description`: what its bytes say, if known."""
         try:
-            partial = await self.open_partial(digest)
+            partial = await self.partials.open(digest)
             try:
                 if partial.size:
-                    await self.discard(partial)
-                    partial = await self.open_partial(digest)
-                await self.append(partial, [memoryview(data)])
+                    await self.partials.discard(partial)
+                    partial = await self.partials.open(digest)
+                await self.partials.append(partial, [memoryview(data)])
                 if not partial.verified():
-                    await self.discard(partial)
+                    await self.partials.discard(partial)
                     return None
                 return await self.commit(partial, media_type, within=within, manifest=description or bytes(data))
             finally:
-                self.release(partial)
+                self.partials.release(partial)
         except OSError as error:
-            self.report_write_error(error)
+            self.health.report_write_error(error)
             return None
 
     async def adopt_file(self, path: Path, digest: str, media_type: str, within: str) -> Stored | None:
         """Makes a file below `partial/` an object, if it has the digest and there is room; None, without the file, if not."""
-        if path.parent != self.root / "partial":
+        if path.parent != self.partials.directory.path:
             return None
-        self.idle.take(str(path))
         try:
-            partial = await self.in_thread(self.blobs.open_import, path, digest)
-            self.open_partials.add(partial)
+            partial = await self.partials.open_import(path, digest)
             try:
                 if not partial.verified() or not await self.make_room(0):
                     return None
-                description = await self.in_thread(self._look_into, partial) if media_type else None
+                description = await self.threads.run(self._look_into, partial) if media_type else None
                 # Whatever the importer says: it is for all who ask, and only the bytes are verified.
                 media_type = description.media_type if description is not None else ""
                 return await self.commit(partial, media_type, within=within, manifest=description)
             finally:
-                self.release(partial, keep=False)
+                self.partials.release(partial, keep=False)
         except OSError as error:
-            self.report_write_error(error)
+            self.health.report_write_error(error)
             return None
 
     @staticmethod
@@ -310,13 +254,13 @@ class Store(Shelf):
 
     async def collect(self) -> dict[str, int]:
         """Brings index and files together now, sweeps partial files and old tags, keeps the bounds, compacts the index."""
-        before, bytes_before = len(self.catalog.objects), self.size + self.partial_bytes
+        before, bytes_before = len(self.catalog.objects), self.size + self.partials.size
         found = {name: count + self._repaired[name] for name, count in (await self.upkeep.reconcile()).items()}
         self._repaired.clear()
         evicted = await self.room.keep()
         await self.upkeep.save()
-        await self.in_thread(self.index.compact)
-        freed = max(0, bytes_before - self.size - self.partial_bytes)
+        await self.threads.run(self.index.compact)
+        freed = max(0, bytes_before - self.size - self.partials.size)
         return found | {"objects": len(self.catalog.objects), "gone": max(0, before - len(self.catalog.objects)),
                         "evicted": evicted, "freed": freed}  # fmt: skip
 
@@ -333,11 +277,43 @@ class Store(Shelf):
             progress(done, len(digests), read)
         return {"checked": len(digests), "bytes": read, "dropped": dropped}
 
+    # What other wings still call by these names; to be dropped.
 
-async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
-    for result in await asyncio.gather(first, second, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
+    @property
+    def refusal(self) -> str:
+        """What the disk said when it refused a write."""
+        return self.health.refusal
+
+    @property
+    def ousted(self) -> bool:
+        """Whether another process has the directory."""
+        return self.health.ousted
+
+    @property
+    def idle(self) -> Mapping[str, int]:
+        """The partial files that no fetch has."""
+        return self.partials.idle
+
+    @property
+    def open_partials(self) -> Collection[Partial]:
+        """The partial files that a fetch has now."""
+        return self.partials.open_files
+
+    async def open_partial(self, digest: str, origin: str = "") -> Partial:
+        """The object's partial file; raises OSError."""
+        return await self.partials.open(digest, origin)
+
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
+        """Hashes and writes; the new size. Raises OSError."""
+        return await self.partials.append(partial, chunks)
+
+    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
+        """No fetch has the partial any more."""
+        self.partials.release(partial, close=close, keep=keep)
+
+    async def discard(self, partial: Partial) -> None:
+        """Removes a partial that is of no use."""
+        await self.partials.discard(partial)
 
 
 def free_space(path: Path) -> str:

@@ -14,7 +14,7 @@ from cacheyd.store.blobs import SHORTAGE, hash_file
 from cacheyd.store.index import Row
 from cacheyd.store.lists import Listed, read_listed
 from cacheyd.store.lock import DirectoryInUse
-from cacheyd.store.objects import MANIFEST_MAX, Idle, Shelf
+from cacheyd.store.objects import MANIFEST_MAX, Shelf
 from cacheyd.store.records import (
     Stored,
     TagVariant,
@@ -80,7 +80,7 @@ class Upkeep:
         tags: list[tuple[str, tuple[TagVariant, ...]]] = []
         lists: list[tuple[str, Listed]] = []
         count = 0
-        while (page := await self._shelf.in_thread(next, pages, None)) is not None:
+        while (page := await self._shelf.threads.run(next, pages, None)) is not None:
             for thing in page:
                 if isinstance(thing, Stored):
                     self._shelf.load_object(thing, thing.needs)
@@ -96,7 +96,7 @@ class Upkeep:
             if (count := count + 1) % PAGES_TO_FREEZE == 0:
                 _freeze()
         # After the objects, to share their digests; in the order in which they are to be forgotten.
-        await self._shelf.in_thread(_sort_by_age, tags)
+        await self._shelf.threads.run(_sort_by_age, tags)
         for some in batched(tags, PAGE):
             for tag in some:
                 self._shelf.load_tag(*tag)
@@ -112,7 +112,7 @@ class Upkeep:
     async def _link(self) -> None:
         """What an index lists may have been found in other repositories."""
         for page in batched(self._catalog.indexes(), LISTS):
-            lists = await self._shelf.in_thread(
+            lists = await self._shelf.threads.run(
                 lambda page=page: [describe(self._shelf.blobs.read(digest)) for digest in page]
             )
             for digest, said in zip(page, lists, strict=True):
@@ -149,7 +149,7 @@ class Upkeep:
             for digest in unknown:
                 adopted += digest not in self._catalog.objects and await self._shelf.recover(digest) is not None
             await self._link()
-            swept = await self._sweep_partials()
+            swept = await self._shelf.partials.sweep(PARTIAL_AGE)
             tags = await self._drop_old_tags()
             if lost or adopted or swept or tags:
                 log.info(
@@ -158,26 +158,16 @@ class Upkeep:
                 )  # fmt: skip
             return {"lost": lost, "adopted": adopted, "partials": swept, "tags": tags}
 
-    async def _sweep_partials(self) -> int:
-        """Sweeps partial files and counts the others; what a fetch took or left meanwhile is as the fetch says."""
-        shelf = self._shelf
-        before = set(shelf.idle)
-        swept, found = await shelf.in_thread(shelf.blobs.sweep_partials, PARTIAL_AGE)
-        taken = (before - shelf.idle.keys()) | {str(partial.path) for partial in shelf.open_partials}
-        left = {path: size for path, size in shelf.idle.items() if path not in before}
-        shelf.idle = Idle({path: size for path, size in found.items() if path not in taken} | left)
-        return swept
-
     async def _scan(self) -> AsyncIterator[tuple[str, int, int]]:
         pages = batched(self._shelf.blobs.scan(), PAGE)
-        while (page := await self._shelf.in_thread(next, pages, None)) is not None:
+        while (page := await self._shelf.threads.run(next, pages, None)) is not None:
             for found in page:
                 yield found
 
     async def _drop_missing(self) -> int:
         count = 0
         for page in batched(list(self._catalog.objects), PAGE):
-            stats = await self._shelf.in_thread(lambda page=page: [self._shelf.blobs.stat(digest) for digest in page])
+            stats = await self._shelf.threads.run(lambda page=page: [self._shelf.blobs.stat(digest) for digest in page])
             for digest, found in zip(page, stats, strict=True):
                 stored = self._catalog.objects.get(digest)
                 if stored is not None and found != (stored.size, stored.stamp):
@@ -240,7 +230,7 @@ class Upkeep:
         batch = {digest: objects[digest].stamp for digest in self._shelf.unsynced if digest in objects}
         if not batch:
             return
-        failed = await self._shelf.in_thread(self._shelf.blobs.sync, batch)
+        failed = await self._shelf.threads.run(self._shelf.blobs.sync, batch)
         # What was stored anew meanwhile is another file, and waits for the next time.
         synced = {digest for digest, stamp in batch.items() if digest in objects and objects[digest].stamp == stamp}
         self._shelf.unsynced -= synced
@@ -250,7 +240,7 @@ class Upkeep:
             await self._shelf.remove(failed, "io")
 
     async def _flush(self) -> None:
-        if self._shelf.ousted or (not self._index.usable and not await self._reopen()):
+        if self._shelf.health.ousted or (not self._index.usable and not await self._reopen()):
             return
         catalog = self._catalog
         while True:
@@ -264,7 +254,7 @@ class Upkeep:
             rows += [(f"t:{name}", self._tag_row(name)) for name in tags]
             rows += [(f"l:{name}", self._shelf.lists.row(name)) for name in lists]
             rows += [(key, self._shelf.sights.row(key)) for key in sights]
-            if not await self._shelf.in_thread(self._write_rows, rows):
+            if not await self._shelf.threads.run(self._write_rows, rows):
                 catalog.changed_objects.update(objects)
                 catalog.changed_tags.update(tags)
                 self._shelf.lists.changed.update(lists)
@@ -291,7 +281,7 @@ class Upkeep:
         if self._shelf.monotonic() < self._reopen_at:
             return False
         self._reopen_at = self._shelf.monotonic() + REOPEN_EVERY
-        if not await self._shelf.in_thread(self._index.open):
+        if not await self._shelf.threads.run(self._index.open):
             return False
         self._look_through = True
         if not self._shelf.index_read:
@@ -309,12 +299,14 @@ class Upkeep:
             await asyncio.sleep(LOOK_EVERY)
             try:
                 await self._keep_lock()
-                if self._shelf.is_probe_due or (self._shelf.takes_writes and self._shelf.monotonic() - probed >= PROBE_EVERY):
-                    await self._shelf.probe()
+                if self._shelf.health.is_probe_due or (
+                    self._shelf.health.takes_writes and self._shelf.monotonic() - probed >= PROBE_EVERY
+                ):
+                    await self._shelf.health.probe()
                     probed = self._shelf.monotonic()
-                if self._index.usable and not await self._shelf.in_thread(self._index.is_there):
+                if self._index.usable and not await self._shelf.threads.run(self._index.is_there):
                     log.warning("the index below %s is gone; starting a new one", self._shelf.root)
-                    await self._shelf.in_thread(self._index.close)
+                    await self._shelf.threads.run(self._index.close)
                     self._look_through = True
                 if self._look_through:
                     self._look_through = False
@@ -329,14 +321,12 @@ class Upkeep:
         if shelf.lock.is_held():
             return
         try:
-            await shelf.in_thread(shelf.blobs.prepare)
-            await shelf.in_thread(shelf.lock.acquire)
+            await shelf.threads.run(shelf.blobs.prepare)
+            await shelf.threads.run(shelf.lock.acquire)
         except DirectoryInUse as error:
-            if not shelf.ousted:
-                log.error("%s; serving without keeping", error)
-            shelf.ousted = True
+            shelf.health.lose_directory(error)
             return
-        shelf.ousted = False
+        shelf.health.regain_directory()
 
     # Checking what is stored
 
@@ -348,13 +338,13 @@ class Upkeep:
             if rate:
                 found = await self._hash_slowly(digest, rate)
             else:
-                found = await shelf.in_thread(hash_file, shelf.blobs.path(digest), digest.partition(":")[0])
+                found = await shelf.threads.run(hash_file, shelf.blobs.path(digest), digest.partition(":")[0])
         except OSError:
             return True  # Not now.
         if found == digest:
             return True
         there = self._catalog.objects.get(digest)
-        now = await shelf.in_thread(shelf.blobs.stat, digest)
+        now = await shelf.threads.run(shelf.blobs.stat, digest)
         if there is not stored:
             return True  # It went meanwhile, or was stored anew.
         if now is None:
@@ -378,8 +368,8 @@ class Upkeep:
             return None
         try:
             at = 0
-            while piece := await self._shelf.in_thread(os.pread, fd, SCRUB_PIECE, at):
-                await self._shelf.in_thread(running.update, piece)
+            while piece := await self._shelf.threads.run(os.pread, fd, SCRUB_PIECE, at):
+                await self._shelf.threads.run(running.update, piece)
                 at += len(piece)
                 self.scrubbed += len(piece)
                 await asyncio.sleep(len(piece) / rate)
@@ -399,7 +389,7 @@ class Upkeep:
 
     async def _scrub_pass(self) -> None:
         """Checks everything once each `scrub_every`; where it stands outlives the process."""
-        row = await self._shelf.in_thread(self._index.get, _SCRUB_KEY) or {}
+        row = await self._shelf.threads.run(self._index.get, _SCRUB_KEY) or {}
         now = self._shelf.clock()
         began, cursor = row.get("began"), row.get("cursor")
         if not isinstance(began, int | float) or began > now:
@@ -427,7 +417,7 @@ class Upkeep:
         await self._save_scrub(began, "")
 
     async def _save_scrub(self, began: float, cursor: str) -> None:
-        await self._shelf.in_thread(self._index.write, [(_SCRUB_KEY, {"began": began, "cursor": cursor})])
+        await self._shelf.threads.run(self._index.write, [(_SCRUB_KEY, {"began": began, "cursor": cursor})])
 
 
 def _freeze() -> None:

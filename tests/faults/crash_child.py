@@ -55,7 +55,6 @@ class Run:
         settings = Settings(max_size=Size(MAX_SIZE), min_free=Size(), retries=2, durability=durability)
         self.store = Store(root, settings)
         self.fetcher = Fetcher(self.store, ContentUpstream(content, random), settings, monotonic=self.monotonic)
-        self.store.in_flight = self.fetcher.in_flight
         self.cache = Cache(self.store, self.fetcher, settings)
 
     def monotonic(self) -> float:

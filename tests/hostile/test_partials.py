@@ -12,6 +12,7 @@ from cacheyd.admin import control
 from cacheyd.protocol.manifest import Descriptor
 from cacheyd.protocol.reference import parse_image
 from cacheyd.store.blobs import BlobDir
+from cacheyd.store.partial_dir import PartialDir
 from cacheyd.terminal.images import import_images
 from cacheyd.terminal.layout import Image, write_layout
 from tests.faults.daemon import Daemon
@@ -32,7 +33,7 @@ def sweeping(directory: Path, threads: int = 2) -> Iterator[None]:
     def sweep() -> None:
         blobs = BlobDir(directory)
         while not ended.is_set():
-            blobs.sweep_partials(-1)
+            PartialDir(blobs).sweep(-1)
 
     running = [threading.Thread(target=sweep) for _ in range(threads)]
     for thread in running:

@@ -6,20 +6,96 @@ and the real one to the same behaviour.
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.settings import Settings
 from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.health import BROKEN_PAUSE
 from cacheyd.store.lists import Lists
 from cacheyd.store.mapped import Mapped
-from cacheyd.store.objects import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+from cacheyd.store.objects import MAX_REPOSITORIES, SMALL
 from cacheyd.store.partial import Partial
 from cacheyd.store.records import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
+from cacheyd.store.reservations import Reservations
 from cacheyd.store.sights import Sights
 from cacheyd.store.space import to_free
+
+
+class MemoryPartials:
+    """Objects on their way in."""
+
+    def __init__(self) -> None:
+        self.reservations = Reservations()
+        self._open: set[Partial] = set()
+        self._idle: dict[Path, int] = {}
+
+    @property
+    def size(self) -> int:
+        """The size of all partial files."""
+        return self.idle_bytes + sum(partial.size for partial in self._open) + self.reservations.being_written
+
+    @property
+    def held(self) -> int:
+        """The same, with what is still to come of those for which room was made."""
+        return self.size + self.reservations.promised
+
+    @property
+    def idle_bytes(self) -> int:
+        """The size of the files that no fetch has."""
+        return sum(os.fstat(fd).st_size for fd in self._idle.values())
+
+    def drop_one(self) -> bool:
+        """Removes a file that no fetch has; whether there was one."""
+        if not self._idle:
+            return False
+        os.close(self._idle.pop(next(iter(self._idle))))
+        return True
+
+    async def open(self, digest: str, origin: str = "") -> Partial:
+        """What came of the object from this registry already."""
+        path = Path(f"{digest}@{origin}")
+        fd = self._idle.pop(path, None)
+        partial = Partial(path, os.memfd_create(digest, os.MFD_CLOEXEC) if fd is None else fd, digest)
+        while data := partial.read(partial.size, partial.size + (1 << 20)):
+            partial.hash([data])
+            partial.advance(len(data))
+        self._open.add(partial)
+        return partial
+
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
+        """Hashes and writes; the new size."""
+        partial.write(chunks)
+        partial.hash(chunks)
+        return partial.advance(sum(map(len, chunks)))
+
+    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
+        """No fetch has the partial any more; what came stays for the next one. `close`: nobody reads it either."""
+        if partial in self._open:
+            self._open.discard(partial)
+            if partial.size and keep and partial.path not in self._idle:
+                self._idle[partial.path] = os.dup(partial.fd)
+        if close:
+            partial.close()
+
+    async def discard(self, partial: Partial) -> None:
+        """Removes a partial that is of no use."""
+        self._open.discard(partial)
+        partial.close()
+
+    def committed(self, partial: Partial) -> None:
+        """It is an object now."""
+        self._open.discard(partial)
+
+    def stop(self) -> None:
+        """Gives all descriptors back."""
+        for fd in self._idle.values():
+            os.close(fd)
+        for partial in self._open:
+            partial.close()
+        self._idle.clear()
 
 
 class MemoryStore:
@@ -35,17 +111,13 @@ class MemoryStore:
     ) -> None:
         self.settings = settings or Settings()
         self.clock, self.monotonic = clock, monotonic
-        self.in_flight: Callable[[], Collection[str]] = tuple
+        self.partials = MemoryPartials()
         self.on_evicted = on_evicted
         self.catalog = Catalog()
         self.sights = Sights()
         self.lists = Lists()
         self.write_errors = 0
-        self.open_partials: set[Partial] = set()
         self._files: dict[str, int] = {}
-        self._idle: dict[Path, int] = {}
-        self._writing = 0
-        self.promised = 0
         self._broken_until = 0.0
 
     async def start(self) -> None:
@@ -54,12 +126,10 @@ class MemoryStore:
 
     async def stop(self) -> None:
         """Gives all descriptors back."""
-        for fd in (*self._files.values(), *self._idle.values()):
+        for fd in self._files.values():
             os.close(fd)
-        for partial in self.open_partials:
-            partial.close()
+        self.partials.stop()
         self._files.clear()
-        self._idle.clear()
 
     # Objects
 
@@ -121,25 +191,19 @@ class MemoryStore:
     @property
     def partial_bytes(self) -> int:
         """The size of all partial files."""
-        here = sum(partial.size for partial in self.open_partials)
-        return sum(os.fstat(fd).st_size for fd in self._idle.values()) + here + self._writing
+        return self.partials.size
 
     def can_take(self, size: int, credit: int = 0) -> bool:
         """Whether an object of `size` bytes that is only promised so far could be kept."""
-        return self._missing(size, 1.0) <= sum(os.fstat(fd).st_size for fd in self._idle.values()) + self._spare(credit)
+        return self._missing(size, 1.0) <= self.partials.idle_bytes + self._spare(credit)
 
     def promise(self, size: int) -> None:
         """So many bytes more are to come."""
-        self.promised += size
+        self.partials.reservations.promise(size)
 
-    @contextmanager
-    def writing(self, size: int) -> Iterator[None]:
+    def writing(self, size: int) -> AbstractContextManager[None]:
         """So many bytes are about to be in a partial file."""
-        self._writing += size
-        try:
-            yield
-        finally:
-            self._writing -= size
+        return self.partials.reservations.writing(size)
 
     async def make_room(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
         """Removes what is needed for `size` bytes more; whether they fit then."""
@@ -149,9 +213,9 @@ class MemoryStore:
         low = 1.0 if unverified else self.settings.low_watermark.share
         while over := self._missing(size, low):
             most = self._spare(credit) if unverified else None
-            if self._idle:
-                os.close(self._idle.pop(next(iter(self._idle))))
-            elif taken := self.catalog.take_oldest(over, 200, frozenset(self.in_flight()).__contains__, most=most):
+            if self.partials.drop_one():
+                continue
+            if taken := self.catalog.take_oldest(over, 200, self.partials.reservations.expected().__contains__, most=most):
                 self._close(taken, "room")
             else:
                 return False
@@ -167,7 +231,7 @@ class MemoryStore:
         return max(0, self.size - max(0, kept))
 
     def _missing(self, size: int, low: float) -> int:
-        held = self.size + self.partial_bytes + self.promised
+        held = self.size + self.partials.held
         return to_free(held, self.settings.max_size.of(0), None, 0, low=low, size=size)
 
     # Writing
@@ -184,27 +248,18 @@ class MemoryStore:
 
     async def open_partial(self, digest: str, origin: str = "") -> Partial:
         """What came of the object from this registry already."""
-        path = Path(f"{digest}@{origin}")
-        fd = self._idle.pop(path, None)
-        partial = Partial(path, os.memfd_create(digest, os.MFD_CLOEXEC) if fd is None else fd, digest)
-        while data := partial.read(partial.size, partial.size + (1 << 20)):
-            partial.hash([data])
-            partial.advance(len(data))
-        self.open_partials.add(partial)
-        return partial
+        return await self.partials.open(digest, origin)
 
-    async def append(self, partial: Partial, chunks: Sequence[bytes | memoryview]) -> int:
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
         """Hashes and writes; the new size."""
-        partial.write(chunks)
-        partial.hash(chunks)
-        return partial.advance(sum(map(len, chunks)))
+        return await self.partials.append(partial, chunks)
 
     async def commit(
         self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | Description | None = None
     ) -> Stored | None:
         """Makes a verified partial an object."""
         digest = partial.digest
-        self.open_partials.discard(partial)
+        self.partials.committed(partial)
         there = self.catalog.objects.get(digest)
         if there is not None and (there.media_type or not media_type):
             self.add_repository(there, within)
@@ -232,18 +287,12 @@ class MemoryStore:
             partial.close()
 
     def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
-        """No fetch has the partial any more; what came stays for the next one. `close`: nobody reads it either."""
-        if partial in self.open_partials:
-            self.open_partials.discard(partial)
-            if partial.size and keep and partial.path not in self._idle:
-                self._idle[partial.path] = os.dup(partial.fd)
-        if close:
-            partial.close()
+        """No fetch has the partial any more."""
+        self.partials.release(partial, close=close, keep=keep)
 
     async def discard(self, partial: Partial) -> None:
         """Removes a partial that is of no use."""
-        self.open_partials.discard(partial)
-        partial.close()
+        await self.partials.discard(partial)
 
     # Tags
 

@@ -30,7 +30,7 @@ from cacheyd.store.objects import SMALL
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamBroken, UpstreamRequest
 from cacheyd.upstream.ratelimit import RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, retry_after
-from tests.support.stores import Clock
+from tests.support.stores import Clock, eventually
 
 BLOB = random.Random(1).randbytes(300_000)
 BREAK = UpstreamBroken("connection reset")
@@ -140,7 +140,7 @@ class Scene:
 
     def leave_partial(self, data: bytes, content: bytes) -> None:
         """What an earlier process left of `data`."""
-        self.store.blobs.open_partial(digest_of(data), BY_DIGEST.registry).path.write_bytes(content)
+        self.store.partials.directory.open(digest_of(data), BY_DIGEST.registry).path.write_bytes(content)
 
 
 @pytest.fixture
@@ -655,6 +655,20 @@ async def test_more_flights_than_allowed_wait_their_turn(scene: Scene) -> None:
 
     more.set()
     assert [await read(first), await read(second)] == [BLOB, b"small"]
+
+
+async def test_what_is_on_its_way_in_is_left_alone_until_its_flight_has_ended(scene: Scene) -> None:
+    more = asyncio.Event()
+    fetcher = scene.fetcher(Script(whole(BLOB, BLOB[:100_000], more, BLOB[100_000:])))
+    flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
+    expected = scene.store.partials.reservations.expected
+    assert set(expected()) == {flight.digest}, "before the fetch has begun"
+    await until(flight, 100_000)
+    assert set(expected()) == {flight.digest}
+
+    more.set()
+    assert await read(flight) == BLOB
+    await eventually(lambda: not expected())
 
 
 async def test_who_waits_for_too_long_is_sent_on(scene: Scene) -> None:

@@ -15,6 +15,7 @@ from cacheyd.cache.requester import Requester
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.ranges import Part
 from cacheyd.store.blobs import BlobDir, digest_of
+from cacheyd.store.partial_dir import PartialDir
 from cacheyd.upstream.port import Relay, Relayed
 
 DIGEST = digest_of(b"a")
@@ -30,7 +31,7 @@ class Growing:
         self.blobs.prepare()
         self.data = data
         self.flight = Flight(digest_of(data), ASKER)
-        self.partial = self.flight.partial = self.blobs.open_partial(digest_of(data))
+        self.partial = self.flight.partial = PartialDir(self.blobs).open(digest_of(data))
 
     def stream(self, size: int | None) -> None:
         self.flight.size = size

@@ -155,7 +155,7 @@ async def test_what_is_pinned_or_on_its_way_stays(store: Store, clock: Clock) ->
     for data, media_type in ((index, OCI_INDEX), (manifest, OCI_MANIFEST)):
         await add(store, data, media_type)
     store.set_tag("docker.io", "library/nginx", "1.27", replace(variant(1), digest=digest_of(index)))
-    store.in_flight = lambda: {digest_of(blob(1))}
+    store.partials.reservations.expect(digest_of(blob(1)))
     await fill(store, clock, range(7))
 
     await store.room.keep()
@@ -476,7 +476,8 @@ async def test_what_cannot_go_is_not_tried_all_the_time(
     store: Store, clock: Clock, monotonic: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(store, clock, range(5))
-    store.in_flight = lambda: {digest_of(blob(n)) for n in range(5)}
+    for n in range(5):
+        store.partials.reservations.expect(digest_of(blob(n)))
     tried: list[int] = []
     take = store.catalog.take_oldest
 
@@ -491,7 +492,8 @@ async def test_what_cannot_go_is_not_tried_all_the_time(
         assert not await store.make_room(100_000)
     assert len(tried) == often
     monotonic.now += FULL_PAUSE
-    store.in_flight = set
+    for n in range(5):
+        store.partials.reservations.expect_no_more(digest_of(blob(n)))
     assert await store.make_room(100_000)
 
 

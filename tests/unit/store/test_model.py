@@ -114,7 +114,7 @@ class WatchedStore(Store):
                 self.wrong.append(f"{stored} went before what needs it ({reason})")
             if reason != "test" and self.catalog.is_pinned(stored.digest):
                 self.wrong.append(f"{stored} is pinned and went ({reason})")
-            if reason != "test" and stored.digest in self.in_flight():
+            if reason != "test" and stored.digest in self.partials.reservations.expected():
                 self.wrong.append(f"{stored} is on its way in and went ({reason})")
         await super().unlink_all(removed, reason)
 
@@ -168,7 +168,6 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _start(self) -> None:
         self.store = WatchedStore(self.root, load(environ={}, flags=self.flags), clock=self.clock)
-        self.store.in_flight = lambda: self.coming
         began = time.monotonic()
         self.runner.run(self.store.start(background=False))
         assert time.monotonic() - began < 10, "a start that waits keeps everybody waiting"
@@ -179,7 +178,7 @@ class StoreMachine(RuleBasedStateMachine):
         gc.collect()
 
     def _abandon(self) -> None:
-        self.store.threads.shutdown()
+        self.store.threads.stop()
         self.store.index.close()
         self.store.lock.release()
 
@@ -268,6 +267,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def _fly(self, thing: Thing, repository: str, upto: int | None = None, wrong: bytes = b"") -> None:
         self.coming[thing.digest] = 0
+        self.store.partials.reservations.expect(thing.digest)
         partial = await self.store.open_partial(thing.digest, "docker.io")
         try:
             if not self.store.can_take(len(thing.data) - partial.size):
@@ -286,6 +286,7 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             self.store.release(partial)
             del self.coming[thing.digest]
+            self.store.partials.reservations.expect_no_more(thing.digest)
 
     async def _pull(self, root: Thing, repository: str, order: random.Random) -> None:
         await self._fetch(root, repository)

@@ -18,9 +18,10 @@ import pytest
 
 from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind
 from cacheyd.store.blobs import digest_of
+from cacheyd.store.health import BROKEN_PAUSE
 from cacheyd.store.index import Index, Row
 from cacheyd.store.mapped import Mapped
-from cacheyd.store.objects import BROKEN_PAUSE, SMALL
+from cacheyd.store.objects import SMALL
 from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store, free_space
 from tests.support.stores import (

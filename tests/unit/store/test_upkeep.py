@@ -17,8 +17,8 @@ import pytest
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
 from cacheyd.settings.settings import Settings, load
 from cacheyd.store.blobs import digest_of
+from cacheyd.store.health import BROKEN_PAUSE
 from cacheyd.store.lock import DirectoryInUse
-from cacheyd.store.objects import BROKEN_PAUSE
 from cacheyd.store.partial import Partial
 from cacheyd.store.store import Store
 from cacheyd.store.upkeep import PARTIAL_AGE, PROBE_EVERY, REOPEN_EVERY, TAG_AGE, TAG_AGE_HELD
@@ -349,7 +349,7 @@ async def test_rows_are_written_again_when_the_directory_came_back(store: Store,
     await other.stop()
     monkeypatch.setattr("cacheyd.store.upkeep.LOOK_EVERY", 0.01)
     looking = asyncio.create_task(store.upkeep._look())
-    await eventually(lambda: not store.ousted and not store.index.usable)
+    await eventually(lambda: not store.health.ousted and not store.index.usable)
     looking.cancel()
 
     await add(store, LARGE)
@@ -412,7 +412,7 @@ async def test_what_is_fetched_during_a_look_through_is_counted_once(store: Stor
     assert store.partial_bytes == 100
 
     opened: list[Partial] = []
-    sweep = store.blobs.sweep_partials
+    sweep = store.partials.directory.sweep
 
     def sweep_slowly(older_than: float) -> tuple[int, dict[str, int]]:
         found = sweep(older_than)
@@ -420,7 +420,7 @@ async def test_what_is_fetched_during_a_look_through_is_counted_once(store: Stor
         return found
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(store.blobs, "sweep_partials", sweep_slowly)
+    monkeypatch.setattr(store.partials.directory, "sweep", sweep_slowly)
     await store.upkeep.reconcile()
 
     assert store.partial_bytes == 100
@@ -637,10 +637,10 @@ async def test_a_disk_that_turns_read_only_is_noticed_without_traffic(
     assert disk.probes == 1, "at the start"
     disk.error = OSError(errno.EROFS, "Read-only file system")
     await asyncio.sleep(0.05)
-    assert store.takes_writes, "it is not tried all the time"
+    assert store.health.takes_writes, "it is not tried all the time"
 
     monotonic.now += PROBE_EVERY
-    await eventually(lambda: not store.takes_writes)
+    await eventually(lambda: not store.health.takes_writes)
     assert store.trouble == "the disk refuses writes (EROFS: Read-only file system)"
     assert not store.writable
     for _ in range(5):
@@ -653,7 +653,7 @@ async def test_a_disk_that_turns_read_only_is_noticed_without_traffic(
 
     disk.error = None
     monotonic.now += BROKEN_PAUSE - 1
-    await eventually(lambda: store.takes_writes)
+    await eventually(lambda: store.health.takes_writes)
     assert (store.trouble, store.writable) == ("", True)
 
 
@@ -665,14 +665,14 @@ async def test_a_probe_that_has_no_descriptor_says_nothing_of_the_disk(
     monotonic.now += PROBE_EVERY
     await eventually(lambda: disk.probes > 1)
     await asyncio.sleep(0.02)
-    assert store.takes_writes
+    assert store.health.takes_writes
 
 
 async def test_what_is_stored_in_the_pause_ends_it(store: Store) -> None:
     store.report_write_error(OSError(errno.ENOSPC, "No space left on device"))
-    assert not store.takes_writes
+    assert not store.health.takes_writes
     await add(store, LARGE)
-    assert store.takes_writes
+    assert store.health.takes_writes
 
 
 @pytest.mark.parametrize("wiped", ["", "partial", "blobs"])

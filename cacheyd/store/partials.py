@@ -1,0 +1,183 @@
+"""Objects on their way in: the files that fetches have, those that wait for the next fetch, and the room that they take."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, override
+
+from cacheyd.store.health import Health
+from cacheyd.store.partial import Partial
+from cacheyd.store.partial_dir import PartialDir
+from cacheyd.store.reservations import Reservations
+from cacheyd.store.threads import DiskThreads
+
+# Chunks below this are joined before they are written (bytes).
+LARGE_CHUNK = 512 << 10
+# So little is hashed on the event loop: a turn of a thread takes longer (bytes).
+HASHED_AT_ONCE = 64 << 10
+
+
+class Idle(dict[str, int]):
+    """Path and size of files, for several threads; `total` is looked at for each piece of each object that comes (bytes)."""
+
+    def __init__(self, files: Mapping[str, int] | None = None) -> None:
+        super().__init__(files or {})
+        self.total = sum(self.values())
+        self._lock = threading.Lock()
+
+    @override
+    def __setitem__(self, path: str, size: int) -> None:
+        with self._lock:
+            self.total += size - self.get(path, 0)
+            super().__setitem__(path, size)
+
+    def take(self, path: str) -> int | None:
+        """Takes a file out; its size, None if it was not there."""
+        with self._lock:
+            size = super().pop(path, None)
+            self.total -= size or 0
+            return size
+
+
+class Partials:
+    """The one owner of `partial/` in this process. All methods but those marked "blocks" are for the event loop."""
+
+    def __init__(self, directory: PartialDir, threads: DiskThreads, health: Health) -> None:
+        self.directory = directory
+        self.reservations = Reservations()
+        self._threads = threads
+        self._health = health
+        # The files that a fetch has now, and path and size of the others.
+        self._open: set[Partial] = set()
+        self._idle = Idle()
+
+    # Sizes
+
+    @property
+    def size(self) -> int:
+        """The size of all partial files, and of what is being written to them."""
+        return self._idle.total + sum(partial.size for partial in self._open) + self.reservations.being_written
+
+    @property
+    def held(self) -> int:
+        """The same, with what is still to come of those for which room was made."""
+        return self.size + self.reservations.promised
+
+    @property
+    def idle_bytes(self) -> int:
+        """The size of the files that no fetch has."""
+        return self._idle.total
+
+    @property
+    def idle(self) -> Mapping[str, int]:
+        """Path and size of the files that no fetch has."""
+        return self._idle
+
+    @property
+    def open_files(self) -> Collection[Partial]:
+        """The files that a fetch has now."""
+        return self._open
+
+    # A fetch and its file
+
+    async def open(self, digest: str, origin: str = "") -> Partial:
+        """The object's partial file with what came of it from this registry already; raises OSError."""
+        # First, so that nobody makes room by removing it.
+        self._idle.take(str(self.directory.path_of(digest, origin)))
+        partial = await self._threads.run(self.directory.open, digest, origin)
+        self._open.add(partial)
+        return partial
+
+    async def open_import(self, path: Path, digest: str) -> Partial:
+        """A file that an import has made; raises OSError, FileNotFoundError if it is gone."""
+        self._idle.take(str(path))
+        partial = await self._threads.run(self.directory.open_import, path, digest)
+        self._open.add(partial)
+        return partial
+
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
+        """Hashes and writes side by side in threads; the new size. Raises OSError.
+
+        Small chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
+        the event loop. Unless it is cancelled, both threads are done when this ends.
+        """
+        length = sum(map(len, chunks))
+        if length < LARGE_CHUNK * len(chunks):
+            chunks = [b"".join(chunks)]
+        written = self._threads.run(partial.write, chunks)
+        if length < HASHED_AT_ONCE:
+            await written
+            partial.hash(chunks)
+        else:
+            await _both(written, self._threads.run(partial.hash, chunks))
+        return partial.advance(length)
+
+    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
+        """No fetch has the partial any more. `close`: nobody reads it either; `keep`: what came stays for the next fetch."""
+        if partial in self._open:
+            self._open.discard(partial)
+            if not partial.size or not keep:
+                self._remove(partial)
+            elif partial.is_linked():
+                self._idle[str(partial.path)] = partial.size
+        if close:
+            partial.close()
+
+    async def discard(self, partial: Partial) -> None:
+        """Removes a partial that is of no use."""
+        self._open.discard(partial)
+        await self._threads.run(self._remove, partial)
+        partial.close()
+
+    def _remove(self, partial: Partial) -> None:
+        try:
+            self.directory.discard(partial)
+        except OSError as error:
+            # A fetch must be able to say so to those who wait for it.
+            self._health.report_write_error(error)
+
+    def committed(self, partial: Partial) -> None:
+        """The file is no partial file any more: it has gone to its digest, or is gone."""
+        self._open.discard(partial)
+
+    # Files that no fetch has
+
+    def drop_idle(self, size: int) -> int:
+        """Removes files that no fetch has, until `size` bytes are free; how many went. Blocks."""
+        freed = count = 0
+        for path in list(self._idle):
+            if freed >= size:
+                break
+            known = self._idle.take(path)
+            if known is None:
+                continue
+            if self.directory.remove(path):
+                freed, count = freed + known, count + 1
+            elif os.path.exists(path) and all(str(partial.path) != path for partial in list(self._open)):
+                # Somebody still reads what came of it.
+                self._idle[path] = known
+        return count
+
+    async def drop_all_idle(self) -> None:
+        """Removes all files that no fetch has."""
+        await self._threads.run(self.drop_idle, 2**62)
+
+    async def sweep(self, older_than: float) -> int:
+        """Removes what is too old (seconds) or of no use, and counts the others anew; how many went.
+
+        What a fetch took or left meanwhile is as the fetch says.
+        """
+        before = set(self._idle)
+        swept, found = await self._threads.run(self.directory.sweep, older_than)
+        taken = (before - self._idle.keys()) | {str(partial.path) for partial in self._open}
+        left = {path: size for path, size in self._idle.items() if path not in before}
+        self._idle = Idle({path: size for path, size in found.items() if path not in taken} | left)
+        return swept
+
+
+async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
+    for result in await asyncio.gather(first, second, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
