@@ -154,7 +154,7 @@ class Commands:
         dry_run = bool(args.get("dry_run"))
         removed, size = (len(removal.objects), removal.bytes) if dry_run else await self._remove(removal)
         if args.get("all") and not dry_run:
-            await self._store.partials.drop_all_idle()
+            await self._store.partials.drop_idle()
         if removed and not dry_run:
             log.info("removed on request: %s, %s", parse.counted(removed, "object"), parse.shown_size(size))
         yield {

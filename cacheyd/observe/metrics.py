@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cacheyd import __version__
+from cacheyd.observe.events import Events
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -62,7 +63,7 @@ class _Watched(Collector):
         return self._read()
 
 
-class Metrics:
+class Metrics(Events):
     """What happened so far. `registries` are the configured ones, which always get a label of their own."""
 
     def __init__(self, registries: Iterable[str] = ()) -> None:

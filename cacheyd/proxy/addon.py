@@ -150,7 +150,7 @@ class RegistryCache:
         for warning in settings.warnings:
             log.warning("%s", warning)
         self.metrics = Metrics(settings.registries)
-        self.store = Store(settings.cache_dir, settings, on_evicted=self.metrics.evicted)
+        self.store = Store(settings.cache_dir, settings, events=self.metrics)
         self.transport = MitmTransport(ctx.options, settings)
         self.authorizer = Authorizer(settings)
         self.origins = Origins(self.transport, self.authorizer, settings, self.metrics)
@@ -229,7 +229,8 @@ class RegistryCache:
             if warning not in self.settings.warnings:
                 log.warning("%s", warning)
         self.settings = settings
-        self.store.settings = self.origins.settings = self.authorizer.settings = settings
+        self.store.live.change(settings)
+        self.origins.settings = self.authorizer.settings = settings
         self.fetcher.settings = self.cache.settings = settings
         self.transport.reload(settings)
         # What was decided by the old settings, or learned from whom they named, counts no more.

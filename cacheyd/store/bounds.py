@@ -4,136 +4,108 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from cacheyd.settings import values as parse
-from cacheyd.store import space
-from cacheyd.store.objects import Shelf
-from cacheyd.store.space import to_free
+from cacheyd.settings.live import Live
+from cacheyd.store.catalog import Catalog
+from cacheyd.store.eviction import Eviction
+from cacheyd.store.fullness import Fullness
+from cacheyd.store.health import Health
+from cacheyd.store.partials import Partials
+from cacheyd.store.space import Space
+from cacheyd.store.unread import Unread
 
 log = logging.getLogger(__name__)
 
 EVICT_EVERY = 2.0
-# So many objects leave the catalogue in one go, before the event loop does something else.
-BATCH = 200
-# After there was nothing that could go, it is not tried again for so long (seconds).
-FULL_PAUSE = 5.0
 # The room of files that went is waited for so often, with such pauses (seconds).
 ROOM_LOOKS, ROOM_PAUSE = 20, 0.05
-# That there is no room for large objects while there is for small ones is said no more often than this (seconds).
-SAY_EVERY = 60.0
 
 
-class Room:
-    """Evicts. What is on its way in, and the images that it is part of, are left alone."""
+class Bounds:
+    """Decides when something has to go, and how much."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
+    def __init__(
+        self,
+        space: Space,
+        eviction: Eviction,
+        fullness: Fullness,
+        catalog: Catalog,
+        partials: Partials,
+        unread: Unread,
+        health: Health,
+        *,
+        live: Live,
+        clock: Callable[[], float],
+    ) -> None:
+        self.space = space
+        self._eviction = eviction
+        self._fullness = fullness
+        self._catalog = catalog
+        self._partials = partials
+        self._unread = unread
+        self._health = health
+        self._live = live
+        self._clock = clock
         self._lock = asyncio.Lock()
-        self._full_until = 0.0
-        self.full = False
-        self._said = False
-        self._say_again = float("-inf")
         # While the way down to the low watermark is not done: how many bytes may be held at its end.
         self._aim: int | None = None
-        self._aim_by = shelf.settings
+        self._aim_by = live.settings
 
-    def missing(self, size: int = 0, *, low: float | None = None) -> int:
-        """How many bytes have to go, down to the low watermark (or `low`), for `size` more; 0 if they fit."""
-        return self._missing(size, self._shelf.partials.held, low)
+    @property
+    def full(self) -> bool:
+        """Whether there is no room, and nothing more may go."""
+        return self._fullness.full
 
-    def _missing(self, size: int, unverified: int, low: float | None) -> int:
-        """The same, with so many bytes in partial files."""
-        shelf, settings = self._shelf, self._shelf.settings
-        total = shelf.blobs.total()
-        free = shelf.blobs.free()
-        files = shelf.blobs.free_files()
-        short_of_files = files is not None and files < space.FEW_FILES
-        low = settings.low_watermark.share if low is None else low
-        over = to_free(
-            shelf.size + unverified,
-            settings.max_size.of(total),
-            None if free is None else free + shelf.partials.size - unverified,
-            max(settings.min_free.of(total), space.RESERVE),
-            low=low,
-            size=size,
-        )
-        return max(over, int(shelf.size * (1 - low)), 1) if short_of_files else over
-
-    def capacity(self) -> int:
-        """What the store may hold (bytes): `max_size`, or what it has and what it may still write, if that is less."""
-        shelf, settings = self._shelf, self._shelf.settings
-        total, free = shelf.blobs.total(), shelf.blobs.free()
-        max_size = settings.max_size.of(total) or 2**62
-        if free is None:
-            return max_size
-        return max(0, min(max_size, shelf.size + shelf.partials.size + free - max(settings.min_free.of(total), space.RESERVE)))
-
-    def credit(self, delivered: int) -> int:
-        """The `credit` for `spare` of one who has delivered so many bytes of what is there now."""
-        # In a store that is not full, nine tenths are more than what is there: what others delivered is what stays.
-        return delivered and delivered + max(
-            0, self.capacity() * (space.UNVERIFIED - 1) // space.UNVERIFIED - self._shelf.size
-        )
-
-    def spare(self, credit: int = 0) -> int:
-        """How many bytes may be evicted for what is not verified yet: it never brings the store below nine tenths, less
-        `credit`, which is what the registry that sends it had delivered of what was there.
-
-        So a tenth is what a stranger can displace with bytes that turn out to be worth nothing, however often he tries: the
-        room stays, and the next ones fit in it. Who has delivered more could displace as much in any case.
-        """
-        if not self._shelf.loaded:
-            return 0
-        kept = self.capacity() * (space.UNVERIFIED - 1) // space.UNVERIFIED - credit
-        return max(0, self._shelf.size - max(0, kept))
+    def credit(self, registry: str) -> int:
+        """What a registry's unverified bytes may displace beyond a tenth of the store: as much as it has delivered of it."""
+        return self.space.credit(self._catalog.delivered(registry))
 
     def can_take(self, size: int, credit: int = 0) -> bool:
-        """Whether an object of `size` bytes, none of which is here or verified yet, could be kept. Removes nothing."""
-        if not (over := self.missing(size, low=1.0)):
-            return True
-        if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
-            return False
-        return over <= self._shelf.partials.idle_bytes + self.spare(credit)
+        """Whether an object of `size` bytes that is only promised so far could be kept. Removes nothing.
 
-    def _can_fit(self, size: int) -> bool:
-        """Whether an object of this size fits at all, whatever else would have to go."""
-        shelf, settings = self._shelf, self._shelf.settings
-        total = shelf.blobs.total()
-        max_size, free = settings.max_size.of(total), shelf.blobs.free()
-        if max_size and size > max_size:
+        For the head of a response: with `make(more, unverified=True)` for each piece as it comes, all of it will find
+        room, unless others take it first.
+        """
+        if not (over := self.space.missing(size, low=1.0)):
+            return True
+        if not self.space.can_fit(size) or self._fullness.pauses:
             return False
-        possible = shelf.size + shelf.partials.size
-        return free is None or free + possible - size >= max(settings.min_free.of(total), space.RESERVE)
+        return over <= self.space.displaceable(credit)
 
     async def make(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
-        """Room for `size` bytes more, if there can be. For `unverified` ones no more goes than `spare`."""
-        if not self.missing(size):
-            self._is_full(False)
+        """Removes what is needed for `size` bytes more; whether they fit then.
+
+        `unverified` bytes, those on their way in, displace no more than a tenth of the store, and the `credit` of their
+        registry when they began to come; verified ones whatever was not used for longest.
+        """
+        space = self.space
+        if not space.missing(size):
+            self._fullness.note(full=False)
             return True
-        if not self._can_fit(0):
+        if not space.can_fit(0):
             # Others have filled the disk.
-            self._is_full(True)
-        if not self._can_fit(size) or (self.full and self._shelf.monotonic() < self._full_until):
+            self._fullness.note(full=True)
+        if not space.can_fit(size) or self._fullness.pauses:
             return False
         async with self._lock:
             evicted = await (self._make_from_spare(size, credit) if unverified else self._make(size))
         for _ in range(ROOM_LOOKS if evicted else 0):
             # What somebody has open still comes back when he is done: to the disk, not to max_size.
-            max_size = self._shelf.settings.max_size.of(self._shelf.blobs.total())
-            if not self.missing(size) or (max_size and self._held() + size > max_size):
+            max_size = space.max_size
+            if not space.missing(size) or (max_size and space.held + size > max_size):
                 break
             await asyncio.sleep(ROOM_PAUSE)
         # Down to the low watermark is for `keep`: below the high one is enough here.
-        fits = not self.missing(size)
-        if fits or (self._shelf.loaded and not (unverified and self._shelf.catalog.may_go())):
+        fits = not space.missing(size)
+        if fits or (self._unread.loaded and not (unverified and self._catalog.may_go())):
             # Before that nobody knows what may go.
-            self._is_full(not fits)
+            self._fullness.note(full=not fits)
         return fits
 
     async def _make(self, size: int) -> bool:
         """Whether something went."""
         evicted = False
-        while over := self.missing(size):
-            self._aim, self._aim_by = self._held() + size - over, self._shelf.settings
+        while over := self.space.missing(size):
+            self._aim_at(self.space.held + size - over)
             if not await self._evict("room", over):
                 break
             evicted = True
@@ -142,29 +114,13 @@ class Room:
     async def _make_from_spare(self, size: int, credit: int) -> bool:
         """Whether something went. Nothing does if it would not do."""
         evicted = False
-        while (over := self.missing(size, low=1.0)) and self.can_take(size, credit):
+        while (over := self.space.missing(size, low=1.0)) and self.can_take(size, credit):
             # Down to the low watermark, as far as that goes, or it would be done again for each piece.
-            spare = self.spare(credit)
-            if not await self._evict("room", max(over, min(spare, self.missing(size))), most=spare):
+            spare = self.space.spare(credit)
+            if not await self._evict("room", max(over, min(spare, self.space.missing(size))), most=spare):
                 break
             evicted = True
         return evicted
-
-    def _is_full(self, full: bool) -> None:
-        if full:
-            self._full_until = self._shelf.monotonic() + FULL_PAUSE
-        now = self._shelf.monotonic()
-        if full and not self.full and now >= self._say_again:
-            self._say_again, self._said = now + SAY_EVERY, True
-            free, total = self._shelf.blobs.free() or 0, self._shelf.blobs.total()
-            log.warning(
-                "%s is full: %s of %s are free, %s are stored, and nothing more may go; serving without keeping",
-                self._shelf.root, *map(parse.shown_size, (free, total, self._shelf.size)),
-            )  # fmt: skip
-        elif not full and self._said:
-            self._said = False
-            log.info("%s has room again", self._shelf.root)
-        self.full = full
 
     async def keep_bounds(self) -> None:
         """Keeps them for ever."""
@@ -178,20 +134,21 @@ class Room:
     async def keep(self) -> int:
         """Evicts what is beyond the bounds or too old; how many objects went."""
         count = 0
-        if self._shelf.health.ousted:
+        if self._health.ousted:
             return 0
         async with self._lock:
-            if self._shelf.settings is not self._aim_by:
+            settings = self._live.settings
+            if settings is not self._aim_by:
                 # What was aimed at was by other bounds.
                 self._aim = None
-            if self._shelf.settings.max_age and self._shelf.loaded:
-                count += await self._expire()
-            if self.full and not self.missing():
+            if settings.max_age:
+                count += await self._eviction.expire(self._clock() - settings.max_age)
+            if self.full and not self.space.missing():
                 # Others have made room: what was aimed at while there was none is no aim any more.
-                self._is_full(False)
+                self._fullness.note(full=False)
                 self._aim = None
             while over := self._left():
-                if self.full and self._shelf.monotonic() < self._full_until:
+                if self._fullness.pauses:
                     self._aim = None
                     break
                 most = self._most()
@@ -201,61 +158,48 @@ class Room:
                     self._aim = None
                     if most is not None:
                         break
-                    self._is_full(self.missing() > 0)
+                    self._fullness.note(full=self.space.missing() > 0)
         return count
 
-    def _held(self) -> int:
-        return self._shelf.size + self._shelf.partials.held
+    def _aim_at(self, held: int) -> None:
+        self._aim, self._aim_by = held, self._live.settings
 
     def _most(self) -> int | None:
         """How many bytes of objects may go to keep the bounds: without limit only for what is verified itself."""
-        return None if self._aim is not None or self._missing(0, 0, None) else self.spare()
+        return None if self._aim is not None or self.space.missing_for_objects() else self.space.spare()
 
     def _left(self) -> int:
         """How many bytes have to go: down to the low watermark, once a limit was passed by what is verified."""
-        if not self._missing(0, 0, None) and self._aim is None:
-            over = self.missing(low=1.0)
-            return over if over <= self._shelf.partials.idle_bytes + self.spare() else 0
-        if over := self.missing():
-            self._aim, self._aim_by = self._held() - over, self._shelf.settings
+        space = self.space
+        if not space.missing_for_objects() and self._aim is None:
+            over = space.missing(low=1.0)
+            return over if over <= space.displaceable() else 0
+        if over := space.missing():
+            self._aim_at(space.held - over)
             return over
-        left = 0 if self._aim is None else max(0, self._held() - self._aim)
+        left = 0 if self._aim is None else max(0, space.held - self._aim)
         if not left:
             self._aim = None
         return left
 
-    async def _expire(self) -> int:
-        before = self._shelf.clock() - self._shelf.settings.max_age
-        count = 0
-        while taken := self._shelf.catalog.take_oldest(2**62, BATCH, self._in_use(), before=before):
-            await self._shelf.unlink_all(taken, "age")
-            count += len(taken)
-        return count
-
-    def _in_use(self) -> Callable[[str], bool]:
-        coming = self._shelf.partials.reservations.expected()
-        return lambda digest: digest in coming or self._shelf.blobs.is_mapped(digest)
-
     async def _evict(self, reason: str, size: int, most: int | None = None) -> int:
         """Removes up to `size` bytes, partial files without a fetch first, and `most` of objects; how many files went."""
-        if freed := await self._shelf.threads.run(self._shelf.partials.drop_idle, size):
+        if freed := await self._partials.drop_idle(size):
             # That may do: objects are not evicted for the low watermark alone.
             self._aim = None
             return freed
-        if not self._shelf.loaded:
-            return 0
-        catalog = self._shelf.catalog
-        taken = catalog.take_oldest(size, BATCH, self._in_use(), most=most)
-        if not taken:
-            # What is being read now can go, too: who reads it is not disturbed, but its room comes back only afterwards.
-            coming = self._shelf.partials.reservations.expected()
-            taken = catalog.take_oldest(size, BATCH, coming.__contains__, most=most)
-        await self._shelf.unlink_all(taken, reason)
-        if taken:
-            freed = sum(stored.size for stored in taken)
-            log.info("evicted %d objects, %s", len(taken), parse.shown_size(freed))
-        return len(taken)
+        return await self._eviction.evict(reason, size, most)
+
+    # What other wings still call by these names; to be dropped.
 
     async def drop_idle(self) -> None:
-        """What other wings still call; to be dropped."""
-        await self._shelf.partials.drop_all_idle()
+        """Removes all partial files that no fetch has."""
+        await self._partials.drop_idle()
+
+    def missing(self, size: int = 0) -> int:
+        """How many bytes have to go for `size` more."""
+        return self.space.missing(size)
+
+    def capacity(self) -> int:
+        """What the store may hold."""
+        return self.space.capacity()

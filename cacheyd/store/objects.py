@@ -1,31 +1,19 @@
-"""The objects and tags as they are now: catalogue, files and rows, and what holds them together.
-
-No work runs on its own here; that is for `upkeep` and `room`, and `store` has the whole.
-"""
+"""Stored objects: found, read, taken up, removed. Each is in the catalogue, and its file is the one that was stored."""
 
 import asyncio
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
 
-from cacheyd.protocol.reference import Kind
-from cacheyd.settings.settings import Settings
+from cacheyd.observe.events import Events
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import BlobDir, digest_of, hash_file
-from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.catalog import Catalog
 from cacheyd.store.health import Health
-from cacheyd.store.index import Index, Row
-from cacheyd.store.lists import Lists
-from cacheyd.store.lock import DirectoryLock
 from cacheyd.store.mapped import Mapped
-from cacheyd.store.partial_dir import PartialDir
-from cacheyd.store.partials import Partials
-from cacheyd.store.records import Description, Stored, TagVariant, describe, has_own_type, read_stored, read_variants
-from cacheyd.store.sights import Sights
+from cacheyd.store.records import MAX_REPOSITORIES, Description, Stored, describe
 from cacheyd.store.threads import DiskThreads
+from cacheyd.store.unread import Unread
 
 log = logging.getLogger(__name__)
 
@@ -33,139 +21,113 @@ SMALL = 64 << 10
 SMALL_TOTAL = 32 << 20
 # The largest manifest that is kept (bytes): clients refuse larger ones. Files without a row are looked into up to this size.
 MANIFEST_MAX = 4 << 20
-MAX_REPOSITORIES = 64
 
 
-class Shelf:
-    """All methods but those marked "blocks" are for the event loop."""
+class SmallBodies(OrderedDict[str, bytes]):
+    """The bytes of small objects, by digest. Those that have been here longest go when it is too much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def remember(self, digest: str, data: bytes) -> None:
+        """Keeps the bytes of an object that is not here yet."""
+        self[digest] = data
+        self.total += len(data)
+        while self.total > SMALL_TOTAL:
+            _, old = self.popitem(last=False)
+            self.total -= len(old)
+
+    def forget(self, digest: str) -> None:
+        """Drops the bytes of an object, if they are here."""
+        self.total -= len(self.pop(digest, b""))
+
+
+class Objects:
+    """All methods are for the event loop but those marked "blocks"."""
 
     def __init__(
         self,
-        root: Path,
-        settings: Settings,
+        blobs: BlobDir,
+        catalog: Catalog,
+        unread: Unread,
+        health: Health,
+        threads: DiskThreads,
         *,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-        on_evicted: Callable[[str, int], None] = lambda reason, count: None,
+        clock: Callable[[], float],
+        events: Events,
     ) -> None:
-        self.root = root
-        self.clock, self.monotonic = clock, monotonic
-        self.on_evicted = on_evicted
-        self.catalog = Catalog()
-        self.lists = Lists()
-        self.blobs = BlobDir(root)
-        self.index = Index(root / "index", sync=settings.durability == "fsync")
-        self.sights = Sights(self._unread_row)
-        self.lock = DirectoryLock(root)
-        self.threads = DiskThreads()
-        self.health = Health(self.blobs, self.threads, self.monotonic)
-        self.partials = Partials(PartialDir(self.blobs), self.threads, self.health)
-        # Whether the catalogue is as complete as it gets.
-        self.loaded = False
-        # Until all rows were read, they are also looked up one by one, but not those of what went meanwhile.
-        self.index_read = False
-        self.gone: set[str] = set()
-        self.gone_tags: set[str] = set()
+        self._blobs = blobs
+        self._catalog = catalog
+        self._unread = unread
+        self._health = health
+        self._threads = threads
+        self._clock = clock
+        self._events = events
         # Stored, but not yet known to be on the disk itself: they get their row then.
         self.unsynced: set[str] = set()
-        self._settings = settings
-        self._small: OrderedDict[str, bytes] = OrderedDict()
-        self._small_bytes = 0
+        self._small = SmallBodies()
         # Out of the catalogue, their files about to go.
         self._leaving: set[tuple[str, tuple[int, int]]] = set()
         self._recovering: SingleFlight[str, None, Stored | None] = SingleFlight()
 
-    @property
-    def settings(self) -> Settings:
-        """What is in force."""
-        return self._settings
-
-    @settings.setter
-    def settings(self, settings: Settings) -> None:
-        self._settings = settings
-        self.catalog.pin(settings.pin)
-
-    @property
-    def size(self) -> int:
-        """The size of all objects."""
-        return self.catalog.bytes
-
-    @property
-    def counts(self) -> dict[Kind, int]:
-        """How many objects there are."""
-        return self.catalog.counts
-
-    # Objects
-
     def find(self, digest: str) -> Stored | None:
         """The object if its file is there and is the one that was stored. One stat."""
-        stored = self.catalog.objects.get(digest)
+        stored = self._catalog.objects.get(digest)
         if stored is None:
-            stored = self.find_row(digest)
+            stored = self._unread.find_object(digest)
             if stored is None:
                 return None
-        if self.blobs.stat(digest) != (stored.size, stored.stamp):
+        if self._blobs.stat(digest) != (stored.size, stored.stamp):
             self.lost(stored)
             return None
         return stored
 
     def lost(self, stored: Stored) -> None:
         """The object's file is gone, unreadable, or somebody changed it: what is there is hashed before it counts."""
-        if self.catalog.objects.get(stored.digest) is not stored:
+        if self._catalog.objects.get(stored.digest) is not stored:
             return  # It was stored anew since.
-        if (size := self.blobs.size(stored.digest)) is not None:
-            log.warning("%s (%d bytes) is not what was stored there, or cannot be read", self.blobs.path(stored.digest), size)
+        if (size := self._blobs.size(stored.digest)) is not None:
+            log.warning("%s (%d bytes) is not what was stored there, or cannot be read", self._blobs.path(stored.digest), size)
         self.forget(stored)
 
     def forget(self, stored: Stored) -> None:
         """The object does not count any more; its file may be there."""
-        self.catalog.remove(stored.digest)
+        self._catalog.remove(stored.digest)
         self._forget(stored.digest)
 
     def _forget(self, digest: str) -> None:
         self.unsynced.discard(digest)
-        self._small_bytes -= len(self._small.pop(digest, b""))
-        if not self.index_read:
-            self.gone.add(digest)
+        self._small.forget(digest)
+        self._unread.object_went(digest)
 
     def touch(self, digest: str, hits: int = 1) -> None:
         """The object was used just now, to answer so many requests."""
-        self.catalog.touch(digest, self.clock(), hits)
+        self._catalog.touch(digest, self._clock(), hits)
 
     def body(self, stored: Stored) -> bytes | Mapped | None:
         """The object's bytes: small ones from memory, others as the shared mapping; None if the file went just now."""
         if stored.size > SMALL:
-            mapped = self.blobs.map(stored.digest)
+            mapped = self._blobs.map(stored.digest)
             if mapped is not None and mapped.size == stored.size:
                 return mapped
             self.lost(stored)
             return None
         data = self._small.get(stored.digest)
         if data is None:
-            data = self.blobs.read(stored.digest)
+            data = self._blobs.read(stored.digest)
             if data is None or len(data) != stored.size:
                 self.lost(stored)
                 return None
-            self._remember_small(stored.digest, data)
+            self._small.remember(stored.digest, data)
         return data
-
-    def _remember_small(self, digest: str, data: bytes) -> None:
-        self._small[digest] = data
-        self._small_bytes += len(data)
-        while self._small_bytes > SMALL_TOTAL:
-            _, old = self._small.popitem(last=False)
-            self._small_bytes -= len(old)
-
-    def snapshot(self) -> Snapshot:
-        """A copy of the lists of objects and tags, to be read in another thread."""
-        return self.catalog.snapshot()
 
     async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
         """Takes up a file that does not count: after a crash, a lost index, a change of it. It is hashed first.
 
         That goes on where it takes longer than `wait` seconds, and None is the answer.
         """
-        there = self.blobs.stat(digest)
+        there = self._blobs.stat(digest)
         if there is None or (digest, there) in self._leaving:
             return None
         _, found = self._recovering.join(digest, None, lambda: self._recover(digest))
@@ -176,22 +138,22 @@ class Shelf:
             return None
 
     async def _recover(self, digest: str) -> Stored | None:
-        before = await self.threads.run(self.blobs.stat, digest)
+        before = await self._threads.run(self._blobs.stat, digest)
         if before is None or self._is_known(digest, before):
             return self.find(digest)
-        found, description = await self.threads.run(self._hash, digest, before[0])
-        if await self.threads.run(self.blobs.stat, digest) != before or self._is_known(digest, before):
+        found, description = await self._threads.run(self._hash, digest, before[0])
+        if await self._threads.run(self._blobs.stat, digest) != before or self._is_known(digest, before):
             return self.find(digest)
         if found is None:
             # It cannot be read now, for want of descriptors perhaps: nothing is known of it.
             return None
         if found != digest:
-            log.warning("%s does not hold what its name says; removed", self.blobs.path(digest))
+            log.warning("%s does not hold what its name says; removed", self._blobs.path(digest))
             await self.unlink(digest, before)
             return None
         if (digest, before) in self._leaving:
             return None
-        now = self.clock()
+        now = self._clock()
         media_type = description.media_type
         used = min(now, before[1] / 1e9)
         stored = Stored(digest, before[0], media_type, now, (), used, stamp=before[1])
@@ -199,7 +161,7 @@ class Shelf:
         return stored
 
     def _is_known(self, digest: str, found: tuple[int, int]) -> bool:
-        stored = self.catalog.objects.get(digest)
+        stored = self._catalog.objects.get(digest)
         return stored is not None and (stored.size, stored.stamp) == found
 
     def _hash(self, digest: str, size: int) -> tuple[str | None, Description]:
@@ -207,29 +169,30 @@ class Shelf:
         algorithm = digest.partition(":")[0]
         if size > MANIFEST_MAX:
             try:
-                return hash_file(self.blobs.path(digest), algorithm), Description()
+                return hash_file(self._blobs.path(digest), algorithm), Description()
             except OSError:
                 return None, Description()
-        data = self.blobs.read(digest)
+        data = self._blobs.read(digest)
         return (None if data is None else digest_of(data, algorithm)), describe(data)
 
     async def unlink(self, digest: str, known: tuple[int, int]) -> None:
+        """Removes the file of an object that does not count, if it is the one that `stat` said."""
         try:
-            await self.threads.run(self.blobs.remove, digest, known)
+            await self._threads.run(self._blobs.remove, digest, known)
         except OSError as error:
-            self.health.report_write_error(error)
+            self._health.report_write_error(error)
 
     def add(self, stored: Stored, said: Description, *, synced: bool = False) -> None:
         """An object whose file is in place, and `synced` to the disk itself; `said` is what a manifest says."""
         stored.needs = said.needs
-        self.catalog.add(stored, said.needs, frozenset(said.blobs))
-        self.gone.discard(stored.digest)
+        self._catalog.add(stored, said.needs, frozenset(said.blobs))
+        self._unread.object_came(stored.digest)
         if not synced:
             self.unsynced.add(stored.digest)
 
     async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
         """Removes objects, wherever they stand; how many there were, and their bytes."""
-        removed = [stored for digest in digests if (stored := self.catalog.remove(digest)) is not None]
+        removed = [stored for digest in digests if (stored := self._catalog.remove(digest)) is not None]
         await self.unlink_all(removed, reason)
         return len(removed), sum(stored.size for stored in removed)
 
@@ -242,90 +205,32 @@ class Shelf:
         leaving = {(stored.digest, (stored.size, stored.stamp)) for stored in removed}
         self._leaving |= leaving
         try:
-            await self.threads.run(self._unlink_files, removed)
+            await self._threads.run(self._unlink_files, removed)
         except OSError as error:
-            self.health.report_write_error(error)
+            self._health.report_write_error(error)
         finally:
             self._leaving -= leaving
-        self.on_evicted(reason, len(removed))
+        self._events.evicted(reason, len(removed))
 
     def _unlink_files(self, removed: Sequence[Stored]) -> None:
         for stored in removed:
-            self.blobs.remove(stored.digest, (stored.size, stored.stamp))
+            self._blobs.remove(stored.digest, (stored.size, stored.stamp))
 
-    # Rows, before all of them were read
-
-    def find_row(self, digest: str) -> Stored | None:
-        """An object's row, before all of them were read."""
-        if self.index_read or digest in self.gone or (row := self.index.get(f"o:{digest}")) is None:
-            return None
-        if not has_own_type(row):
-            return None  # The file has to be looked into first.
-        stored = read_stored(digest, row)
-        if stored is not None:
-            self.load_object(stored, stored.needs)
-        return stored
-
-    def find_tag(self, name: str) -> tuple[TagVariant, ...]:
-        """A tag's row, before all of them were read."""
-        if self.index_read or name in self.gone_tags or (row := self.index.get(f"t:{name}")) is None:
-            return ()
-        variants = tuple(read_variants(row))
-        self.load_tag(name, variants)
-        return variants
-
-    def load_object(self, stored: Stored, listed: Sequence[str]) -> None:
-        """An object as its row says."""
-        known = self.catalog.objects.get(stored.digest)
-        if known is not None and (known.size, known.stamp) == (stored.size, stored.stamp):
-            # It was taken up before its row could be read.
-            known.created, known.hits = min(known.created, stored.created), max(known.hits, stored.hits)
-            for name in stored.within:
-                self.catalog.add_repository(known, name, MAX_REPOSITORIES)
-        if known is not None or stored.digest in self.gone:
+    async def sync(self) -> None:
+        """What was stored to the disk itself; what does not get there does not count as stored."""
+        objects = self._catalog.objects
+        batch = {digest: objects[digest].stamp for digest in self.unsynced if digest in objects}
+        if not batch:
             return
-        stored.used = min(stored.used, self.clock())
-        self.catalog.add(stored, listed)
-        self.catalog.changed_objects.discard(stored.digest)
+        failed = await self._threads.run(self._blobs.sync, batch)
+        # What was stored anew meanwhile is another file, and waits for the next time.
+        synced = {digest for digest, stamp in batch.items() if digest in objects and objects[digest].stamp == stamp}
+        self.unsynced -= synced
+        self._catalog.changed_objects |= synced
+        if failed:
+            log.error("%d objects did not get to the disk; dropped", len(failed))
+            await self.remove(failed, "io")
 
-    def load_tag(self, name: str, variants: tuple[TagVariant, ...]) -> None:
-        """A tag as its row says."""
-        if name not in self.catalog.tags and name not in self.gone_tags:
-            self.catalog.set_tag(name, variants)
-            self.catalog.changed_tags.discard(name)
-
-    def _unread_row(self, key: str) -> Row | None:
-        return None if self.index_read else self.index.get(key)
-
-    # What other wings still call by these names; to be dropped.
-
-    async def in_thread[T](self, function: Callable[..., T], *args: object) -> T:
-        """Runs what blocks on the disk."""
-        return await self.threads.run(function, *args)
-
-    @property
-    def writable(self) -> bool:
-        """Whether to try to write."""
-        return self.health.writable
-
-    @property
-    def write_errors(self) -> int:
-        """How often the disk refused a write."""
-        return self.health.write_errors
-
-    def report_write_error(self, error: OSError) -> None:
-        """Remembers that the disk refuses writes."""
-        self.health.report_write_error(error)
-
-    @property
-    def partial_bytes(self) -> int:
-        """The size of all partial files, and of what is being written to them."""
-        return self.partials.size
-
-    def promise(self, size: int) -> None:
-        """So many bytes more are to come, for which room was made."""
-        self.partials.reservations.promise(size)
-
-    def writing(self, size: int) -> AbstractContextManager[None]:
-        """So many bytes are about to be in a partial file."""
-        return self.partials.reservations.writing(size)
+    def add_repository(self, stored: Stored, within: str) -> None:
+        """Records that upstream serves an object in another repository, too."""
+        self._catalog.add_repository(stored, within, MAX_REPOSITORIES)

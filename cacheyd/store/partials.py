@@ -144,8 +144,12 @@ class Partials:
 
     # Files that no fetch has
 
-    def drop_idle(self, size: int) -> int:
-        """Removes files that no fetch has, until `size` bytes are free; how many went. Blocks."""
+    async def drop_idle(self, size: int = 2**62) -> int:
+        """Removes files that no fetch has, until `size` bytes are free; how many went."""
+        return await self._threads.run(self._drop_idle, size)
+
+    def _drop_idle(self, size: int) -> int:
+        """Blocks."""
         freed = count = 0
         for path in list(self._idle):
             if freed >= size:
@@ -159,10 +163,6 @@ class Partials:
                 # Somebody still reads what came of it.
                 self._idle[path] = known
         return count
-
-    async def drop_all_idle(self) -> None:
-        """Removes all files that no fetch has."""
-        await self._threads.run(self.drop_idle, 2**62)
 
     async def sweep(self, older_than: float) -> int:
         """Removes what is too old (seconds) or of no use, and counts the others anew; how many went.

@@ -16,7 +16,7 @@ from cacheyd.cache.request import Request
 from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size
-from cacheyd.store import bounds, upkeep
+from cacheyd.store import bounds, journal, watch
 from cacheyd.store.store import Store
 from tests.faults.crash_content import MAX_SIZE, Content, ContentUpstream
 from tests.support.files import sizes
@@ -109,7 +109,7 @@ def load(root: Path, content: Content, durability: str, seed: int) -> None:
 def quicken() -> None:
     """Background work that takes seconds otherwise happens all the time."""
     bounds.EVICT_EVERY = 0.004
-    upkeep.FLUSH_EVERY, upkeep.SYNC_EVERY, upkeep.SAVE_USED_EVERY, upkeep.LOOK_EVERY = 0.003, 0.006, 0.01, 0.01
+    journal.FLUSH_EVERY, journal.SYNC_EVERY, journal.SAVE_USED_EVERY, watch.LOOK_EVERY = 0.003, 0.006, 0.01, 0.01
 
 
 async def _load(run: Run, random: Random) -> None:

@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from cacheyd.observe.events import Events
 from cacheyd.protocol.reference import Kind
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.health import BROKEN_PAUSE
 from cacheyd.store.lists import Lists
 from cacheyd.store.mapped import Mapped
-from cacheyd.store.objects import MAX_REPOSITORIES, SMALL
+from cacheyd.store.objects import SMALL
 from cacheyd.store.partial import Partial
-from cacheyd.store.records import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
+from cacheyd.store.records import MAX_REPOSITORIES, MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
 from cacheyd.store.reservations import Reservations
 from cacheyd.store.sights import Sights
 from cacheyd.store.space import to_free
@@ -103,16 +105,16 @@ class MemoryStore:
 
     def __init__(
         self,
-        settings: Settings | None = None,
+        settings: Settings | Live | None = None,
         *,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        on_evicted: Callable[[str, int], None] = lambda reason, count: None,
+        events: Events | None = None,
     ) -> None:
-        self.settings = settings or Settings()
+        self.live = Live.of(settings or Settings())
         self.clock, self.monotonic = clock, monotonic
         self.partials = MemoryPartials()
-        self.on_evicted = on_evicted
+        self._events = events or Events()
         self.catalog = Catalog()
         self.sights = Sights()
         self.lists = Lists()
@@ -123,6 +125,11 @@ class MemoryStore:
     async def start(self) -> None:
         """There is nothing to be read."""
         self.catalog.pin(self.settings.pin)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.live.settings
 
     async def stop(self) -> None:
         """Gives all descriptors back."""
@@ -180,7 +187,7 @@ class MemoryStore:
         for stored in removed:
             os.close(self._files.pop(stored.digest))
         if removed:
-            self.on_evicted(reason, len(removed))
+            self._events.evicted(reason, len(removed))
 
     def snapshot(self) -> Snapshot:
         """A copy of the lists of objects and tags."""

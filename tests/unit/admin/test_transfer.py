@@ -154,12 +154,14 @@ async def test_what_is_evicted_during_an_export_is_still_in_it(nodes: list[Node]
     await other.pull(NAME, image)
 
 
-async def test_an_export_marks_what_is_in_it_as_used(nodes: list[Node], tmp_path: Path) -> None:
+async def test_an_export_marks_what_is_in_it_as_used(
+    nodes: list[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, _ = nodes
     image = make_image()
     await one.add(NAME, image)
     now = one.store.clock() + 1000
-    one.store.clock = lambda: now
+    monkeypatch.setattr(one.store.objects, "_clock", lambda: now)
 
     await one.export(tmp_path / "x.tar", NAME)
 

@@ -11,8 +11,8 @@ from cacheyd.settings.settings import load
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.health import BROKEN_PAUSE
 from cacheyd.store.mapped import Mapped
-from cacheyd.store.objects import MAX_REPOSITORIES, SMALL
-from cacheyd.store.records import MAX_VARIANTS, Stored, TagVariant
+from cacheyd.store.objects import SMALL
+from cacheyd.store.records import MAX_REPOSITORIES, MAX_VARIANTS, Stored, TagVariant
 from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import Clock

@@ -106,8 +106,10 @@ class WatchedStore(Store):
     def __init__(self, root: Path, settings: Settings, *, clock: "Clock") -> None:
         super().__init__(root, settings, clock=clock, monotonic=clock.monotonic)
         self.wrong: list[str] = []
+        self._unlink_all = self.objects.unlink_all
+        self.objects.unlink_all = self._watch  # type: ignore[method-assign]
 
-    async def unlink_all(self, removed: Sequence[Stored], reason: str) -> None:
+    async def _watch(self, removed: Sequence[Stored], reason: str) -> None:
         for stored in removed:
             assert stored.digest not in self.catalog.objects
             if self.catalog.parents(stored.digest):
@@ -116,7 +118,7 @@ class WatchedStore(Store):
                 self.wrong.append(f"{stored} is pinned and went ({reason})")
             if reason != "test" and stored.digest in self.partials.reservations.expected():
                 self.wrong.append(f"{stored} is on its way in and went ({reason})")
-        await super().unlink_all(removed, reason)
+        await self._unlink_all(removed, reason)
 
 
 class Clock:
@@ -178,7 +180,7 @@ class StoreMachine(RuleBasedStateMachine):
         gc.collect()
 
     def _abandon(self) -> None:
-        self.store.threads.stop()
+        self.store.upkeep.threads.stop()
         self.store.index.close()
         self.store.lock.release()
 
@@ -305,11 +307,11 @@ class StoreMachine(RuleBasedStateMachine):
             await asyncio.gather(
                 self._pull(root, repository, random.Random(1)),
                 *(self._fetch(thing, repository) for thing in others),
-                self.store.room.keep(),
-                self.store.upkeep.reconcile(),
-                self.store.upkeep.save(),
+                self.store.bounds.keep(),
+                self.store.upkeep.reconciliation.reconcile(),
+                self.store.upkeep.journal.save(),
             )
-            await self.store.room.keep()
+            await self.store.bounds.keep()
 
         self.runner.run(run())
         self._saved()
@@ -369,24 +371,24 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pin=pins, size=sizes, age=st.sampled_from(["0s", "1h"]), durability=st.sampled_from(["fast", "fsync"]))
     def configure(self, pin: str, size: str, age: str, durability: str) -> None:
         self.flags = {"min_free": "0", "max_size": size, "pin": pin, "max_age": age, "durability": durability}
-        self.store.settings = load(environ={}, flags=self.flags)
+        self.store.live.change(load(environ={}, flags=self.flags))
 
     @rule(size=st.integers(0, 300_000))
     def make_room(self, size: int) -> None:
         if self.runner.run(self.store.make_room(size)):
-            assert not self.store.room.missing(size)
+            assert not self.store.bounds.space.missing(size)
             limit = self.store.settings.max_size.of(0)
             assert not limit or self.store.size + self.store.partial_bytes + size <= limit
 
     @rule()
     def keep_bounds(self) -> None:
         self.clock.passed += 10
-        self.runner.run(self.store.room.keep())
+        self.runner.run(self.store.bounds.keep())
         self._is_within_bounds()
 
     def _is_within_bounds(self) -> None:
         """Beyond them is only what may not go."""
-        if self.store.room.missing():
+        if self.store.bounds.space.missing():
             assert list(self.store.catalog.roots()) == []
             assert self.store.idle == {}
 
@@ -453,13 +455,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        self.runner.run(self.store.upkeep.save())
+        self.runner.run(self.store.upkeep.journal.save())
         self._saved()
 
     @rule()
     def reconcile(self) -> None:
         whole = self._whole()
-        self.runner.run(self.store.upkeep.reconcile())
+        self.runner.run(self.store.upkeep.reconciliation.reconcile())
         assert set(self.store.catalog.objects) == whole
         self._forget_old_tags()
         self._is_as_on_disk()

@@ -226,7 +226,7 @@ async def test_both_outlive_the_process(store: StoppableStore, tmp_path: Path) -
     store.sights.seen.set(f"r.test/gone@{DIGEST}", Sight(3.0))
     store.sights.hold("r.test/a:1", hold)
     store.sights.hold("r.test/a:2", hold)
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     store.sights.let_go("r.test/a:2")
     store.sights.seen.discard(f"r.test/gone@{DIGEST}")
     await store.stop()

@@ -102,7 +102,8 @@ async def test_what_is_stored_or_removed_while_the_index_is_read(store: Store, m
     for tag in ("1", "2", "3"):
         store.set_tag("docker.io", "a", tag, variant(1))
     await store.stop()
-    monkeypatch.setattr("cacheyd.store.upkeep.PAGE", 1)
+    monkeypatch.setattr("cacheyd.store.loading.PAGE", 1)
+    monkeypatch.setattr("cacheyd.store.reconcile.PAGE", 1)
     again, page, go_on = StoppableStore(store.root, clock=store.clock), asyncio.Event(), threading.Event()
     read_pages = again.index.pages
 
@@ -498,10 +499,10 @@ async def test_a_file_is_hashed_once_for_all_who_ask_for_it(store: Store, monkey
 
 async def test_a_file_that_takes_long_to_hash_is_taken_up_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = await add(store, LARGE)
-    store.forget(stored)
+    store.objects.forget(stored)
     go = threading.Event()
-    hash_ = store._hash
-    monkeypatch.setattr(store, "_hash", lambda *args: (go.wait(10), hash_(*args))[1])
+    hash_ = store.objects._hash
+    monkeypatch.setattr(store.objects, "_hash", lambda *args: (go.wait(10), hash_(*args))[1])
 
     assert await store.recover(stored.digest, wait=0.01) is None
     assert store.find(stored.digest) is None
@@ -787,7 +788,7 @@ async def test_a_type_that_some_upstream_said_is_looked_up_in_the_bytes(
 
 
 async def test_tags_have_a_bound_in_number(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.store.store.MAX_TAGS", 10)
+    monkeypatch.setattr("cacheyd.store.tags.MAX_TAGS", 10)
     for number in range(25):
         store.set_tag("reg.test", "a/b", f"v{number}", variant(1))
     assert list(store.catalog.tags) == [f"reg.test/a/b:v{number}" for number in range(15, 25)]
@@ -795,7 +796,7 @@ async def test_tags_have_a_bound_in_number(store: Store, monkeypatch: pytest.Mon
 
 async def test_tags_have_a_bound_in_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and Accept headers are whatever a client likes: 100,000 tags with 8 long ones each were gigabytes."""
-    monkeypatch.setattr("cacheyd.store.store.MAX_TAG_BYTES", 100_000)
+    monkeypatch.setattr("cacheyd.store.tags.MAX_TAG_BYTES", 100_000)
     for number in range(200):
         asked = frozenset(f"application/{number}-{n}-{'x' * 90}" for n in range(32))
         store.set_tag("evil.test", "a/b", "x" * 100 + str(number % 100), replace(variant(1), asked=asked))

@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +18,18 @@ from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
 from cacheyd.settings.settings import Settings, load
 from cacheyd.store.blobs import digest_of
 from cacheyd.store.health import BROKEN_PAUSE
+from cacheyd.store.journal import REOPEN_EVERY
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.partial import Partial
+from cacheyd.store.reconcile import PARTIAL_AGE, TAG_AGE, TAG_AGE_HELD
 from cacheyd.store.store import Store
-from cacheyd.store.upkeep import PARTIAL_AGE, PROBE_EVERY, REOPEN_EVERY, TAG_AGE, TAG_AGE_HELD
+from cacheyd.store.watch import PROBE_EVERY
 from tests.support.stores import (
     LARGE,
     MANIFEST,
     WITHIN,
     Clock,
+    Evictions,
     StoppableStore,
     add,
     content,
@@ -56,16 +59,16 @@ async def store(
         settings,
         clock=clock,
         monotonic=monotonic,
-        on_evicted=lambda reason, count: evicted.append((reason, count)),
+        events=Evictions(evicted),
     )
     await store.start(background=False)
     yield store
     await store.stop()
 
 
-def beside(store: Store) -> StoppableStore:
+def beside(store: Store, monotonic: Callable[[], float] = time.monotonic) -> StoppableStore:
     """Another process for the same directory."""
-    return StoppableStore(store.root, store.settings)
+    return StoppableStore(store.root, store.settings, monotonic=monotonic)
 
 
 # Rows
@@ -74,14 +77,14 @@ def beside(store: Store) -> StoppableStore:
 async def test_a_row_is_written_only_after_the_bytes_are_on_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = await add(store, LARGE)
     store.set_tag("docker.io", "a", "1", variant(1))
-    await store.upkeep._flush()
+    await store.upkeep.journal.flush()
     assert set(rows(store)) == {"t:docker.io/a:1"}
 
     synced: list[str] = []
     monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
-    await store.upkeep._sync()
-    await store.upkeep._flush()
-    await store.upkeep._sync()
+    await store.objects.sync()
+    await store.upkeep.journal.flush()
+    await store.objects.sync()
 
     assert synced == [store.blobs.path(stored.digest)]
     assert rows(store)[f"o:{stored.digest}"]["size"] == len(LARGE)
@@ -100,7 +103,7 @@ async def test_with_fsync_the_bytes_are_on_the_disk_before_they_count(tmp_path: 
         patch.setattr(os, "fdatasync", note)
         patch.setattr(os, "fsync", note)
         await add(store, LARGE)
-    await store.upkeep._flush()
+    await store.upkeep.journal.flush()
 
     assert synced == [(digest.replace(":", "-"), False), ("sha256", False)]
     assert set(rows(store)) == {f"o:{digest}"}
@@ -118,7 +121,7 @@ async def test_what_does_not_get_to_the_disk_is_dropped(
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
 
     assert content(store, digest_of(LARGE)) is None
     assert not object_file(store, LARGE).exists()
@@ -130,20 +133,20 @@ async def test_what_does_not_get_to_the_disk_is_dropped(
 async def test_what_was_removed_has_no_row(store: Store) -> None:
     stored = await add(store, LARGE)
     store.set_tag("docker.io", "a", "1", variant(1))
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     assert len(rows(store)) == 2
 
     await store.remove([stored.digest], "test")
     store.delete_tag("docker.io", "a", "1")
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     assert rows(store) == {}
 
 
 async def test_many_rows_are_written_in_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.store.upkeep.PAGE", 10)
+    monkeypatch.setattr("cacheyd.store.journal.PAGE", 10)
     for n in range(55):
         store.set_tag("docker.io", "a", str(n), variant(n))
-    await store.upkeep._flush()
+    await store.upkeep.journal.flush()
     assert len(rows(store)) == 55
 
 
@@ -162,9 +165,9 @@ async def test_an_index_remembers_what_it_lists_before_that_is_there(store: Stor
 
 async def test_rows_reach_the_disk_without_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill costs the last seconds."""
-    monkeypatch.setattr("cacheyd.store.upkeep.FLUSH_EVERY", 0.02)
-    monkeypatch.setattr("cacheyd.store.upkeep.SYNC_EVERY", 0.04)
-    monkeypatch.setattr("cacheyd.store.upkeep.SAVE_USED_EVERY", 0.06)
+    monkeypatch.setattr("cacheyd.store.journal.FLUSH_EVERY", 0.02)
+    monkeypatch.setattr("cacheyd.store.journal.SYNC_EVERY", 0.04)
+    monkeypatch.setattr("cacheyd.store.journal.SAVE_USED_EVERY", 0.06)
     store = StoppableStore(tmp_path / "cache")
     await store.start()
     stored = await add(store, LARGE)
@@ -187,26 +190,25 @@ async def test_an_index_that_is_locked_at_the_start_is_read_later(
     await add(store, LARGE)
     await add(store, b"gone")
     await store.stop()
-    again = beside(store)
-    again.monotonic = monotonic
+    again = beside(store, monotonic)
     with closing(sqlite3.connect(store.root / "index" / "cache.db", isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         await again.start(background=False)
-        assert not again.index_read
+        assert not again.upkeep.loading.unread.index_read
         assert content(again, digest_of(LARGE)) == LARGE, "the files are there"
         again.set_tag("docker.io", "a", "2", variant(2))
         again.delete_tag("docker.io", "a", "3")
         await again.remove([digest_of(b"gone")], "test")
-        await again.upkeep._flush()
-        assert not again.index_read
+        await again.upkeep.journal.flush()
+        assert not again.upkeep.loading.unread.index_read
         connection.execute("ROLLBACK")
-    await again.upkeep._flush()
-    assert not again.index_read, "not tried again at once"
+    await again.upkeep.journal.flush()
+    assert not again.upkeep.loading.unread.index_read, "not tried again at once"
     monotonic.now += REOPEN_EVERY
 
-    await again.upkeep.save()
+    await again.upkeep.journal.save()
 
-    assert again.index_read
+    assert again.upkeep.loading.unread.index_read
     assert again.tag_variants("docker.io", "a", "1") == (variant(1),)
     assert again.tag_variants("docker.io", "a", "2")[0] == variant(2), "newer than its row"
     assert set(rows(again)) == {f"o:{digest_of(LARGE)}", "t:docker.io/a:1", "t:docker.io/a:2"}
@@ -226,7 +228,7 @@ async def test_what_the_rows_say_is_not_lost_when_they_are_read_later(
         await again.start(background=False)
         connection.execute("ROLLBACK")
     monotonic.now += REOPEN_EVERY
-    await again.upkeep.save()
+    await again.upkeep.journal.save()
 
     found = again.find(digest_of(LARGE))
     assert found is not None
@@ -238,7 +240,7 @@ async def test_an_index_that_is_damaged_while_it_is_open_is_written_anew(store: 
     for n in range(3):
         await add(store, bytes([n]) * 100)
     store.set_tag("docker.io", "a", "1", variant(1))
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     expected = rows(store)
     with (store.root / "index" / "cache.db").open("r+b") as file:
         file.seek(4096)
@@ -246,7 +248,7 @@ async def test_an_index_that_is_damaged_while_it_is_open_is_written_anew(store: 
 
     for _ in range(3):
         store.set_tag("docker.io", "a", "2", variant(2))
-        await store.upkeep.save()
+        await store.upkeep.journal.save()
         monotonic.now += REOPEN_EVERY
 
     assert set(rows(store)) == {*expected, "t:docker.io/a:2"}
@@ -257,15 +259,15 @@ async def test_an_index_that_was_wiped_is_written_anew(
     store: Store, monotonic: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add(store, LARGE)
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     expected = rows(store)
     shutil.rmtree(store.root / "index")
-    monkeypatch.setattr("cacheyd.store.upkeep.LOOK_EVERY", 0.01)
-    looking = asyncio.create_task(store.upkeep._look())
+    monkeypatch.setattr("cacheyd.store.watch.LOOK_EVERY", 0.01)
+    looking = asyncio.create_task(store.upkeep.watch.run())
     await eventually(lambda: not store.index.usable)
     looking.cancel()
 
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     assert rows(store) == expected
 
 
@@ -307,7 +309,7 @@ async def test_waiting_ends_in_time_or_when_it_is_given_up(store: Store) -> None
 
 async def test_a_lock_that_was_wiped_is_taken_again(store: Store) -> None:
     shutil.rmtree(store.root)
-    await store.upkeep._keep_lock()
+    await store.upkeep.watch.keep_lock()
 
     assert store.lock.is_held()
     assert store.writable
@@ -324,19 +326,19 @@ async def test_who_lost_the_directory_to_another_only_serves(
     await other.start(background=False)
     await add(other, LARGE)
     for _ in range(3):
-        await store.upkeep._keep_lock()
+        await store.upkeep.watch.keep_lock()
 
     assert not store.writable
     assert caplog.text.count("serving without keeping") == 1
     store.set_tag("docker.io", "a", "1", variant(1))
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     assert await store.room.keep() == 0
-    await other.upkeep.save()
+    await other.upkeep.journal.save()
     assert set(rows(other)) == {f"o:{digest_of(LARGE)}"}
     assert await store.recover(digest_of(LARGE)) is not None, "what is there is served"
 
     await other.stop()
-    await store.upkeep._keep_lock()
+    await store.upkeep.watch.keep_lock()
     assert store.writable
 
 
@@ -345,15 +347,15 @@ async def test_rows_are_written_again_when_the_directory_came_back(store: Store,
     shutil.rmtree(store.root)
     other = beside(store)
     await other.start(background=False)
-    await store.upkeep._keep_lock()
+    await store.upkeep.watch.keep_lock()
     await other.stop()
-    monkeypatch.setattr("cacheyd.store.upkeep.LOOK_EVERY", 0.01)
-    looking = asyncio.create_task(store.upkeep._look())
+    monkeypatch.setattr("cacheyd.store.watch.LOOK_EVERY", 0.01)
+    looking = asyncio.create_task(store.upkeep.watch.run())
     await eventually(lambda: not store.health.ousted and not store.index.usable)
     looking.cancel()
 
     await add(store, LARGE)
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     assert set(rows(store)) == {f"o:{digest_of(LARGE)}"}
 
 
@@ -366,23 +368,23 @@ async def test_tags_without_objects_are_forgotten_after_a_while(store: Store, cl
     store.set_tag("docker.io", "a", "old", variant(1))
     clock.now += TAG_AGE - 1
     store.set_tag("docker.io", "a", "new", variant(1, at=clock.now))
-    assert (await store.upkeep.reconcile())["tags"] == 0
+    assert (await store.upkeep.reconciliation.reconcile())["tags"] == 0
     clock.now += 1
 
-    assert (await store.upkeep.reconcile())["tags"] == 1
+    assert (await store.upkeep.reconciliation.reconcile())["tags"] == 1
     assert set(store.catalog.tags) == {"docker.io/a:kept", "docker.io/a:new"}
     clock.now -= 10 * DAY
-    assert (await store.upkeep.reconcile())["tags"] == 1, "of the future"
+    assert (await store.upkeep.reconciliation.reconcile())["tags"] == 1, "of the future"
 
 
 async def test_with_min_age_they_are_known_for_longer(store: Store, clock: Clock) -> None:
     """What a tag was before is what clients get while the next one is too young."""
-    store.settings = load(environ={}, flags={"min_ages": "docker.io/a=1d"})
+    store.live.change(load(environ={}, flags={"min_ages": "docker.io/a=1d"}))
     store.set_tag("docker.io", "a", "old", variant(1))
     clock.now += TAG_AGE_HELD - 1
-    assert (await store.upkeep.reconcile())["tags"] == 0
+    assert (await store.upkeep.reconciliation.reconcile())["tags"] == 0
     clock.now += 1
-    assert (await store.upkeep.reconcile())["tags"] == 1
+    assert (await store.upkeep.reconciliation.reconcile())["tags"] == 1
 
 
 async def test_partial_files_are_swept_after_a_day_but_never_one_under_way(store: Store) -> None:
@@ -397,7 +399,7 @@ async def test_partial_files_are_swept_after_a_day_but_never_one_under_way(store
     for path in (under_way.path, paths[0]):
         os.utime(path, (time.time() - PARTIAL_AGE - 60,) * 2)
 
-    assert (await store.upkeep.reconcile())["partials"] == 1
+    assert (await store.upkeep.reconciliation.reconcile())["partials"] == 1
 
     assert sorted((store.root / "partial").iterdir()) == sorted([under_way.path, paths[1]])
     assert store.partial_bytes == 101
@@ -408,7 +410,7 @@ async def test_what_is_fetched_during_a_look_through_is_counted_once(store: Stor
     partial = await store.open_partial(digest_of(LARGE))
     await store.append(partial, [b"x" * 100])
     store.release(partial)
-    await store.upkeep.reconcile()
+    await store.upkeep.reconciliation.reconcile()
     assert store.partial_bytes == 100
 
     opened: list[Partial] = []
@@ -421,7 +423,7 @@ async def test_what_is_fetched_during_a_look_through_is_counted_once(store: Stor
 
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(store.partials.directory, "sweep", sweep_slowly)
-    await store.upkeep.reconcile()
+    await store.upkeep.reconciliation.reconcile()
 
     assert store.partial_bytes == 100
     assert not store.idle
@@ -436,7 +438,7 @@ async def test_collecting_does_all_of_it_now(store: Store, clock: Clock) -> None
     replace_file(store, wrong, b"wrong")
     replace_file(store, new, new)
     store.set_tag("docker.io", "a", "1", variant(1, at=clock.now - 2 * TAG_AGE))
-    store.settings = load(environ={}, flags={"max_size": "2500", "min_free": "0"})
+    store.live.change(load(environ={}, flags={"max_size": "2500", "min_free": "0"}))
 
     counts = await store.collect()
 
@@ -458,7 +460,7 @@ async def test_collecting_does_all_of_it_now(store: Store, clock: Clock) -> None
 async def scrubbed(store: Store) -> int:
     """A pass of the scrub; how many bytes it read."""
     before = store.upkeep.scrubbed
-    await store.upkeep._scrub_pass()
+    await store.upkeep.scrub.scrub()
     return store.upkeep.scrubbed - before
 
 
@@ -497,7 +499,7 @@ async def test_a_clock_that_goes_back_starts_the_wait_anew(store: Store, clock: 
 
 @pytest.mark.parametrize("flags", [{"scrub_every": "0s"}, {"scrub_every": "1d", "scrub_rate": "0"}])
 async def test_it_can_be_switched_off(store: Store, clock: Clock, flags: dict[str, str]) -> None:
-    store.settings = load(environ={}, flags=flags)
+    store.live.change(load(environ={}, flags=flags))
     await add(store, LARGE)
     for _ in range(3):
         assert await scrubbed(store) == 0
@@ -505,7 +507,7 @@ async def test_it_can_be_switched_off(store: Store, clock: Clock, flags: dict[st
 
 
 async def test_it_reads_no_faster_than_it_may(store: Store, clock: Clock) -> None:
-    store.settings = load(environ={}, flags={"scrub_every": "1d", "scrub_rate": "1MiB"})
+    store.live.change(load(environ={}, flags={"scrub_every": "1d", "scrub_rate": "1MiB"}))
     await add(store, LARGE)
     await scrubbed(store)
     clock.now += DAY
@@ -515,11 +517,11 @@ async def test_it_reads_no_faster_than_it_may(store: Store, clock: Clock) -> Non
 
 
 async def test_where_it_stands_outlives_the_process(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.store.upkeep.SAVE_USED_EVERY", 0.0)
+    monkeypatch.setattr("cacheyd.store.scrub.SAVE_EVERY", 0.0)
     digests = sorted([(await add(store, bytes([n]) * 100)).digest for n in range(5)])
     await scrubbed(store)
     clock.now += DAY
-    check, third = store.upkeep.check, asyncio.Event()
+    check, third = store.upkeep.scrub.check, asyncio.Event()
 
     async def check_two(*args: Any) -> bool:
         if args[0].digest == digests[2]:
@@ -527,8 +529,8 @@ async def test_where_it_stands_outlives_the_process(store: Store, clock: Clock, 
             await asyncio.sleep(60)
         return await check(*args)
 
-    monkeypatch.setattr(store.upkeep, "check", check_two)
-    passing = asyncio.create_task(store.upkeep._scrub_pass())
+    monkeypatch.setattr(store.upkeep.scrub, "check", check_two)
+    passing = asyncio.create_task(store.upkeep.scrub.scrub())
     await asyncio.wait_for(third.wait(), 5)
     passing.cancel()
 
@@ -559,7 +561,7 @@ async def test_what_cannot_be_read_is_dropped(store: Store, monkeypatch: pytest.
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "pread", pread)
-    assert not await store.upkeep.check(stored, 1 << 30)
+    assert not await store.upkeep.scrub.check(stored, 1 << 30)
     assert not object_file(store, LARGE).exists()
     assert store.upkeep.dropped == 1
 
@@ -568,7 +570,7 @@ async def test_what_cannot_be_read_is_dropped(store: Store, monkeypatch: pytest.
 async def test_what_cannot_be_opened_for_want_of_descriptors_stays(store: Store, rate: int) -> None:
     stored = await add(store, LARGE)
     with no_descriptors():
-        assert await store.upkeep.check(stored, rate)
+        assert await store.upkeep.scrub.check(stored, rate)
     assert content(store, stored.digest) == LARGE
     assert store.upkeep.dropped == 0
 
@@ -578,7 +580,7 @@ async def test_a_wiped_file_is_no_error(store: Store, rate: int, caplog: pytest.
     stored = await add(store, LARGE)
     object_file(store, LARGE).unlink()
 
-    assert await store.upkeep.check(stored, rate)
+    assert await store.upkeep.scrub.check(stored, rate)
     assert store.upkeep.dropped == 0
     assert store.size == 0
     assert not caplog.records
@@ -622,7 +624,7 @@ async def watched(
     tmp_path: Path, monotonic: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[StoppableStore, Disk]]:
     """A store whose background work looks very often."""
-    monkeypatch.setattr("cacheyd.store.upkeep.LOOK_EVERY", 0.005)
+    monkeypatch.setattr("cacheyd.store.watch.LOOK_EVERY", 0.005)
     store = StoppableStore(tmp_path / "watched", monotonic=monotonic)
     disk = Disk(store, monkeypatch)
     await store.start()

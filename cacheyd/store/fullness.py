@@ -1,0 +1,50 @@
+"""Whether there is no room, and nothing more may go: remembered for a while, and said in the log."""
+
+import logging
+from collections.abc import Callable
+
+from cacheyd.settings import values as parse
+from cacheyd.store.blobs import BlobDir
+from cacheyd.store.catalog import Catalog
+
+log = logging.getLogger(__name__)
+
+# After there was nothing that could go, it is not tried again for so long (seconds).
+FULL_PAUSE = 5.0
+# That there is no room for large objects while there is for small ones is said no more often than this (seconds).
+SAY_EVERY = 60.0
+
+
+class Fullness:
+    """What eviction found out last."""
+
+    def __init__(self, blobs: BlobDir, catalog: Catalog, monotonic: Callable[[], float]) -> None:
+        self._blobs = blobs
+        self._catalog = catalog
+        self._monotonic = monotonic
+        self._pause_until = 0.0
+        self._said = False
+        self._say_again = float("-inf")
+        self.full = False
+
+    @property
+    def pauses(self) -> bool:
+        """Whether it was seen so lately that nothing could go that it is not to be tried again."""
+        return self.full and self._monotonic() < self._pause_until
+
+    def note(self, *, full: bool) -> None:
+        """Remembers whether there is no room, and says so if that is new."""
+        now = self._monotonic()
+        if full:
+            self._pause_until = now + FULL_PAUSE
+        if full and not self.full and now >= self._say_again:
+            self._say_again, self._said = now + SAY_EVERY, True
+            free, total = self._blobs.free() or 0, self._blobs.total()
+            log.warning(
+                "%s is full: %s of %s are free, %s are stored, and nothing more may go; serving without keeping",
+                self._blobs.root, *map(parse.shown_size, (free, total, self._catalog.bytes)),
+            )  # fmt: skip
+        elif not full and self._said:
+            self._said = False
+            log.info("%s has room again", self._blobs.root)
+        self.full = full
