@@ -93,7 +93,7 @@ class Journal:
         catalog = self._catalog
         while True:
             objects = _take(catalog.changed_objects, PAGE, self._objects.unsynced)
-            tags = _take(catalog.changed_tags, PAGE)
+            tags = _take(catalog.tags.changed, PAGE)
             lists = _take(self._lists.changed, LISTS)
             sights = self._sights.take_changed(PAGE)
             if not objects and not tags and not lists and not sights:
@@ -104,7 +104,7 @@ class Journal:
             rows += [(key, self._sights.row(key)) for key in sights]
             if not await self._threads.run(self._write_rows, rows):
                 catalog.changed_objects.update(objects)
-                catalog.changed_tags.update(tags)
+                catalog.tags.changed.update(tags)
                 self._lists.changed.update(lists)
                 self._sights.put_back(sights)
                 return
@@ -135,7 +135,7 @@ class Journal:
         if not self._loading.unread.index_read:
             await self._loading.load()
         self._catalog.changed_objects.update(self._catalog.objects)
-        self._catalog.changed_tags.update(self._catalog.tags)
+        self._catalog.tags.changed.update(self._catalog.tags)
         self._sights.all_changed()
         self._lists.touch_all()
         return True

@@ -89,10 +89,10 @@ class Reconciliation:
 
     async def _link(self) -> None:
         """What an index lists may have been found in other repositories."""
-        for page in batched(self._catalog.indexes(), LISTS):
+        for page in batched(self._catalog.links.indexes(), LISTS):
             lists = await self._threads.run(lambda page=page: [describe(self._blobs.read(digest)) for digest in page])
             for digest, said in zip(page, lists, strict=True):
-                self._catalog.link(digest, said.needs, frozenset(said.blobs))
+                self._catalog.links.link(digest, said.needs, frozenset(said.blobs))
             await asyncio.sleep(0)
 
     async def _scan(self) -> AsyncIterator[tuple[str, int, int]]:
@@ -118,7 +118,7 @@ class Reconciliation:
         for names in batched(list(self._catalog.tags), PAGE):
             for name in names:
                 if self._is_old(self._catalog.tags.get(name, ()), limit):
-                    count += self._catalog.delete_tag(name)
+                    count += self._catalog.tags.forget(name)
             await asyncio.sleep(0)
         return count
 

@@ -28,14 +28,14 @@ class Tags:
     def set(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
         """Records what upstream said of a tag to a client that asked with `variant.asked`."""
         others = [v for v in self.variants(registry, repository, tag) if v.asked != variant.asked]
-        self._catalog.set_tag(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
+        self._catalog.tags.put(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
         self._keep_bounds()
 
     def _keep_bounds(self) -> None:
         """Forgets tags until there are not too many, those that nobody asked for longest first."""
         catalog = self._catalog
-        while len(catalog.tags) > MAX_TAGS or catalog.tag_bytes > MAX_TAG_BYTES:
-            catalog.delete_tag(next(iter(catalog.tags)))
+        while len(catalog.tags) > MAX_TAGS or catalog.tags.size > MAX_TAG_BYTES:
+            catalog.tags.forget(next(iter(catalog.tags)))
 
     def delete(self, registry: str, repository: str, tag: str) -> None:
         """Forgets a tag, as upstream says that it is gone."""
@@ -45,6 +45,6 @@ class Tags:
         """Forgets a tag by its whole name; whether it was known."""
         known = bool(self._catalog.tags.get(name) or self._unread.find_tag(name))
         self._unread.tag_went(name)
-        self._catalog.delete_tag(name)
+        self._catalog.tags.forget(name)
         self._sights.let_go(name)
         return known

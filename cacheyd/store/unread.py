@@ -61,8 +61,8 @@ class Unread:
     def load_tag(self, name: str, variants: tuple[TagVariant, ...]) -> None:
         """Takes up a tag as its row says."""
         if name not in self._catalog.tags and name not in self._gone_tags:
-            self._catalog.set_tag(name, variants)
-            self._catalog.changed_tags.discard(name)
+            self._catalog.tags.put(name, variants)
+            self._catalog.tags.changed.discard(name)
 
     def object_went(self, digest: str) -> None:
         """An object does not count any more, whatever its row says."""

@@ -310,9 +310,9 @@ class MemoryStore:
     def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
         """Records what upstream said of a tag to a client that asked with `variant.asked`."""
         others = [v for v in self.tag_variants(registry, repository, tag) if v.asked != variant.asked]
-        self.catalog.set_tag(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
+        self.catalog.tags.put(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
 
     def delete_tag(self, registry: str, repository: str, tag: str) -> None:
         """Forgets a tag."""
-        self.catalog.delete_tag(f"{registry}/{repository}:{tag}")
+        self.catalog.tags.forget(f"{registry}/{repository}:{tag}")
         self.sights.let_go(f"{registry}/{repository}:{tag}")

@@ -800,8 +800,8 @@ async def test_tags_have_a_bound_in_memory(store: Store, monkeypatch: pytest.Mon
     for number in range(200):
         asked = frozenset(f"application/{number}-{n}-{'x' * 90}" for n in range(32))
         store.set_tag("evil.test", "a/b", "x" * 100 + str(number % 100), replace(variant(1), asked=asked))
-        assert store.catalog.tag_bytes <= 100_000
+        assert store.catalog.tags.size <= 100_000
     assert 10 < len(store.catalog.tags) < 30
     for name in list(store.catalog.tags):
         store.remove_tag(name)
-    assert store.catalog.tag_bytes == 0
+    assert store.catalog.tags.size == 0
