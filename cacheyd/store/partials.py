@@ -114,6 +114,10 @@ class Partials:
             await _both(written, self._threads.run(partial.hash, chunks))
         return partial.advance(length)
 
+    async def read(self, partial: Partial, start: int, end: int) -> bytes:
+        """Up to `end - start` bytes from `start` of what has come. Raises OSError."""
+        return await self._threads.run(partial.read, start, end)
+
     def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
         """No fetch has the partial any more. `close`: nobody reads it either; `keep`: what came stays for the next fetch."""
         if partial in self._open:

@@ -83,6 +83,10 @@ class Upkeep:
         self._repaired.clear()
         return found
 
+    async def index_size(self) -> int:
+        """The size of the index on the disk (bytes)."""
+        return await self.threads.run(self.index.size)
+
     # What other wings still call by these names; to be dropped.
 
     @property
