@@ -110,6 +110,11 @@ async def reopened(store: Store, **options: Any) -> Store:
     return again
 
 
+def beside(store: Store, monotonic: Callable[[], float] = time.monotonic) -> StoppableStore:
+    """Another process for the same directory."""
+    return StoppableStore(store.root, store.settings, monotonic=monotonic)
+
+
 def content(store: Store, digest: str) -> bytes | None:
     """What a hit serves."""
     stored = store.find(digest)
