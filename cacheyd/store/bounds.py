@@ -16,7 +16,7 @@ from cacheyd.store.unread import Unread
 log = logging.getLogger(__name__)
 
 EVICT_EVERY = 2.0
-# The room of files that went is waited for so often, with such pauses (seconds).
+# After an eviction the disk is looked at so often for the room, with such pauses (seconds).
 ROOM_LOOKS, ROOM_PAUSE = 20, 0.05
 
 
@@ -82,22 +82,22 @@ class Bounds:
             self._fullness.note(full=False)
             return True
         if not space.can_fit(0):
-            # Others have filled the disk.
+            # Other programs have filled the disk.
             self._fullness.note(full=True)
         if not space.can_fit(size) or self._fullness.pauses:
             return False
         async with self._lock:
             evicted = await (self._make_from_spare(size, credit) if unverified else self._make(size))
         for _ in range(ROOM_LOOKS if evicted else 0):
-            # What somebody has open still comes back when he is done: to the disk, not to max_size.
+            # The room of a file that is still open comes back when its reader is done: to the disk, not to max_size.
             max_size = space.max_size
             if not space.missing(size) or (max_size and space.held + size > max_size):
                 break
             await asyncio.sleep(ROOM_PAUSE)
-        # Down to the low watermark is for `keep`: below the high one is enough here.
+        # `keep` goes down to the low watermark; here it is enough to be below the limit.
         fits = not space.missing(size)
         if fits or (self._unread.loaded and not (unverified and self._catalog.may_go())):
-            # Before that nobody knows what may go.
+            # Before all is loaded, nobody knows what may go.
             self._fullness.note(full=not fits)
         return fits
 
@@ -112,10 +112,10 @@ class Bounds:
         return evicted
 
     async def _make_from_spare(self, size: int, credit: int) -> bool:
-        """Whether something went. Nothing does if it would not do."""
+        """Whether something went. Nothing goes if it could not make enough room."""
         evicted = False
         while (over := self.space.missing(size, low=1.0)) and self.can_take(size, credit):
-            # Down to the low watermark, as far as that goes, or it would be done again for each piece.
+            # Down to the low watermark, as far as `spare` allows: else each piece would evict again.
             spare = self.space.spare(credit)
             if not await self._evict("room", max(over, min(spare, self.space.missing(size))), most=spare):
                 break
@@ -123,7 +123,7 @@ class Bounds:
         return evicted
 
     async def keep_bounds(self) -> None:
-        """Keeps them for ever."""
+        """Keeps the bounds as long as the store runs."""
         while True:
             await asyncio.sleep(EVICT_EVERY)
             try:
@@ -139,12 +139,12 @@ class Bounds:
         async with self._lock:
             settings = self._live.settings
             if settings is not self._aim_by:
-                # What was aimed at was by other bounds.
+                # The aim was for other bounds.
                 self._aim = None
             if settings.max_age:
                 count += await self._eviction.expire(self._clock() - settings.max_age)
             if self.full and not self.space.missing():
-                # Others have made room: what was aimed at while there was none is no aim any more.
+                # Other programs have made room: an aim from when there was none does not count any more.
                 self._fullness.note(full=False)
                 self._aim = None
             while over := self._left():
@@ -185,7 +185,7 @@ class Bounds:
     async def _evict(self, reason: str, size: int, most: int | None = None) -> int:
         """Removes up to `size` bytes, partial files without a fetch first, and `most` of objects; how many files went."""
         if freed := await self._partials.drop_idle(size):
-            # That may do: objects are not evicted for the low watermark alone.
+            # That may be enough: objects are not evicted for the low watermark alone.
             self._aim = None
             return freed
         return await self._eviction.evict(reason, size, most)

@@ -12,7 +12,7 @@ from cacheyd.store.unread import Unread
 
 log = logging.getLogger(__name__)
 
-# So many objects leave the catalogue in one go, before the event loop does something else.
+# So many objects leave the catalogue at once; then the event loop does something else.
 BATCH = 200
 
 
@@ -32,7 +32,7 @@ class Eviction:
             return 0
         taken = self._catalog.take_oldest(size, BATCH, self._in_use(), most=most)
         if not taken:
-            # What is being read now can go, too: its readers are not disturbed, but its room comes back only afterwards.
+            # Objects that are being read can go, too: their readers are not disturbed, but the room comes back afterwards.
             taken = self._catalog.take_oldest(size, BATCH, self._reservations.expected().__contains__, most=most)
         await self._objects.unlink_all(taken, reason)
         if taken:

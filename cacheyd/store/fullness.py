@@ -9,9 +9,9 @@ from cacheyd.store.catalog import Catalog
 
 log = logging.getLogger(__name__)
 
-# After there was nothing that could go, it is not tried again for so long (seconds).
+# When nothing could be evicted, the next try is not before so many seconds have passed.
 FULL_PAUSE = 5.0
-# That there is no room for large objects while there is for small ones is said no more often than this (seconds).
+# No more often than this (seconds) a log line says that there is no room: small objects may find some while large ones do not.
 SAY_EVERY = 60.0
 
 
@@ -29,7 +29,7 @@ class Fullness:
 
     @property
     def pauses(self) -> bool:
-        """Whether it was seen so lately that nothing could go that it is not to be tried again."""
+        """Whether nothing could be evicted a moment ago, so that there is no next try yet."""
         return self.full and self._monotonic() < self._pause_until
 
     def note(self, *, full: bool) -> None:

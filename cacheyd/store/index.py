@@ -53,8 +53,8 @@ class JsonDisk(diskcache.Disk):  # type: ignore[misc]
 class _OneConnection(diskcache.Cache):  # type: ignore[misc]
     """One connection for all threads, where diskcache has one for each.
 
-    It could close that of its own thread only: the others kept a wiped file open until the garbage collector came by. Who
-    uses it holds `lock`.
+    diskcache closes the connection of the calling thread only: the others kept a wiped file open until the garbage collector
+    ran. Callers hold `lock`.
     """
 
     def __init__(self, directory: str, **settings: Any) -> None:

@@ -28,7 +28,7 @@ LISTS = 4
 
 
 class Journal:
-    """The only one that writes rows, but for the scrub's own."""
+    """Writes all rows but the one of the scrub."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Journal:
         self._reopen_at = 0.0
 
     async def run(self) -> None:
-        """Writes for ever."""
+        """Writes as long as the store runs."""
         clock = self._monotonic
         synced = saved = clock()
         while True:

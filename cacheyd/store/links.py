@@ -8,12 +8,12 @@ from cacheyd.store.records import Stored, is_index
 
 # So many indexes are looked through for one that lists a new manifest, the newest of each repository first.
 MAX_FAMILY = 1000
-# Of what more manifests than this need, they are kept as a table: a tuple is shorter, and slow to search. Through so many
-# of them a manifest is used, the first ones: anybody can make indexes that list somebody else's.
+# The parents of an object are a tuple up to this many, and a table beyond: a tuple takes less memory, and is slow to search.
+# A use of a manifest counts for so many of its indexes, the first ones: anybody can make indexes that list somebody else's.
 FEW = 16
-# The texts of digests are shared with so many other manifests.
+# So many other manifests are searched for texts of digests to share.
 MAX_SHARING = 8
-# What all manifests together may refer to (real ones refer to about ten each): beyond that, it is not known what is needed.
+# So many references of all manifests are known (real manifests have about ten each); beyond that, links are missing.
 MAX_LINKS = 400_000
 # So many bytes of a digest are kept of what an index lists: enough to know it by, and an eighth of the memory.
 _HEAD = 4
@@ -105,7 +105,7 @@ class Links:
             self._count += len(new)
 
     def _need(self, parent: Stored, digest: str) -> bool:
-        """Notes that the parent needs it; whether that is new."""
+        """Notes that the parent needs the object; whether that is new."""
         known = self.needed_by.get(digest)
         if known is None:
             self.needed_by[digest] = parent.digest
@@ -135,7 +135,7 @@ class Links:
         else:
             self.needed_by.pop(digest, None)
             if digest in self._objects:
-                # Nobody needs it now: it is the next to go.
+                # Nobody needs the object now: it is the next to go.
                 self._order.put_first(digest)
 
     def parents(self, digest: str) -> tuple[str, ...]:

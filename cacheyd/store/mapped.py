@@ -17,7 +17,7 @@ class Mapped:
         self.size = size = status.st_size
         self.file = (status.st_dev, status.st_ino)
         self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None
-        # What was brought in for one reader is there for the others, who mostly ask for the same pieces.
+        # Pieces that were read in for one reader are in memory for the others, which mostly ask for the same pieces.
         self._loaded: set[tuple[int, int]] = set()
 
     def view(self, start: int, end: int) -> memoryview:

@@ -64,10 +64,10 @@ class Objects:
         self._threads = threads
         self._clock = clock
         self._events = events
-        # Stored, but not yet known to be on the disk itself: they get their row then.
+        # Stored objects whose bytes may not be on the disk itself yet: their rows are written when they are.
         self.unsynced: set[str] = set()
         self._small = SmallBodies()
-        # Out of the catalogue, their files about to go.
+        # Objects that have left the catalogue and whose files are about to be removed.
         self._leaving: set[tuple[str, tuple[int, int]]] = set()
         self._recovering: SingleFlight[str, None, Stored | None] = SingleFlight()
 
@@ -84,7 +84,7 @@ class Objects:
         return stored
 
     def lost(self, stored: Stored) -> None:
-        """The object's file is gone, unreadable, or somebody changed it: what is there is hashed before it counts."""
+        """The object's file is gone, unreadable or changed: the object does not count, and a file is hashed before it does."""
         if self._catalog.objects.get(stored.digest) is not stored:
             return  # It was stored anew since.
         if (size := self._blobs.size(stored.digest)) is not None:
@@ -125,7 +125,7 @@ class Objects:
     async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
         """Takes up a file that does not count: after a crash, a lost index, a change of it. It is hashed first.
 
-        That goes on where it takes longer than `wait` seconds, and None is the answer.
+        After `wait` seconds the answer is None, and the hashing goes on.
         """
         there = self._blobs.stat(digest)
         if there is None or (digest, there) in self._leaving:
@@ -145,7 +145,7 @@ class Objects:
         if await self._threads.run(self._blobs.stat, digest) != before or self._is_known(digest, before):
             return self.find(digest)
         if found is None:
-            # It cannot be read now, for want of descriptors perhaps: nothing is known of it.
+            # The file cannot be read now, perhaps for want of descriptors: nothing is known of it.
             return None
         if found != digest:
             log.warning("%s does not hold what its name says; removed", self._blobs.path(digest))
@@ -217,7 +217,7 @@ class Objects:
             self._blobs.remove(stored.digest, (stored.size, stored.stamp))
 
     async def sync(self) -> None:
-        """What was stored to the disk itself; what does not get there does not count as stored."""
+        """Brings stored bytes to the disk itself; an object whose bytes do not get there is dropped."""
         objects = self._catalog.objects
         batch = {digest: objects[digest].stamp for digest in self.unsynced if digest in objects}
         if not batch:

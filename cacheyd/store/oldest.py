@@ -10,11 +10,11 @@ from cacheyd.store.records import Stored
 
 # How deep indexes within indexes are followed (real ones: one level).
 MAX_DEPTH = 8
-# So many objects are looked at in one go whether they are in use; what is not looked at may go.
+# So many objects are checked for use at once; objects beyond that count as not in use.
 MAX_TREE = 5000
 # An image of more objects than this goes in several goes, from the blobs up.
 MAX_TAKEN = 1000
-# The look for what was not used for long ends after so many roots that were.
+# The search for images that were not used for long ends after so many that were.
 MAX_YOUNG = 100
 EVERYTHING = 2**62
 
@@ -84,7 +84,7 @@ class Oldest:
                 if most is not None and root.digest in self._objects:
                     break  # One image in pieces is enough.
             else:
-                # It is larger than what may go.
+                # The image is larger than what may go.
                 order.discard(root.digest)
                 passed.append(root.digest)
                 if len(passed) >= MAX_YOUNG:

@@ -20,7 +20,7 @@ class Partial:
         self.digest = digest
         self.size = 0
         self.fd = fd
-        # Readers may hold on to a partial after its flight; the descriptor goes with the last of them.
+        # Readers may use a partial after its flight has ended; the descriptor is closed after the last reader.
         self._closer = weakref.finalize(self, os.close, fd)
         self._hash = hashlib.new(digest.partition(":")[0])
         self._windows: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
@@ -77,7 +77,7 @@ class Partial:
         return memoryview(window)
 
     def is_linked(self) -> bool:
-        """Whether `path` still is this file: the cache directory may be wiped at any time."""
+        """Whether `path` still leads to this file: the cache directory may be wiped at any time."""
         return partial_files.is_linked(self.path, self.fd)
 
     def close(self) -> None:

@@ -1,10 +1,10 @@
 """The one owner of CACHE_DIR/partial: what its files are called, and who may make, grow, take over or remove one.
 
-The protocol, for all threads and processes. A file belongs to whoever holds its lock (flock(2)) *and* has seen, while he held
-it, that the name still leads to it: between an opening and a locking somebody may have removed it, or put another in its
-place. A fetch has its file alone (exclusive). An import shares its file, so that the cache that takes it over locks it while
-the importer still has it, and there is no moment in between. Nobody removes or renames a file that is not his by this rule.
-The lock goes with the process, so what is left behind belongs to nobody and is swept.
+The protocol, for all threads and processes: a file belongs to the one that holds its lock (flock(2)) *and* has seen, with the
+lock held, that the name still leads to the file. Between opening and locking, another process may remove the file or put
+another one in its place. A fetch has its file alone (exclusive lock). An import shares its file (shared lock): the cache that
+takes the file over locks it while the importer still holds its own lock, so that the file never has no owner. Nobody removes
+or renames a file of somebody else. The lock ends with the process, so that a file left behind has no owner and is swept.
 """
 
 import fcntl
@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# How often a name that somebody looks at, or just removed, is tried again, and after which pause (seconds).
+# How often a name is tried again that another process looks at or just removed, and the pause before that (seconds).
 OPEN_TRIES, OPEN_PAUSE = 3, 0.001
-# A name of one's own is only looked at by those who sweep.
+# How often a new name is tried: only a sweep can be in the way of a name that nobody else has.
 NEW_TRIES = 100
 IMPORT = re.compile(r"import\.[0-9]+-[0-9]+-[0-9a-f]{8}")
 _FETCH = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})(-[0-9a-f]{16})?")
@@ -53,11 +53,11 @@ def open_for_fetch(path: Path) -> tuple[Path, int]:
         try:
             fd = _take(path, os.O_CREAT, fcntl.LOCK_EX)
         except BlockingIOError:
-            # Who sweeps has it for a moment.
+            # A sweep holds the lock for a moment.
             time.sleep(OPEN_PAUSE)
             continue
         if fd is not None and os.fstat(fd).st_size and os.fstat(fd).st_mtime < _boot():
-            # It was not synced while it grew: a power cut may have left holes, and clients get it unverified.
+            # The file was not synced while it grew: a power cut may have left holes, and clients get its bytes unverified.
             os.unlink(path)
             os.close(fd)
             continue
@@ -95,7 +95,7 @@ def _make(name: Callable[[], Path], lock: int) -> tuple[Path, int]:
         try:
             fd = _take(path, os.O_CREAT | os.O_EXCL, lock)
         except (BlockingIOError, FileExistsError):
-            continue  # Who sweeps has it: it is about to go.
+            continue  # A sweep holds the lock: the file is about to go.
         if fd is not None:
             return path, fd
     raise BlockingIOError(11, "each new file is swept at once", str(path))
@@ -116,13 +116,13 @@ def _take(path: Path, flags: int, lock: int) -> int | None:
 
 
 def discard(path: Path, fd: int) -> None:
-    """Removes one's own file, if its name still leads to it. Raises OSError."""
+    """Removes a file that the caller owns, if the name still leads to it. Raises OSError."""
     if is_linked(path, fd):
         path.unlink(missing_ok=True)
 
 
 def remove(path: str | Path, is_due: Callable[[os.stat_result], bool] = lambda status: True) -> bool | None:
-    """Removes a file that nobody has; whether it is gone by that. None if somebody has it. Blocks."""
+    """Removes a file without an owner if it `is_due`; whether it was removed. None if the file has an owner. Blocks."""
     try:
         fd = _take(Path(path), 0, fcntl.LOCK_EX)
     except OSError:

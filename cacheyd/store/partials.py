@@ -20,7 +20,7 @@ HASHED_AT_ONCE = 64 << 10
 
 
 class Idle(dict[str, int]):
-    """Path and size of files, for several threads; `total` is looked at for each piece of each object that comes (bytes)."""
+    """Path and size of files, for several threads. `total` (bytes) is kept, as each piece of each object asks for it."""
 
     def __init__(self, files: Mapping[str, int] | None = None) -> None:
         super().__init__(files or {})
@@ -84,7 +84,7 @@ class Partials:
 
     async def open(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file with what came of it from this registry already; raises OSError."""
-        # First, so that nobody makes room by removing it.
+        # First, so that `drop_idle` does not remove this file.
         self._idle.take(str(self.directory.path_of(digest, origin)))
         partial = await self._threads.run(self.directory.open, digest, origin)
         self._open.add(partial)
@@ -139,7 +139,7 @@ class Partials:
         try:
             self.directory.discard(partial)
         except OSError as error:
-            # A fetch must be able to say so to those who wait for it.
+            # No exception: the fetch has to tell its clients what went wrong with the bytes.
             self._health.report_write_error(error)
 
     def committed(self, partial: Partial) -> None:
@@ -164,14 +164,14 @@ class Partials:
             if self.directory.remove(path):
                 freed, count = freed + known, count + 1
             elif os.path.exists(path) and all(str(partial.path) != path for partial in list(self._open)):
-                # Somebody still reads what came of it.
+                # A reader still has the file locked.
                 self._idle[path] = known
         return count
 
     async def sweep(self, older_than: float) -> int:
-        """Removes what is too old (seconds) or of no use, and counts the others anew; how many went.
+        """Removes files that are older than `older_than` seconds or of no use, and counts the others; how many went.
 
-        What a fetch took or left meanwhile is as the fetch says.
+        For files that a fetch took or left during the sweep, the fetch is right.
         """
         before = set(self._idle)
         swept, found = await self._threads.run(self.directory.sweep, older_than)

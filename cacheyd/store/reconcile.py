@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 PARTIAL_AGE = 24 * 3600.0
 # A tag whose image is not stored is forgotten when nobody asked for it for so long (seconds).
 TAG_AGE = 24 * 3600.0
-# With min_age it is what clients get until the next one is old enough, and it can be fetched again.
+# With min_age longer: the tag is what clients get until the next image is old enough, and its image can be fetched again.
 TAG_AGE_HELD = 30 * 24 * 3600.0
 # So many files or tags at a time: between them the event loop does something else.
 PAGE = 500
@@ -51,7 +51,7 @@ class Reconciliation:
         self._asked = False
 
     def ask(self) -> None:
-        """The index was made anew: whatever happened to it may have happened to the files, also while there was none."""
+        """Wants a look through everything: the index is new, and the files may have met with what happened to the old one."""
         self._asked = True
 
     async def reconcile_if_asked(self) -> None:
@@ -72,7 +72,7 @@ class Reconciliation:
                     present += 1
                 else:
                     unknown.append(digest)
-            # Mostly all are there, and none has to be looked for.
+            # Mostly all files are there; then no object has to be looked up.
             lost = await self._drop_missing() if present < len(self._catalog.objects) else 0
             adopted = 0
             for digest in unknown:
@@ -88,7 +88,7 @@ class Reconciliation:
             return {"lost": lost, "adopted": adopted, "partials": swept, "tags": tags}
 
     async def _link(self) -> None:
-        """What an index lists may have been found in other repositories."""
+        """Links indexes to manifests that were found in other repositories."""
         for page in batched(self._catalog.links.indexes(), LISTS):
             lists = await self._threads.run(lambda page=page: [describe(self._blobs.read(digest)) for digest in page])
             for digest, said in zip(page, lists, strict=True):

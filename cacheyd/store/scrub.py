@@ -116,7 +116,7 @@ class Scrub:
         return f"{algorithm}:{running.hexdigest()}"
 
     async def run(self) -> None:
-        """Checks for ever."""
+        """Checks as long as the store runs."""
         while True:
             await asyncio.sleep(SCRUB_IDLE)
             try:

@@ -82,7 +82,7 @@ class Space:
         `credit`, which is what the registry that sends it had delivered of what was there.
 
         So a tenth is what a stranger can displace with bytes that turn out to be worth nothing, however often he tries: the
-        room stays, and the next ones fit in it. Who has delivered more could displace as much in any case.
+        room stays, and the next bytes fit in it. A registry that has delivered more could displace as much in any case.
         """
         if not self._unread.loaded:
             return 0

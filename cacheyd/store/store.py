@@ -215,7 +215,7 @@ class Store:
                 if not partial.verified() or not await self.bounds.make(0):
                     return None
                 description = await self.upkeep.threads.run(self._look_into, partial) if media_type else None
-                # Whatever the importer says: it is for all who ask, and only the bytes are verified.
+                # Whatever the importer says: the object is for everybody, and only the bytes are verified.
                 media_type = description.media_type if description is not None else ""
                 return await self.commit(partial, media_type, within=within, manifest=description)
             finally:

@@ -32,7 +32,7 @@ class Tags:
         self._keep_bounds()
 
     def _keep_bounds(self) -> None:
-        """Forgets tags until there are not too many, those that nobody asked for longest first."""
+        """Forgets tags until there are not too many: first those that nobody has asked for longest."""
         catalog = self._catalog
         while len(catalog.tags) > MAX_TAGS or catalog.tags.size > MAX_TAG_BYTES:
             catalog.tags.forget(next(iter(catalog.tags)))

@@ -16,7 +16,7 @@ class Unread:
         self._clock = clock
         # Whether the catalogue is as complete as it gets.
         self.loaded = False
-        # Until all rows were read, they are also looked up one by one, but not those of what went meanwhile.
+        # Until all rows were read, rows are also looked up one by one, but not those of objects and tags that went meanwhile.
         self.index_read = False
         self._gone: set[str] = set()
         self._gone_tags: set[str] = set()
@@ -48,7 +48,7 @@ class Unread:
         """Takes up an object as its row says."""
         known = self._catalog.objects.get(stored.digest)
         if known is not None and (known.size, known.stamp) == (stored.size, stored.stamp):
-            # It was taken up before its row could be read.
+            # The object was taken up from its file before its row could be read.
             known.created, known.hits = min(known.created, stored.created), max(known.hits, stored.hits)
             for name in stored.within:
                 self._catalog.add_repository(known, name, MAX_REPOSITORIES)

@@ -73,7 +73,7 @@ class Watch:
                 await asyncio.sleep(LOCK_EVERY)
 
     async def run(self) -> None:
-        """Looks for ever."""
+        """Looks as long as the store runs."""
         probed = self._monotonic()
         while True:
             await asyncio.sleep(LOOK_EVERY)
