@@ -134,7 +134,7 @@ class Bounds:
     async def keep(self) -> int:
         """Evicts what is beyond the bounds or too old; how many objects went."""
         count = 0
-        if self._health.ousted:
+        if self._health.lost_directory:
             return 0
         async with self._lock:
             settings = self._live.settings

@@ -28,7 +28,7 @@ class Health:
         # What the disk said when it refused a write, and none has succeeded since; empty if all is well.
         self.refusal = ""
         # Another process took the directory, after it was wiped.
-        self.ousted = False
+        self.lost_directory = False
 
     @property
     def root(self) -> Path:
@@ -38,12 +38,12 @@ class Health:
     @property
     def writable(self) -> bool:
         """Whether to try: not for a while after the disk refused a write, nor while another process has the directory."""
-        return not self.ousted and self._monotonic() >= self._broken_until
+        return not self.lost_directory and self._monotonic() >= self._broken_until
 
     @property
     def takes_writes(self) -> bool:
         """Whether the last write succeeded, and the directory is this process' own."""
-        return not self.ousted and not self.refusal
+        return not self.lost_directory and not self.refusal
 
     @property
     def is_probe_due(self) -> bool:
@@ -53,7 +53,7 @@ class Health:
     @property
     def trouble(self) -> str:
         """Why nothing can be written now, for people; empty if all is well."""
-        if self.ousted:
+        if self.lost_directory:
             return "another cacheyd has taken the directory"
         return f"the disk refuses writes ({self.refusal})" if self.refusal else ""
 
@@ -86,10 +86,10 @@ class Health:
 
     def lose_directory(self, why: Exception) -> None:
         """Another process has the directory now: nothing is written any more. One log line."""
-        if not self.ousted:
+        if not self.lost_directory:
             log.error("%s; serving without keeping", why)
-        self.ousted = True
+        self.lost_directory = True
 
     def regain_directory(self) -> None:
         """The directory is this process' own again."""
-        self.ousted = False
+        self.lost_directory = False

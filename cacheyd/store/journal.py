@@ -88,7 +88,7 @@ class Journal:
 
     async def flush(self) -> None:
         """Writes the rows of all that has changed, except for what is not on the disk itself yet."""
-        if self._health.ousted or (not self._index.usable and not await self._reopen()):
+        if self._health.lost_directory or (not self._index.usable and not await self._reopen()):
             return
         catalog = self._catalog
         while True:

@@ -331,7 +331,7 @@ class Store:
     @property
     def ousted(self) -> bool:
         """See Health."""
-        return self.health.ousted
+        return self.health.lost_directory
 
     @property
     def partial_bytes(self) -> int:

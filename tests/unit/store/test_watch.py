@@ -110,7 +110,7 @@ async def test_rows_are_written_again_when_the_directory_came_back(store: Store,
     await other.stop()
     monkeypatch.setattr("cacheyd.store.watch.LOOK_EVERY", 0.01)
     looking = asyncio.create_task(store.upkeep.watch.run())
-    await eventually(lambda: not store.health.ousted and not store.index.usable)
+    await eventually(lambda: not store.health.lost_directory and not store.index.usable)
     looking.cancel()
 
     await add(store, LARGE)
