@@ -258,9 +258,7 @@ class RegistryCache:
         metrics.watch("cacheyd_tags_held", "Tags that are held now", lambda: float(self.cache.cooldown.count()))
         metrics.watch("cacheyd_store_bytes", "Bytes stored", lambda: float(store.size))
         metrics.watch("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda: float(store.blobs.free() or 0))
-        metrics.watch(
-            "cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(not (store.refusal or store.ousted))
-        )
+        metrics.watch("cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(store.health.takes_writes))
         metrics.watch("cacheyd_store_full", "1 while there is no room and nothing may go", lambda: float(store.room.full))
         metrics.watch("cacheyd_store_partial_bytes", "Bytes in files being fetched", lambda: float(store.partial_bytes))
         metrics.watch_total("cacheyd_scrub_bytes", "Bytes checked in the background", lambda: store.upkeep.scrubbed)
