@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from cacheyd import __version__
-from cacheyd.settings.values import counted, shown_size
+from cacheyd.observe.wording import counted, shown_size
 
 
 @dataclass(frozen=True, slots=True)

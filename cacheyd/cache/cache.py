@@ -38,12 +38,14 @@ from cacheyd.cache.lists import Listings, TooLarge
 from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
 from cacheyd.cache.verified import VerifiedSource
+from cacheyd.protocol.accept import accepted_types, accepts
 from cacheyd.protocol.codings import codings_of
+from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.errors import RequestError, cache_error, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
-from cacheyd.protocol.manifest import NO_TYPES
+from cacheyd.protocol.media_types import NO_TYPES, OCTET_STREAM
 from cacheyd.protocol.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_content_range, parse_range
-from cacheyd.protocol.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.mapped import Mapped

@@ -21,17 +21,19 @@ from cacheyd.protocol.codings import (
     check_known,
     codings_of,
 )
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_error, explain, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
-from cacheyd.protocol.manifest import is_media_type, signed_payload
+from cacheyd.protocol.manifest import signed_payload
+from cacheyd.protocol.media_types import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, is_media_type
 from cacheyd.protocol.ranges import parse_content_range
-from cacheyd.protocol.reference import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, Kind, Reference
-from cacheyd.resources.budget import Budget, Held, Pace
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.resources.budget import Budget, HeldBody
 from cacheyd.resources.decoding import BLOBS, NoTurn, next_slice, undo
+from cacheyd.resources.pace import Pace
 from cacheyd.resources.slots import Slots
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import digest_of
 from cacheyd.store.objects import MANIFEST_MAX as KEPT_MAX
 from cacheyd.store.objects import SMALL
 from cacheyd.store.partial import Partial
@@ -163,7 +165,7 @@ class Fetcher:
         except UpstreamBroken as error:
             failed = _as_request_error(error)
             if error.wait is not None and generation == self._generation:
-                failed.again_at = self._note_limit(key, ref, error.wait, failed.failure)
+                failed.ask_again_at(self._note_limit(key, ref, error.wait, failed.failure))
             raise failed from error
         except RequestError:
             raise
@@ -507,9 +509,7 @@ class Fetcher:
             raise
         except Relayed as error:
             if flight.streaming:
-                broken = UpstreamBroken(str(error))
-                broken.again_at = error.again_at
-                raise broken from error
+                raise UpstreamBroken(str(error), again_at=error.again_at) from error
             raise
         flight.on_cut = response.close
         try:
@@ -945,7 +945,7 @@ class Whole:
         length = () if body is None else (("Content-Length", str(len(body))),)
         self.headers: HeaderList = (*without(response.headers, "content-encoding", "content-length"), *length)
         self.elsewhere = response.elsewhere
-        self._held = None if body is None else Held(body, budget)
+        self._held = None if body is None else HeldBody(body, budget)
 
     async def read(self) -> Sequence[Chunk]:
         """As the response's own, up to 64 KiB at once. Raises UpstreamBroken."""

@@ -24,9 +24,9 @@ from cacheyd.cache.answer import (
 )
 from cacheyd.cache.fetch import REMEMBERED_BODY, Fetcher
 from cacheyd.cache.requester import Question, Requester, ask_once, credentials_of, requester_of
+from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end
-from cacheyd.protocol.manifest import parse_object
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight

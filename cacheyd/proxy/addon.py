@@ -29,7 +29,8 @@ from cacheyd.cache.request import Request, parse_request
 from cacheyd.observe.logs import AccessLine, AccessLog
 from cacheyd.observe.metrics import CONTENT_TYPE, Metrics
 from cacheyd.protocol.errors import Code, RequestError, cache_error, client_error, reason
-from cacheyd.protocol.reference import Kind, Page, parse_target
+from cacheyd.protocol.reference import Kind
+from cacheyd.protocol.targets import Page, parse_target
 from cacheyd.proxy.inbound.head import Head
 from cacheyd.proxy.inbound.layers import Layers
 from cacheyd.proxy.inbound.link import HEADS, ClientLink, Link
@@ -41,12 +42,13 @@ from cacheyd.proxy.outbound.transport import MitmTransport
 from cacheyd.proxy.outbound.trust import check_files
 from cacheyd.resources import open_files as descriptors
 from cacheyd.resources.budget import Budget
-from cacheyd.settings import settings as config
-from cacheyd.settings.settings import ConfigError, Settings
+from cacheyd.settings.live import Live
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import ConfigError, Settings, not_live
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.store import Store, free_space
 from cacheyd.upstream.auth import Authorizer
-from cacheyd.upstream.logins import missing
+from cacheyd.upstream.login_sources import missing
 from cacheyd.upstream.origins import Origins
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class RegistryCache:
 
     def __init__(
         self,
-        load: Callable[[], Settings] = config.load,
+        load: Callable[[], Settings] = load,
         access_log: AccessLog | None = None,
         *,
         daemon: bool = False,
@@ -150,10 +152,11 @@ class RegistryCache:
         for warning in settings.warnings:
             log.warning("%s", warning)
         self.metrics = Metrics(settings.registries)
-        self.store = Store(settings.cache_dir, settings, events=self.metrics)
+        self.live = Live(settings)
+        self.store = Store(settings.cache_dir, self.live, events=self.metrics)
         self.transport = MitmTransport(ctx.options, settings)
-        self.authorizer = Authorizer(settings)
-        self.origins = Origins(self.transport, self.authorizer, settings, self.metrics)
+        self.authorizer = Authorizer(self.live)
+        self.origins = Origins(self.transport, self.authorizer, self.live, self.metrics)
         self.fetcher = Fetcher(
             self.store,
             self.origins,
@@ -222,19 +225,18 @@ class RegistryCache:
         except ConfigError as error:
             log.error("settings not reloaded: %s", error)
             return
-        if fixed := config.not_live(self.settings, settings):
+        if fixed := not_live(self.settings, settings):
             log.warning("these settings take a restart: %s", ", ".join(fixed))
             settings = replace(settings, **{name: getattr(self.settings, name) for name in fixed})
         for warning in settings.warnings:
             if warning not in self.settings.warnings:
                 log.warning("%s", warning)
         self.settings = settings
-        self.store.live.change(settings)
-        self.origins.settings = self.authorizer.settings = settings
         self.fetcher.settings = self.cache.settings = settings
         self.transport.reload(settings)
         # What was decided by the old settings, or learned from whom they named, counts no more.
-        for one in (self.authorizer, self.origins, self.fetcher, self.cache):
+        self.live.change(settings)
+        for one in (self.fetcher, self.cache):
             one.forget()
         self.metrics.configure(settings.registries)
         self._quick.clear()

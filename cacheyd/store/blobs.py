@@ -27,11 +27,6 @@ _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _LENGTH = {"sha256": 64, "sha512": 128}
 
 
-def digest_of(data: bytes | bytearray, algorithm: str = "sha256") -> str:
-    """The digest of `data` (image-spec, "Digests")."""
-    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
-
-
 class BlobDir:
     """The files below CACHE_DIR, laid out as an OCI image layout (image-spec, "Image Layout") plus `partial/`."""
 

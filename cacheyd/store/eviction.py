@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from cacheyd.settings import values as parse
+from cacheyd.observe.wording import shown_size
 from cacheyd.store.blobs import BlobDir
 from cacheyd.store.catalog import Catalog
 from cacheyd.store.objects import Objects
@@ -37,7 +37,7 @@ class Eviction:
         await self._objects.unlink_all(taken, reason)
         if taken:
             freed = sum(stored.size for stored in taken)
-            log.info("evicted %d objects, %s", len(taken), parse.shown_size(freed))
+            log.info("evicted %d objects, %s", len(taken), shown_size(freed))
         return len(taken)
 
     async def expire(self, before: float) -> int:

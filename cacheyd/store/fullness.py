@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from cacheyd.settings import values as parse
+from cacheyd.observe.wording import shown_size
 from cacheyd.store.blobs import BlobDir
 from cacheyd.store.catalog import Catalog
 
@@ -42,7 +42,7 @@ class Fullness:
             free, total = self._blobs.free() or 0, self._blobs.total()
             log.warning(
                 "%s is full: %s of %s are free, %s are stored, and nothing more may go; serving without keeping",
-                self._blobs.root, *map(parse.shown_size, (free, total, self._catalog.bytes)),
+                self._blobs.root, *map(shown_size, (free, total, self._catalog.bytes)),
             )  # fmt: skip
         elif not full and self._said:
             self._said = False

@@ -6,8 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from cacheyd.observe.events import Events
+from cacheyd.protocol.digest import digest_of
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import BlobDir, digest_of, hash_file
+from cacheyd.store.blobs import BlobDir, hash_file
 from cacheyd.store.catalog import Catalog
 from cacheyd.store.health import Health
 from cacheyd.store.mapped import Mapped

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cacheyd.observe.events import Events
+from cacheyd.observe.wording import shown_size
 from cacheyd.protocol.reference import Kind
-from cacheyd.settings import values as parse
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import BlobDir
@@ -394,4 +394,4 @@ class Store:
 def free_space(path: Path) -> str:
     """The free space below `path` for people, for the start line."""
     free = BlobDir(path).free()
-    return "unknown" if free is None else parse.shown_size(free)
+    return "unknown" if free is None else shown_size(free)

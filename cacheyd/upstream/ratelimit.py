@@ -31,7 +31,6 @@ MAX_REMEMBERED = 4000
 MAX_THINGS = 4096
 # What was waited for in vain counts for those who ask again, too: clients repeat what is refused (seconds).
 FORGIVEN_AFTER = 30.0
-
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -187,9 +186,7 @@ def _make_room(known: dict[Key, Any]) -> None:
 def _error(said: Relay | Failure, again_at: float | None) -> Relayed | RequestError:
     if isinstance(said, Relay):
         return Relayed(said)
-    error = RequestError(said)
-    error.again_at = again_at
-    return error
+    return RequestError(said, again_at)
 
 
 class Patience:

@@ -53,8 +53,8 @@ FAULTS = (
 )
 # And in the answer of a token service, or in a body.
 TOKEN_FAULTS = (
-    "cacheyd.upstream.auth._parse_token",
-    "cacheyd.upstream.auth._request_token",
+    "cacheyd.upstream.token_service._parse_token",
+    "cacheyd.upstream.tokens.request_token",
     "cacheyd.upstream.auth.parse_challenges",
 )
 BODY_FAULTS = (

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, override
 
 from cacheyd.observe.events import Events
-from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from cacheyd.settings.settings import Settings
-from cacheyd.store.blobs import digest_of
 from cacheyd.store.mapped import Mapped
 from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store

@@ -116,9 +116,7 @@ class Exchange:
         return self.response
 
     def _broken(self, message: str) -> UpstreamBroken:
-        error = UpstreamBroken(message)
-        error.hopeless = self._hopeless
-        return error
+        return UpstreamBroken(message, hopeless=self._hopeless)
 
     async def read(self) -> list[Chunk]:
         """What has come since the last read; empty at the end. Raises UpstreamBroken."""

@@ -30,7 +30,8 @@ from cacheyd.proxy.outbound.trust import (
     proxy_login,
 )
 from cacheyd.proxy.outbound.wire import READ, Wire
-from cacheyd.resources.budget import Budget, Pace
+from cacheyd.resources.budget import Budget
+from cacheyd.resources.pace import Pace
 from cacheyd.settings.settings import Settings
 from cacheyd.upstream.port import HEARD, Chunk, UpstreamBroken, was_heard
 
@@ -115,13 +116,14 @@ class MitmTransport:
             async with asyncio.timeout(deadline):
                 return await self._follow(registry, method, url, to, headers, way)
         except TimeoutError as late:
-            error = UpstreamBroken(f"{way[-1].authority}: no answer within {deadline:g} s", timeout=True)
-            error.elsewhere = not self._is_same(registry, way[0], way[-1])
-            error.answered = was_heard(late) or len(way) > 1
-            raise error from None
+            raise UpstreamBroken(
+                f"{way[-1].authority}: no answer within {deadline:g} s",
+                timeout=True,
+                elsewhere=not self._is_same(registry, way[0], way[-1]),
+                answered=was_heard(late) or len(way) > 1,
+            ) from None
         except UpstreamBroken as error:
-            error.elsewhere = error.elsewhere or not self._is_same(registry, way[0], way[-1])
-            error.answered = error.answered or len(way) > 1
+            error.add(elsewhere=not self._is_same(registry, way[0], way[-1]), answered=len(way) > 1)
             raise
 
     async def _follow(
@@ -208,12 +210,7 @@ class MitmTransport:
             except UpstreamBroken as error:
                 conn.close()
                 if fresh or head is not None:
-                    failure = _failure(origin, conn, error)
-                    if isinstance(failure, UpstreamBroken):
-                        failure.hopeless = error.hopeless or head is not None
-                        # Where anything came, the origin is there, whatever it said.
-                        failure.answered = failure.hopeless or conn.heard
-                    raise failure from None
+                    raise _failure(origin, conn, error, hopeless=error.hopeless or head is not None) from None
                 fresh = True
             except BaseException as error:
                 if conn.heard:
@@ -296,7 +293,7 @@ class MitmTransport:
         """New settings: certificates are read anew, and no connection made with the old ones is used again."""
         self.settings = settings
         self._names.forget()
-        self.budget.limit = settings.flight_memory
+        self.budget.set_limit(settings.flight_memory)
         self._ssl_contexts.clear()
         self._current = WeakSet()
         self.close()
@@ -314,20 +311,24 @@ def _of_kinds(found: Sequence[AddrInfoType], kinds: set[str]) -> list[AddrInfoTy
 
 def _misdirected(why: str) -> UpstreamBroken:
     """A redirect that is not followed: the registry answered, but leads nowhere."""
-    error = UpstreamBroken(why)
-    error.elsewhere = True
-    return error
+    return UpstreamBroken(why, elsewhere=True)
 
 
 def _denied(why: str) -> RequestError:
     return RequestError(Failure(403, Code.DENIED, why, Blame.CLIENT))
 
 
-def _failure(origin: Origin, conn: FetchConnection, error: UpstreamBroken) -> Exception:
+def _failure(origin: Origin, conn: FetchConnection, error: UpstreamBroken, *, hopeless: bool) -> Exception:
     """Why there was no response, in our terms."""
     if isinstance(conn.dial_error, PermissionError):
         return _denied(str(conn.dial_error))
-    return UpstreamBroken(f"{origin.authority}: {error}"[:MAX_MESSAGE], timeout=isinstance(conn.dial_error, TimeoutError))
+    return UpstreamBroken(
+        f"{origin.authority}: {error}"[:MAX_MESSAGE],
+        timeout=isinstance(conn.dial_error, TimeoutError),
+        hopeless=hopeless,
+        # Where anything came, the origin is there, whatever it said.
+        answered=hopeless or conn.heard,
+    )
 
 
 def _make_request(origin: Origin, method: str, path: str, headers: HeaderList) -> http.Request:

@@ -17,10 +17,13 @@ from cacheyd.cache.cache import FAR_AHEAD, Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import HOLD
 from cacheyd.cache.request import Request
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.headers import HeaderList, header
-from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind, Reference, parse_target
-from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.protocol.targets import parse_target
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.memory_store import MemoryStore

@@ -20,11 +20,14 @@ from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.fetch import FAILURE_PAUSE, MANIFEST_MAX, MANIFESTS_MAX, MISMATCH_PAUSE, Fetcher, ManifestContent
 from cacheyd.cache.flight import HOLD, Flight, FlightReader, NotKept
 from cacheyd.cache.requester import credentials_of
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import Code, RequestError
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED, Reference, parse_target
-from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.mapped import Mapped
 from cacheyd.store.objects import SMALL
 from cacheyd.store.store import Store

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from cacheyd.cache.bodies import WINDOW, BodyBroken, MappedReader, MultipartReader
 from cacheyd.cache.flight import COPY, HOLD, Flight, FlightReader, FlightTable, NotKept
 from cacheyd.cache.requester import Requester
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.ranges import Part
-from cacheyd.store.blobs import BlobDir, digest_of
+from cacheyd.store.blobs import BlobDir
 from cacheyd.store.partial_dir import PartialDir
 from cacheyd.upstream.port import Relay, Relayed
 

@@ -9,7 +9,8 @@ from mitmproxy import connection
 
 from cacheyd.cache.answer import Answer
 from cacheyd.observe.logs import AccessLog
-from cacheyd.protocol.reference import Reference, parse_target
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
 from cacheyd.proxy.addon import LOOK_EVERY, QUICK_TOTAL, RegistryCache
 from cacheyd.proxy.inbound.head import Head, parse_head
 from tests.support.stores import Clock

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.store.blobs import BlobDir, digest_of, hash_file
+from cacheyd.protocol.digest import digest_of
+from cacheyd.store.blobs import BlobDir, hash_file
 from cacheyd.store.partial import Partial
 from cacheyd.store.partial_dir import PartialDir
 

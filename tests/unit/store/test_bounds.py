@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind
-from cacheyd.settings.settings import load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.load import load
 from cacheyd.store.fullness import FULL_PAUSE
 from cacheyd.store.mapped import Mapped
 from cacheyd.store.partial import Partial

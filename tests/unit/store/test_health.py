@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_MANIFEST
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_MANIFEST
 from cacheyd.store.health import BROKEN_PAUSE
 from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
-from cacheyd.settings.settings import load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.settings.load import load
 from cacheyd.store.journal import REOPEN_EVERY
 from cacheyd.store.store import Store
 from tests.support.stores import (

@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.store.store import Store
 from tests.support.stores import (
     LARGE,

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind
 from cacheyd.store.index import Index
 from cacheyd.store.mapped import Mapped
 from cacheyd.store.store import Store

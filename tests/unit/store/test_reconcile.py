@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_MANIFEST
-from cacheyd.settings.settings import load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_MANIFEST
+from cacheyd.settings.load import load
 from cacheyd.store.partial import Partial
 from cacheyd.store.reconcile import PARTIAL_AGE, TAG_AGE, TAG_AGE_HELD
 from cacheyd.store.store import Store

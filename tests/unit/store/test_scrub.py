@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.store import Store
 from tests.support.stores import (
     LARGE,

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind
 from cacheyd.store.index import Row
 from cacheyd.store.mapped import Mapped
 from cacheyd.store.objects import SMALL

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.protocol.reference import DOCKER_MANIFEST
+from cacheyd.protocol.media_types import DOCKER_MANIFEST
 from cacheyd.store.store import Store, free_space
 from tests.support.stores import (
     reopened,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
 from cacheyd.store.health import BROKEN_PAUSE
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.store import Store
