@@ -11,7 +11,8 @@ from typing import Any
 from cacheyd.admin.orders import MAX_LAYERS
 from cacheyd.admin.tree import Failed, Reason, Session, Tree, close, told
 from cacheyd.cache.cache import Cache
-from cacheyd.cache.flight import Flight, FlightReader, NotKept
+from cacheyd.cache.flight import Flight, NotKept
+from cacheyd.cache.flight_reader import FlightReader
 from cacheyd.observe.wording import counted
 from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.errors import RequestError

@@ -63,10 +63,6 @@ class RequestError(Exception):
         self.failure = failure
         self.again_at = again_at
 
-    def ask_again_at(self, when: float | None) -> None:
-        """Says when, where that is known only after the failure is made."""
-        self.again_at = when
-
 
 def client_error(status: int, code: Code, message: str, *, headers: HeaderList = (), **detail: str) -> RequestError:
     """A request that this cache refuses without asking upstream."""

@@ -162,16 +162,14 @@ class RegistryCache:
             self.origins,
             settings,
             budget=self.transport.budget,
-            on_verify_failure=self.metrics.verify_failure,
+            events=self.metrics,
         )
         self.cache = Cache(
             self.store,
             self.fetcher,
-            settings,
-            on_ignored=self.metrics.ignored,
-            on_held=self.metrics.held,
-            below_floor=self.origins.below_floor,
-            check_allowed=self.origins.check_allowed,
+            self.live,
+            events=self.metrics,
+            policy=self.origins,
         )
         self._watch()
         self._inspect = ctx.options.cacheyd_inspect or ctx.master.addons.get("view") is not None
@@ -232,12 +230,11 @@ class RegistryCache:
             if warning not in self.settings.warnings:
                 log.warning("%s", warning)
         self.settings = settings
-        self.fetcher.settings = self.cache.settings = settings
+        self.fetcher.settings = settings
         self.transport.reload(settings)
         # What was decided by the old settings, or learned from whom they named, counts no more.
         self.live.change(settings)
-        for one in (self.fetcher, self.cache):
-            one.forget()
+        self.fetcher.forget()
         self.metrics.configure(settings.registries)
         self._quick.clear()
         self._quick_size = 0
@@ -518,9 +515,7 @@ class RegistryCache:
     def _page(self, page: Page, request: http.Request) -> Answer:
         match page.path:
             case "/v2/":
-                answer = text_answer(200, b"{}", "application/json")
-                answer.headers = (*answer.headers, API_VERSION)
-                return answer
+                return text_answer(200, b"{}", "application/json").with_headers(API_VERSION)
             case "/metrics":
                 return text_answer(200, self.metrics.render(), CONTENT_TYPE)
             case "/healthz":
@@ -540,9 +535,7 @@ class RegistryCache:
         if not trouble:
             return text_answer(200, b"ready\n")
         shown = status.kept_nothing(trouble)
-        answer = text_answer(200, f"ready; {shown}\n".encode())
-        answer.headers = (*answer.headers, ("Warning", f'199 cacheyd "{shown}"'))
-        return answer
+        return text_answer(200, f"ready; {shown}\n".encode()).with_headers(("Warning", f'199 cacheyd "{shown}"'))
 
     def _status(self) -> status.Status:
         store = self.store
@@ -599,7 +592,7 @@ class RegistryCache:
             sent = len(answer.body)
         self._account(flow.request.method, answer, sent, started, flow.client_conn, note)
         # The flow may be kept for inspection; what it holds of the store is not.
-        answer.source = None
+        flow.metadata[ANSWER] = answer.without_source()
 
     def _account(
         self, method: str, answer: Answer, sent: int, started: float, client: connection.Client, note: str = ""

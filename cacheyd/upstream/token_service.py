@@ -15,7 +15,7 @@ from cacheyd.protocol.urls import from_field, parse_url
 from cacheyd.resources.decoding import NoTurn, undo
 from cacheyd.upstream.challenges import Challenge
 from cacheyd.upstream.port import Transport, UpstreamBroken, read_all
-from cacheyd.upstream.ratelimit import wanted_wait
+from cacheyd.upstream.retry_after import wanted_wait
 
 # Of the answer of a token service, and of the token in it: those of real ones have up to 4 KiB (bytes).
 ANSWER_MAX, TOKEN_MAX = 256 << 10, 16 << 10

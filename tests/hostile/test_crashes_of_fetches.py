@@ -58,7 +58,7 @@ TOKEN_FAULTS = (
     "cacheyd.upstream.auth.parse_challenges",
 )
 BODY_FAULTS = (
-    "cacheyd.cache.fetch.Fetcher._begin", "cacheyd.cache.fetch.Fetcher._receive",
+    "cacheyd.cache.blob_fetch.BlobFetch._begin", "cacheyd.cache.blob_fetch.BlobFetch._receive",
     "cacheyd.proxy.outbound.exchange.Exchange.data",
     "cacheyd.proxy.outbound.exchange.Exchange.end", "cacheyd.proxy.outbound.exchange.Exchange.read",
     f"{TRANSPORT}.FetchResponse.read", f"{TRANSPORT}.MitmTransport.release",

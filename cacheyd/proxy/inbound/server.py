@@ -246,7 +246,7 @@ class CacheHttp1Server(Http1Server):
         """Answers, then closes: FIN first, and what the client still sends is read, so that no RST eats the answer."""
         answer = error_answer(client_error(status, Code.UNSUPPORTED, message))
         if status == 405:
-            answer.headers = (*answer.headers, ("Allow", "GET, HEAD"))
+            answer = answer.with_headers(("Allow", "GET, HEAD"))
         yield commands.SendData(self.conn, render_head(answer, keep_alive=False) + answer.body)
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self.state = self.discard
