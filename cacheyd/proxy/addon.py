@@ -18,10 +18,10 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 
 from cacheyd import __version__
 from cacheyd.admin import status
-from cacheyd.admin.commands import Commands, plain
-from cacheyd.admin.control import ControlServer
-from cacheyd.admin.transfer import export_handler, import_handlers
-from cacheyd.admin.warm import warm_handler
+from cacheyd.admin.commands import Commands
+from cacheyd.admin.server import ControlServer
+from cacheyd.admin.transfer import Importer, export_command
+from cacheyd.admin.warm import warm_command
 from cacheyd.cache.answer import API_VERSION, Answer, error_answer, text_answer
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
@@ -187,13 +187,11 @@ class RegistryCache:
                 self.failed = True
             ctx.master.shutdown()
             return
-        images = {
-            "warm": warm_handler(self.cache, self.transport),
-            "export": export_handler(self.store),
-            **import_handlers(self.store),
-        }
-        extra = {name: plain(handler) for name, handler in images.items()}
-        commands = Commands(self.store, extra, running=self._counters)
+        commands = Commands(
+            self.store,
+            [warm_command(self.cache, self.transport), export_command(self.store), *Importer(self.store).commands()],
+            running=self._counters,
+        )
         self.control = ControlServer(settings.cache_dir, commands.run, self.store.lock.is_held)
         await self.control.start()
         self._ready = True
