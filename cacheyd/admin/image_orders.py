@@ -8,7 +8,7 @@ from cacheyd.admin.orders import Args, Order, are_texts, given
 from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.images import ImageName, parse_image
 from cacheyd.protocol.platforms import Platform, own_platform, parse_platform
-from cacheyd.store import partials
+from cacheyd.store import partial_files
 
 # The layers that are fetched at once where nothing is said, and the most that may be.
 LAYERS, MAX_LAYERS = 4, 64
@@ -116,7 +116,7 @@ class ImportObject(Order):
         file, digest, media_type, within = args["file"], args["digest"], args["media_type"], _texts(args, "within")
         if not isinstance(media_type, str):
             raise TypeError
-        if not partials.IMPORT.fullmatch(file) or not DIGEST.fullmatch(digest) or not within:
+        if not partial_files.IMPORT.fullmatch(file) or not DIGEST.fullmatch(digest) or not within:
             raise ValueError("not a file of an import")
         return cls(file, digest, media_type, tuple(parse_image(repository).name for repository in within))
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cacheyd.admin.selection import Root, Target
 from cacheyd.protocol.digest import DIGEST
 from cacheyd.store.catalog import Snapshot
-from cacheyd.store.rows import Stored, is_index
+from cacheyd.store.records import Stored, is_index
 
 
 class Ambiguous(Exception):

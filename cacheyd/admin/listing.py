@@ -12,7 +12,7 @@ from cacheyd.protocol.manifest import parse_manifest
 from cacheyd.protocol.media_types import kind_of
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.values import matches
-from cacheyd.store.rows import Stored, is_index
+from cacheyd.store.records import Stored, is_index
 
 
 class Platform(TypedDict):

@@ -10,7 +10,7 @@ from cacheyd.cache import freshness
 from cacheyd.observe.wording import shown_size
 from cacheyd.protocol.images import ImageName
 from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from cacheyd.store.rows import INDEXES, TagVariant
+from cacheyd.store.records import INDEXES, TagVariant
 from cacheyd.store.store import Store
 
 # An imported tag is for all clients that take every type of manifest, as containerd does.

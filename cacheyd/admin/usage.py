@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 from cacheyd.admin.inventory import Inventory
-from cacheyd.store.rows import Stored
+from cacheyd.store.records import Stored
 
 
 class Usage(TypedDict):

@@ -26,7 +26,7 @@ from cacheyd.protocol.headers import HeaderList, credentials_of
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import Stored
+from cacheyd.store.records import Stored
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed
 

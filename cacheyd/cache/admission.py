@@ -13,7 +13,7 @@ from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.sights import Hold
 from cacheyd.store.store import Store
 

@@ -13,7 +13,7 @@ from cacheyd.protocol.headers import HeaderList, without
 from cacheyd.protocol.ranges import Part
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.resources.budget import FLOOR, Budget, HeldBody
-from cacheyd.store.rows import Stored
+from cacheyd.store.records import Stored
 from cacheyd.upstream.port import Relayed
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")

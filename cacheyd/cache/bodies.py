@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cacheyd.protocol.ranges import Part
-from cacheyd.store.blobs import Mapped
+from cacheyd.store.mapped import Mapped
 
 # Large bodies go out in windows of so many bytes; each complete window has one mapping for all its readers.
 WINDOW = 4 << 20

@@ -15,7 +15,7 @@ from cacheyd.protocol.errors import Code, RequestError, client_error
 from cacheyd.protocol.reference import Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.sights import Hold, Sight
 from cacheyd.store.store import Store
 

@@ -24,8 +24,8 @@ from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX
 from cacheyd.protocol.platforms import own_platform, parse_platform
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import Mapped
-from cacheyd.store.rows import Description, Stored, TagVariant
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.records import Description, Stored, TagVariant
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamBroken
 

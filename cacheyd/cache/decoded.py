@@ -10,7 +10,7 @@ from cacheyd.protocol.headers import HeaderList, end_to_end, without
 from cacheyd.protocol.reference import Reference
 from cacheyd.resources.budget import Budget, HeldBody
 from cacheyd.resources.decoding import NoTurn, undo
-from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
+from cacheyd.store.objects import MANIFEST_MAX as KEPT_MAX
 from cacheyd.upstream.port import Chunk, Relay, UpstreamBroken, UpstreamResponse, as_request_error, read_all
 
 # Where what a client would get does not fit into the budget.

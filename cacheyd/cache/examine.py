@@ -8,7 +8,7 @@ from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.manifest import signed_payload
 from cacheyd.protocol.media_types import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, is_media_type
 from cacheyd.protocol.reference import Reference
-from cacheyd.store.rows import Description, describe
+from cacheyd.store.records import Description, describe
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from cacheyd.protocol.reference import Reference
 from cacheyd.resources.budget import Budget
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.upstream.known_limits import Key, Limits
 from cacheyd.upstream.port import (
@@ -84,6 +84,7 @@ class Fetcher:
         if flight is None:
             flight = Flight(ref.digest, requester_of(ref, headers), self.asking.budget)
             self.flights.add(flight)
+            self.store.partials.reservations.expect(flight.digest)
             task = asyncio.create_task(self._run(self._fetch_of(flight, ref, headers)), name=f"flight {ref.digest[:19]}")
             if not task.done():
                 self._tasks.add(task)
@@ -131,12 +132,16 @@ class Fetcher:
             self._end(fetch, unexpected(flight.requester.registry, error))
         finally:
             fetch.incoming.claim.drop()
-            self.flights.remove(flight)
+            self._remove(flight)
             flight.end()
+
+    def _remove(self, flight: Flight) -> None:
+        if self.flights.remove(flight):
+            self.store.partials.reservations.expect_no_more(flight.digest)
 
     def _end(self, fetch: BlobFetch, error: FlightError) -> None:
         flight = fetch.flight
-        self.flights.remove(flight)
+        self._remove(flight)
         if flight.verified:
             return
         fetch.incoming.give_up(error)

@@ -13,7 +13,7 @@ from cacheyd.cache.recent_bytes import RECENT
 from cacheyd.cache.requester import Requester
 from cacheyd.protocol.errors import RequestError
 from cacheyd.resources.budget import Budget
-from cacheyd.store.rows import Stored
+from cacheyd.store.records import Stored
 from cacheyd.upstream.port import Relayed, UpstreamResponse
 
 

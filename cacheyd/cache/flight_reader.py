@@ -4,7 +4,7 @@ from cacheyd.cache.bodies import WINDOW, BodyBroken
 from cacheyd.cache.flight import Flight
 from cacheyd.cache.growing import HOLD, GrowingBody
 from cacheyd.cache.recent_bytes import RECENT
-from cacheyd.store.blobs import Partial
+from cacheyd.store.partial import Partial
 
 # Up to so much is copied where a window is not complete yet, and so little where many clients wait (bytes).
 COPY, LEAST_COPY = 1 << 20, 16 << 10

@@ -8,7 +8,7 @@ from cacheyd.protocol.accept import accepts, are_all
 from cacheyd.protocol.media_types import SCHEMA_1, SCHEMA_1_SIGNED
 from cacheyd.protocol.reference import Reference
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 
 _SCHEMA_1 = frozenset({SCHEMA_1, SCHEMA_1_SIGNED, "application/json"})
 # Of more types, or longer ones, nothing is remembered: those that registries know are ten, of 80 characters at most.

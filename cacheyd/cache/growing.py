@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cacheyd.cache.changes import Changes
 from cacheyd.cache.recent_bytes import RecentBytes
 from cacheyd.resources.budget import Budget
-from cacheyd.store.blobs import Partial
+from cacheyd.store.partial import Partial
 from cacheyd.upstream.port import Chunk
 
 # So much of a blob is held back until its digest is verified, so that nobody gets a complete wrong one (bytes).

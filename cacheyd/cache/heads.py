@@ -13,7 +13,7 @@ from cacheyd.protocol.reference import Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.upstream.port import PERSONAL, Relay, Relayed
 
 # Answers to HEAD that say nothing of GET: some registries do not know HEAD, or leave out the digest.

@@ -15,7 +15,7 @@ from cacheyd.protocol.media_types import OCTET_STREAM
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import RegistryPolicy
 

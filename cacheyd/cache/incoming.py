@@ -9,8 +9,9 @@ from cacheyd.cache.recent_failures import RecentFailures
 from cacheyd.observe.events import Events
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, upstream_error
 from cacheyd.protocol.reference import Reference
-from cacheyd.store.blobs import Partial
-from cacheyd.store.store import LARGE_CHUNK, Store
+from cacheyd.store.partial import Partial
+from cacheyd.store.partials import LARGE_CHUNK
+from cacheyd.store.store import Store
 from cacheyd.upstream.port import Chunk
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from cacheyd.protocol.reference import Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.rows import TagVariant
-from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
-from cacheyd.store.shelf import SMALL
+from cacheyd.store.objects import MANIFEST_MAX as KEPT_MAX
+from cacheyd.store.objects import SMALL
+from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamBroken, UpstreamResponse, as_request_error
 

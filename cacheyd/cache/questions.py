@@ -11,7 +11,7 @@ from cacheyd.protocol.headers import HeaderList, content_length, header
 from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA_1, SCHEMA_1_SIGNED
 from cacheyd.protocol.ranges import parse_content_range
 from cacheyd.protocol.reference import Kind, Reference
-from cacheyd.store.rows import Stored
+from cacheyd.store.records import Stored
 from cacheyd.upstream.port import UpstreamResponse
 
 # Answers to a HEAD after which a GET is sent: some registries do not know HEAD.

@@ -16,7 +16,7 @@ from cacheyd.cache.stored import StoredAnswers
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.upstream.port import Relayed
 
 

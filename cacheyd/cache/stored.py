@@ -13,8 +13,8 @@ from cacheyd.protocol.headers import HeaderList, without
 from cacheyd.protocol.media_types import OCTET_STREAM
 from cacheyd.protocol.ranges import Part, Unsatisfiable
 from cacheyd.protocol.reference import Kind, Reference
-from cacheyd.store.blobs import Mapped
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store
 
 

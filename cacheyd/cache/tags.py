@@ -17,7 +17,7 @@ from cacheyd.observe.events import Events
 from cacheyd.protocol.errors import RequestError
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.upstream.port import RegistryPolicy, Relay, Relayed
 
 

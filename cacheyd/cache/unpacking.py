@@ -18,8 +18,9 @@ from cacheyd.protocol.codings import (
 from cacheyd.resources.budget import Budget
 from cacheyd.resources.decoding import BLOBS, next_slice
 from cacheyd.resources.slots import Slots
-from cacheyd.store.blobs import Partial
-from cacheyd.store.store import LARGE_CHUNK, Store
+from cacheyd.store.partial import Partial
+from cacheyd.store.partials import LARGE_CHUNK
+from cacheyd.store.store import Store
 
 
 class Unpacking:

@@ -13,7 +13,7 @@ from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.resources.budget import Budget
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.shelf import MANIFEST_MAX as KEPT_MAX
+from cacheyd.store.objects import MANIFEST_MAX as KEPT_MAX
 from cacheyd.upstream.port import Chunk, Upstream, UpstreamBroken, UpstreamRequest, UpstreamResponse
 from cacheyd.upstream.relay import RELAY_MAX, RELAY_WAIT
 

@@ -152,9 +152,9 @@ class RegistryCache:
         for warning in settings.warnings:
             log.warning("%s", warning)
         self.metrics = Metrics(settings.registries)
-        self.store = Store(settings.cache_dir, settings, on_evicted=self.metrics.evicted)
-        self.transport = MitmTransport(ctx.options, settings)
         self.live = Live(settings)
+        self.store = Store(settings.cache_dir, self.live, events=self.metrics)
+        self.transport = MitmTransport(ctx.options, settings)
         self.authorizer = Authorizer(self.live)
         self.origins = Origins(self.transport, self.authorizer, self.live, self.metrics)
         self.fetcher = Fetcher(
@@ -171,7 +171,6 @@ class RegistryCache:
             events=self.metrics,
             policy=self.origins,
         )
-        self.store.in_flight = self.fetcher.in_flight
         self._watch()
         self._inspect = ctx.options.cacheyd_inspect or ctx.master.addons.get("view") is not None
         if self._access_log is None:
@@ -229,7 +228,6 @@ class RegistryCache:
             if warning not in self.settings.warnings:
                 log.warning("%s", warning)
         self.settings = settings
-        self.store.settings = settings
         self.fetcher.settings = settings
         self.transport.reload(settings)
         # What was decided by the old settings, or learned from whom they named, counts no more.
@@ -257,9 +255,7 @@ class RegistryCache:
         metrics.watch("cacheyd_tags_held", "Tags that are held now", lambda: float(self.cache.cooldown.count()))
         metrics.watch("cacheyd_store_bytes", "Bytes stored", lambda: float(store.size))
         metrics.watch("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda: float(store.blobs.free() or 0))
-        metrics.watch(
-            "cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(not (store.refusal or store.ousted))
-        )
+        metrics.watch("cacheyd_store_writable", "0 while the disk refuses writes", lambda: float(store.health.takes_writes))
         metrics.watch("cacheyd_store_full", "1 while there is no room and nothing may go", lambda: float(store.room.full))
         metrics.watch("cacheyd_store_partial_bytes", "Bytes in files being fetched", lambda: float(store.partial_bytes))
         metrics.watch_total("cacheyd_scrub_bytes", "Bytes checked in the background", lambda: store.upkeep.scrubbed)

@@ -7,130 +7,24 @@ unlink and rename, so readers need no handover.
 import errno
 import hashlib
 import json
-import mmap
 import os
 import re
 import stat
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cacheyd.store import partials
+from cacheyd.store import partial_files
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.partial import Partial
 
 # What says nothing about the file.
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-_READ = 4 << 20
 # What is written to see whether it can be (bytes): a block of most file systems.
 PROBE = 4096
-# MADV_POPULATE_READ of madvise(2), Linux 5.14: brings pages in, or says that they cannot be had (older ones: EINVAL).
-_POPULATE_READ = 22
-_MAX_LOADED = 4096
 _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _LENGTH = {"sha256": 64, "sha512": 128}
-
-
-class Mapped:
-    """A read-only mapping of a whole file, shared by all its readers: each mapping would count in RSS."""
-
-    def __init__(self, fd: int, status: os.stat_result) -> None:
-        self.size = size = status.st_size
-        self.file = (status.st_dev, status.st_ino)
-        self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None
-        # What was brought in for one reader is there for the others, who mostly ask for the same pieces.
-        self._loaded: set[tuple[int, int]] = set()
-
-    def view(self, start: int, end: int) -> memoryview:
-        """Bytes `start` to `end`, without a copy; the view keeps the mapping alive.
-
-        Raises OSError if they cannot be read: later that would be a broken connection, or the end of this process (SIGBUS).
-        """
-        if self._map is None or start >= end:
-            return memoryview(b"")
-        if (start, end) not in self._loaded:
-            page = start - start % mmap.PAGESIZE
-            try:
-                self._map.madvise(_POPULATE_READ, page, end - page)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-            if len(self._loaded) < _MAX_LOADED:
-                self._loaded.add((start, end))
-        return memoryview(self._map)[start:end]
-
-
-class Partial:
-    """An object on its way in: an append-only file with a running hash."""
-
-    def __init__(self, path: Path, fd: int, digest: str) -> None:
-        self.path = path
-        self.digest = digest
-        self.size = 0
-        self.fd = fd
-        # Readers may hold on to a partial after its flight; the descriptor goes with the last of them.
-        self._closer = weakref.finalize(self, os.close, fd)
-        self._hash = hashlib.new(digest.partition(":")[0])
-        self._windows: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
-
-    @classmethod
-    def of(cls, path: Path, fd: int, digest: str) -> "Partial":
-        """The file at `path`, open and locked, with what is in it hashed; raises OSError. Blocks."""
-        partial = cls(path, fd, digest)
-        try:
-            while data := os.pread(partial.fd, _READ, partial.size):
-                partial._hash.update(data)
-                partial.size += len(data)
-        except BaseException:
-            partial.close()
-            raise
-        return partial
-
-    def write(self, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
-        """Writes the chunks at the end; `advance` is to follow. Blocks; raises OSError, with `size` as it was."""
-        offset = self.size
-        for chunk in chunks:
-            view = memoryview(chunk)
-            while view:
-                written = os.pwrite(self.fd, view, offset)
-                offset, view = offset + written, view[written:]
-
-    def hash(self, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
-        """Takes the chunks into the running hash. Blocks; may run beside `write`."""
-        for chunk in chunks:
-            self._hash.update(chunk)
-
-    def advance(self, length: int) -> int:
-        """Counts what was written and hashed; the new size."""
-        self.size += length
-        return self.size
-
-    def verified(self) -> bool:
-        """Whether the bytes so far are the whole object."""
-        return f"{self._hash.name}:{self._hash.hexdigest()}" == self.digest
-
-    def sync(self) -> None:
-        """To the disk itself, so that no power cut can leave a file under a digest that is not its own."""
-        os.fdatasync(self.fd)
-
-    def read(self, start: int, end: int) -> bytes:
-        """Up to `end - start` bytes from `start`; for what does not fill a window yet."""
-        return os.pread(self.fd, end - start, start)
-
-    def window(self, index: int, size: int) -> memoryview:
-        """The `index`-th window of `size` bytes, which must be complete; one mapping shared by all who read it now."""
-        window = self._windows.get(index)
-        if window is None:
-            window = self._windows[index] = mmap.mmap(self.fd, size, prot=mmap.PROT_READ, offset=index * size)
-        return memoryview(window)
-
-    def is_linked(self) -> bool:
-        """Whether `path` still is this file: the cache directory may be wiped at any time."""
-        return partials.is_linked(self.path, self.fd)
-
-    def close(self) -> None:
-        """Gives the descriptor (and so the lock) back; mappings stay."""
-        self._closer()
-        self.fd = -1
 
 
 class BlobDir:
@@ -196,26 +90,6 @@ class BlobDir:
             return None
         return mapped
 
-    def partial_path(self, digest: str, origin: str = "") -> Path:
-        """Where what comes of the object from this registry is written."""
-        return self.root / "partial" / partials.name_for(digest, origin)
-
-    def open_partial(self, digest: str, origin: str = "") -> Partial:
-        """The object's partial file, continued where an earlier fetch from `origin` stopped. Blocks; raises OSError.
-
-        What came from one registry is never continued with another's: anybody may ask for a registry that sends wrong bytes.
-        """
-        path = self.partial_path(digest, origin)
-        try:
-            return Partial.of(*partials.open_for_fetch(path), digest)
-        except FileNotFoundError:
-            self.prepare()
-            return Partial.of(*partials.open_for_fetch(path), digest)
-
-    def open_import(self, path: Path, digest: str) -> Partial:
-        """A file below `partial/` that an import has made. Blocks; raises OSError, FileNotFoundError if it is gone."""
-        return Partial.of(path, partials.open_of_import(path), digest)
-
     def commit(self, partial: Partial, *, sync: bool = False) -> int | None:
         """Moves a verified partial to its digest; the file's time of change, None if the directory was wiped meanwhile.
 
@@ -261,10 +135,6 @@ class BlobDir:
         """Whether somebody is reading the object now."""
         return digest in self._mapped
 
-    def discard(self, partial: Partial) -> None:
-        """Removes a partial that is of no use."""
-        partials.discard(partial.path, partial.fd)
-
     def remove(self, digest: str, known: tuple[int, int] | None = None) -> None:
         """Removes a stored object, if it still is the one that `stat` said; running readers are not disturbed."""
         with self._naming:
@@ -287,25 +157,13 @@ class BlobDir:
                             continue
                         yield f"{algorithm}:{entry.name}", status.st_size, status.st_mtime_ns
 
-    def sweep_partials(self, older_than: float) -> tuple[int, dict[str, int]]:
-        """Removes partials not written to for `older_than` seconds and those no fetch can continue, but none under way.
-
-        How many went, and path and size of those that stay and wait for a fetch. Blocks.
-        """
-        return partials.sweep(self.root / "partial", older_than, self._is_wanted)
-
-    def _is_wanted(self, name: str) -> bool:
-        """Whether a fetch would go on with this partial file: one of its object, which is not stored."""
-        digest = partials.digest_in(name)
-        return digest is not None and self.size(digest) is None
-
     def probe(self) -> None:
         """Writes and removes a small file, where a sweep finds it after a crash. Blocks; raises OSError."""
         try:
-            path, fd = partials.make_probe(self.root / "partial")
+            path, fd = partial_files.make_probe(self.root / "partial")
         except FileNotFoundError:
             self.prepare()
-            path, fd = partials.make_probe(self.root / "partial")
+            path, fd = partial_files.make_probe(self.root / "partial")
         try:
             os.pwrite(fd, bytes(PROBE), 0)
         finally:

@@ -53,8 +53,8 @@ class JsonDisk(diskcache.Disk):  # type: ignore[misc]
 class _OneConnection(diskcache.Cache):  # type: ignore[misc]
     """One connection for all threads, where diskcache has one for each.
 
-    It could close that of its own thread only: the others kept a wiped file open until the garbage collector came by. Who
-    uses it holds `lock`.
+    diskcache closes the connection of the calling thread only: the others kept a wiped file open until the garbage collector
+    ran. Callers hold `lock`.
     """
 
     def __init__(self, directory: str, **settings: Any) -> None:
@@ -74,7 +74,7 @@ class Index:
     """A persistent map from text keys to JSON rows. No error leaves this class."""
 
     def __init__(self, directory: Path, *, sync: bool = False) -> None:
-        self._directory = directory
+        self.directory = directory
         self._sync = sync
         self._cache: Any = None
         self._reader: Any = None
@@ -90,7 +90,7 @@ class Index:
         self.close()
         for _ in range(2):
             if self._damaged:
-                shutil.rmtree(self._directory, ignore_errors=True)
+                shutil.rmtree(self.directory, ignore_errors=True)
                 self._damaged = False
             try:
                 self._wait_for_others()
@@ -111,7 +111,7 @@ class Index:
     def _wait_for_others(self) -> None:
         """Raises if the index is locked for longer than `WRITE_WAIT`: diskcache would wait for a minute when it opens."""
         if self._identify():
-            database = self._directory / "cache.db"
+            database = self.directory / "cache.db"
             with closing(sqlite3.connect(database, timeout=WRITE_WAIT, isolation_level=None)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute("ROLLBACK")
@@ -119,7 +119,7 @@ class Index:
     def _connect(self, wait: float) -> Any:
         # 32 MiB: rows are texts below it, so diskcache never makes a file of its own.
         return _OneConnection(
-            str(self._directory), timeout=wait, disk=JsonDisk, disk_min_file_size=32 << 20, eviction_policy="none",
+            str(self.directory), timeout=wait, disk=JsonDisk, disk_min_file_size=32 << 20, eviction_policy="none",
             cull_limit=0, size_limit=2**40, statistics=0, tag_index=0, sqlite_cache_size=256, sqlite_mmap_size=0,
             sqlite_synchronous=2 if self._sync else 1,
         )  # fmt: skip
@@ -185,7 +185,7 @@ class Index:
 
     def _path(self) -> str:
         # The characters that mean something in a URI (RFC 3986).
-        path = str(self._directory / "cache.db")
+        path = str(self.directory / "cache.db")
         return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
     def write(self, rows: Sequence[tuple[str, Row | None]]) -> bool:
@@ -213,7 +213,7 @@ class Index:
 
     def _identify(self) -> tuple[int, int] | None:
         try:
-            status = (self._directory / "cache.db").stat()
+            status = (self.directory / "cache.db").stat()
         except OSError:
             return None
         return status.st_dev, status.st_ino
@@ -223,7 +223,7 @@ class Index:
         total = 0
         for name in ("cache.db", "cache.db-wal", "cache.db-shm"):
             try:
-                total += (self._directory / name).stat().st_size
+                total += (self.directory / name).stat().st_size
             except OSError:
                 continue
         return total
@@ -233,7 +233,7 @@ class Index:
         if self._cache is None:
             return
         try:
-            connection = sqlite3.connect(self._directory / "cache.db", timeout=WRITE_WAIT)
+            connection = sqlite3.connect(self.directory / "cache.db", timeout=WRITE_WAIT)
             try:
                 connection.execute("VACUUM")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

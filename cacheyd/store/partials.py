@@ -1,170 +1,187 @@
-"""The one owner of CACHE_DIR/partial: what its files are called, and who may make, grow, take over or remove one.
+"""Objects on their way in: the files that fetches have, those that wait for the next fetch, and the room that they take."""
 
-The protocol, for all threads and processes. A file belongs to whoever holds its lock (flock(2)) *and* has seen, while he held
-it, that the name still leads to it: between an opening and a locking somebody may have removed it, or put another in its
-place. A fetch has its file alone (exclusive). An import shares its file, so that the cache that takes it over locks it while
-the importer still has it, and there is no moment in between. Nobody removes or renames a file that is not his by this rule.
-The lock goes with the process, so what is left behind belongs to nobody and is swept.
-"""
-
-import fcntl
-import hashlib
+import asyncio
 import os
-import re
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any, override
 
-# How often a name that somebody looks at, or just removed, is tried again, and after which pause (seconds).
-OPEN_TRIES, OPEN_PAUSE = 3, 0.001
-# A name of one's own is only looked at by those who sweep.
-NEW_TRIES = 100
-IMPORT = re.compile(r"import\.[0-9]+-[0-9]+-[0-9a-f]{8}")
-_FETCH = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})(-[0-9a-f]{16})?")
+from cacheyd.store.health import Health
+from cacheyd.store.partial import Partial
+from cacheyd.store.partial_dir import PartialDir
+from cacheyd.store.reservations import Reservations
+from cacheyd.store.threads import DiskThreads
 
-
-def name_for(digest: str, origin: str = "") -> str:
-    """The name of the file for what comes of the object from this registry."""
-    suffix = f"-{hashlib.sha256(origin.encode()).hexdigest()[:16]}" if origin else ""
-    return f"{digest.replace(':', '-')}{suffix}"
-
-
-def digest_in(name: str) -> str | None:
-    """The digest of the object that a fetch would go on with in a file of this name; None if none would."""
-    found = _FETCH.fullmatch(name)
-    return f"{found[1]}:{found[2]}" if found else None
+# Chunks below this are joined before they are written (bytes).
+LARGE_CHUNK = 512 << 10
+# So little is hashed on the event loop: a turn of a thread takes longer (bytes).
+HASHED_AT_ONCE = 64 << 10
 
 
-def is_linked(path: str | Path, fd: int) -> bool:
-    """Whether the name still leads to the open file."""
-    try:
-        there, mine = os.stat(path, follow_symlinks=False), os.fstat(fd)
-    except OSError:
-        return False
-    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+class Idle(dict[str, int]):
+    """Path and size of files, for several threads. `total` (bytes) is kept, as each piece of each object asks for it."""
+
+    def __init__(self, files: Mapping[str, int] | None = None) -> None:
+        super().__init__(files or {})
+        self.total = sum(self.values())
+        self._lock = threading.Lock()
+
+    @override
+    def __setitem__(self, path: str, size: int) -> None:
+        with self._lock:
+            self.total += size - self.get(path, 0)
+            super().__setitem__(path, size)
+
+    def take(self, path: str) -> int | None:
+        """Takes a file out; its size, None if it was not there."""
+        with self._lock:
+            size = super().pop(path, None)
+            self.total -= size or 0
+            return size
 
 
-def open_for_fetch(path: Path) -> tuple[Path, int]:
-    """The file at `path`, made if missing, or one of another name where somebody has that; its path and descriptor.
+class Partials:
+    """The one owner of `partial/` in this process. All methods but those marked "blocks" are for the event loop."""
 
-    Blocks; raises OSError, FileNotFoundError where there is no directory.
-    """
-    for _ in range(OPEN_TRIES):
+    def __init__(self, directory: PartialDir, threads: DiskThreads, health: Health) -> None:
+        self.directory = directory
+        self.reservations = Reservations()
+        self._threads = threads
+        self._health = health
+        # The files that a fetch has now, and path and size of the others.
+        self._open: set[Partial] = set()
+        self._idle = Idle()
+
+    # Sizes
+
+    @property
+    def size(self) -> int:
+        """The size of all partial files, and of what is being written to them."""
+        return self._idle.total + sum(partial.size for partial in self._open) + self.reservations.being_written
+
+    @property
+    def held(self) -> int:
+        """The same, with what is still to come of those for which room was made."""
+        return self.size + self.reservations.promised
+
+    @property
+    def idle_bytes(self) -> int:
+        """The size of the files that no fetch has."""
+        return self._idle.total
+
+    @property
+    def idle(self) -> Mapping[str, int]:
+        """Path and size of the files that no fetch has."""
+        return self._idle
+
+    @property
+    def open_files(self) -> Collection[Partial]:
+        """The files that a fetch has now."""
+        return self._open
+
+    # A fetch and its file
+
+    async def open(self, digest: str, origin: str = "") -> Partial:
+        """The object's partial file with what came of it from this registry already; raises OSError."""
+        # First, so that `drop_idle` does not remove this file.
+        self._idle.take(str(self.directory.path_of(digest, origin)))
+        partial = await self._threads.run(self.directory.open, digest, origin)
+        self._open.add(partial)
+        return partial
+
+    async def open_import(self, path: Path, digest: str) -> Partial:
+        """A file that an import has made; raises OSError, FileNotFoundError if it is gone."""
+        self._idle.take(str(path))
+        partial = await self._threads.run(self.directory.open_import, path, digest)
+        self._open.add(partial)
+        return partial
+
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
+        """Hashes and writes side by side in threads; the new size. Raises OSError.
+
+        Small chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
+        the event loop. Unless it is cancelled, both threads are done when this ends.
+        """
+        length = sum(map(len, chunks))
+        if length < LARGE_CHUNK * len(chunks):
+            chunks = [b"".join(chunks)]
+        written = self._threads.run(partial.write, chunks)
+        if length < HASHED_AT_ONCE:
+            await written
+            partial.hash(chunks)
+        else:
+            await _both(written, self._threads.run(partial.hash, chunks))
+        return partial.advance(length)
+
+    async def read(self, partial: Partial, start: int, end: int) -> bytes:
+        """Up to `end - start` bytes from `start` of what has come. Raises OSError."""
+        return await self._threads.run(partial.read, start, end)
+
+    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
+        """No fetch has the partial any more. `close`: nobody reads it either; `keep`: what came stays for the next fetch."""
+        if partial in self._open:
+            self._open.discard(partial)
+            if not partial.size or not keep:
+                self._remove(partial)
+            elif partial.is_linked():
+                self._idle[str(partial.path)] = partial.size
+        if close:
+            partial.close()
+
+    async def discard(self, partial: Partial) -> None:
+        """Removes a partial that is of no use."""
+        self._open.discard(partial)
+        await self._threads.run(self._remove, partial)
+        partial.close()
+
+    def _remove(self, partial: Partial) -> None:
         try:
-            fd = _take(path, os.O_CREAT, fcntl.LOCK_EX)
-        except BlockingIOError:
-            # Who sweeps has it for a moment.
-            time.sleep(OPEN_PAUSE)
-            continue
-        if fd is not None and os.fstat(fd).st_size and os.fstat(fd).st_mtime < _boot():
-            # It was not synced while it grew: a power cut may have left holes, and clients get it unverified.
-            os.unlink(path)
-            os.close(fd)
-            continue
-        if fd is not None:
-            return path, fd
-    return _make(lambda: path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}"), fcntl.LOCK_EX)
+            self.directory.discard(partial)
+        except OSError as error:
+            # No exception: the fetch has to tell its clients what went wrong with the bytes.
+            self._health.report_write_error(error)
+
+    def committed(self, partial: Partial) -> None:
+        """The file is no partial file any more: it has gone to its digest, or is gone."""
+        self._open.discard(partial)
+
+    # Files that no fetch has
+
+    async def drop_idle(self, size: int = 2**62) -> int:
+        """Removes files that no fetch has, until `size` bytes are free; how many went."""
+        return await self._threads.run(self._drop_idle, size)
+
+    def _drop_idle(self, size: int) -> int:
+        """Blocks."""
+        freed = count = 0
+        for path in list(self._idle):
+            if freed >= size:
+                break
+            known = self._idle.take(path)
+            if known is None:
+                continue
+            if self.directory.remove(path):
+                freed, count = freed + known, count + 1
+            elif os.path.exists(path) and all(str(partial.path) != path for partial in list(self._open)):
+                # A reader still has the file locked.
+                self._idle[path] = known
+        return count
+
+    async def sweep(self, older_than: float) -> int:
+        """Removes files that are older than `older_than` seconds or of no use, and counts the others; how many went.
+
+        For files that a fetch took or left during the sweep, the fetch is right.
+        """
+        before = set(self._idle)
+        swept, found = await self._threads.run(self.directory.sweep, older_than)
+        taken = (before - self._idle.keys()) | {str(partial.path) for partial in self._open}
+        left = {path: size for path, size in self._idle.items() if path not in before}
+        self._idle = Idle({path: size for path, size in found.items() if path not in taken} | left)
+        return swept
 
 
-def make_for_import(directory: Path, number: int) -> tuple[Path, int]:
-    """A new file for an object of an import; its path and descriptor. Blocks; raises OSError."""
-    return _make(lambda: directory / f"import.{os.getpid()}-{number}-{os.urandom(4).hex()}", fcntl.LOCK_SH)
-
-
-def make_probe(directory: Path) -> tuple[Path, int]:
-    """A new file that only shows whether there can be one; its path and descriptor. Blocks; raises OSError."""
-    return _make(lambda: directory / f"probe.{os.getpid()}-{os.urandom(4).hex()}", fcntl.LOCK_EX)
-
-
-def open_of_import(path: Path) -> int:
-    """The descriptor of a file that an import has made. Blocks; raises OSError, FileNotFoundError if it was swept."""
-    for _ in range(NEW_TRIES):
-        try:
-            fd = _take(path, 0, fcntl.LOCK_SH)
-        except BlockingIOError:
-            time.sleep(OPEN_PAUSE)
-            continue
-        if fd is not None:
-            return fd
-    raise BlockingIOError(11, "somebody else has it", str(path))
-
-
-def _make(name: Callable[[], Path], lock: int) -> tuple[Path, int]:
-    for _ in range(NEW_TRIES):
-        path = name()
-        try:
-            fd = _take(path, os.O_CREAT | os.O_EXCL, lock)
-        except (BlockingIOError, FileExistsError):
-            continue  # Who sweeps has it: it is about to go.
-        if fd is not None:
-            return path, fd
-    raise BlockingIOError(11, "each new file is swept at once", str(path))
-
-
-def _take(path: Path, flags: int, lock: int) -> int | None:
-    """Opens and locks; None if the name has gone to another file meanwhile. Raises OSError."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o644)
-    try:
-        fcntl.flock(fd, lock | fcntl.LOCK_NB)
-        if is_linked(path, fd):
-            return fd
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
-
-
-def discard(path: Path, fd: int) -> None:
-    """Removes one's own file, if its name still leads to it. Raises OSError."""
-    if is_linked(path, fd):
-        path.unlink(missing_ok=True)
-
-
-def remove(path: str | Path, is_due: Callable[[os.stat_result], bool] = lambda status: True) -> bool | None:
-    """Removes a file that nobody has; whether it is gone by that. None if somebody has it. Blocks."""
-    try:
-        fd = _take(Path(path), 0, fcntl.LOCK_EX)
-    except OSError:
-        return None
-    if fd is None:
-        return None
-    try:
-        if not is_due(os.fstat(fd)):
-            return False
-        os.unlink(path)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    return True
-
-
-def sweep(directory: Path, older_than: float, is_wanted: Callable[[str], bool]) -> tuple[int, dict[str, int]]:
-    """Removes files not written to for `older_than` seconds and those that are not wanted (by name), but none that is in use.
-
-    How many went, and path and size of those that stay and wait for a fetch. Blocks.
-    """
-    removed, idle = 0, dict[str, int]()
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return 0, {}
-    for name in names:
-        path, sizes = f"{directory}/{name}", list[int]()
-
-        def is_due(status: os.stat_result, name: str = name, sizes: list[int] = sizes) -> bool:
-            sizes.append(status.st_size)
-            return time.time() - status.st_mtime > older_than or not status.st_size or not is_wanted(name)
-
-        gone = remove(path, is_due)
-        if gone:
-            removed += 1
-        elif gone is False:
-            idle[path] = sizes[0]
-    return removed, idle
-
-
-def _boot() -> float:
-    """When this machine started, in seconds since the epoch: files have no other clock."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
+    for result in await asyncio.gather(first, second, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 from cacheyd.store.index import Row
-from cacheyd.store.rows import MAX_VARIANTS, TagVariant, read_variants, write_variants
+from cacheyd.store.records import MAX_VARIANTS, TagVariant, read_variants, write_variants
 
 MAX_SEEN, MAX_SEEN_BYTES = 50_000, 16 << 20
 MAX_HELD, MAX_HELD_BYTES = 5_000, 8 << 20

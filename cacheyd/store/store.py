@@ -5,51 +5,98 @@ so whatever a crash leaves, nothing wrong is served and nothing is lost for good
 file is not there, or not the one that it was written for, is none.
 """
 
-import asyncio
-import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from cacheyd.observe.events import Events
 from cacheyd.observe.wording import shown_size
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.blobs import BlobDir, Partial
-from cacheyd.store.lock import DirectoryInUse
-from cacheyd.store.room import Room
-from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
-from cacheyd.store.shelf import MANIFEST_MAX, MAX_REPOSITORIES, SMALL, Shelf
+from cacheyd.store.blobs import BlobDir
+from cacheyd.store.bounds import Bounds
+from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.eviction import Eviction
+from cacheyd.store.fullness import Fullness
+from cacheyd.store.health import Health
+from cacheyd.store.index import Index
+from cacheyd.store.journal import Journal
+from cacheyd.store.lists import Lists
+from cacheyd.store.loading import Loading
+from cacheyd.store.lock import DirectoryLock
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.objects import MANIFEST_MAX, Objects
+from cacheyd.store.partial import Partial
+from cacheyd.store.partial_dir import PartialDir
+from cacheyd.store.partials import Partials
+from cacheyd.store.reconcile import Reconciliation
+from cacheyd.store.records import MAX_REPOSITORIES, Description, Stored, TagVariant, add_repository, describe
+from cacheyd.store.scrub import Scrub
+from cacheyd.store.sights import Sights
+from cacheyd.store.space import Space
+from cacheyd.store.tags import Tags
+from cacheyd.store.threads import DiskThreads
+from cacheyd.store.unread import Unread
 from cacheyd.store.upkeep import Upkeep
-
-log = logging.getLogger(__name__)
-
-LARGE_CHUNK = 512 << 10
-# More tags than this are not remembered, nor what takes more memory (bytes): anybody can ask for a registry that has any
-# number of them, with Accept headers of his own.
-MAX_TAGS, MAX_TAG_BYTES = 200_000, 96 << 20
-# How often the lock of another process is tried again (seconds).
-LOCK_EVERY = 0.2
+from cacheyd.store.watch import Watch
 
 
-class Store(Shelf):
+class Store:
     """Objects by digest, tags by name. All methods but those marked "blocks" are for the event loop."""
 
     def __init__(
         self,
         root: Path,
-        settings: Settings | None = None,
+        settings: Settings | Live | None = None,
         *,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        on_evicted: Callable[[str, int], None] = lambda reason, count: None,
+        events: Events | None = None,
     ) -> None:
-        super().__init__(root, settings or Settings(), clock=clock, monotonic=monotonic, on_evicted=on_evicted)
-        self.room = Room(self)
-        self.upkeep = Upkeep(self)
-        self._tasks: list[asyncio.Task[None]] = []
-        # What the start put right, for `collect` to tell.
-        self._repaired: Counter[str] = Counter()
+        self.live = live = Live.of(settings or Settings())
+        self.clock = clock
+        self.blobs = blobs = BlobDir(root)
+        self.catalog = catalog = Catalog()
+        self.lists = Lists()
+        threads = DiskThreads()
+        index = Index(root / "index", sync=live.settings.durability == "fsync")
+        unread = Unread(index, catalog, clock)
+        self.sights = Sights(unread.find_row)
+        self.health = health = Health(blobs, threads, monotonic)
+        self.partials = partials = Partials(PartialDir(blobs), threads, health)
+        self.objects = objects = Objects(blobs, catalog, unread, health, threads, clock=clock, events=events or Events())
+        self.tags = Tags(catalog, unread, self.sights)
+        self.bounds = Bounds(
+            Space(blobs, catalog, partials, unread, live), Eviction(catalog, objects, blobs, partials.reservations, unread),
+            Fullness(blobs, catalog, monotonic), catalog, partials, unread, health, live=live, clock=clock,
+        )  # fmt: skip
+        loading = Loading(index, catalog, self.lists, self.sights, unread, blobs, threads)
+        looking = Reconciliation(blobs, catalog, objects, partials, threads, live=live, clock=clock)
+        self.upkeep = Upkeep(
+            index, threads, loading=loading, reconciliation=looking, bounds=self.bounds,
+            watch=Watch(blobs, index, health, looking, threads, monotonic=monotonic),
+            journal=Journal(
+                index, catalog, self.lists, self.sights, objects, loading, looking, health, blobs, threads, monotonic=monotonic
+            ),
+            scrub=Scrub(catalog, objects, unread, blobs, index, threads, live=live, clock=clock, monotonic=monotonic),
+        )  # fmt: skip
+        live.listen(self._settings_changed)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.live.settings
+
+    def _settings_changed(self, settings: Settings) -> None:
+        self.catalog.pin(settings.pin)
+
+    @property
+    def root(self) -> Path:
+        """The directory, CACHE_DIR."""
+        return self.blobs.root
 
     # Lifecycle
 
@@ -68,125 +115,34 @@ class Store(Shelf):
         Raises DirectoryInUse if another process still has the directory after `wait` seconds (or `give_up`), and nothing
         for a bad disk.
         """
-        try:
-            await self.in_thread(self.blobs.prepare)
-            await self._take_lock(wait, give_up, on_busy)
-        except OSError as error:
-            self.report_write_error(error)
-        else:
-            await self.probe()
-        await self.in_thread(self.index.open)
         self.catalog.pin(self.settings.pin)
-        if background:
-            self._tasks = [asyncio.create_task(work) for work in (*self.upkeep.work(), self.room.keep_bounds())]
-        else:
-            await self.upkeep.load()
-            self._repaired.update(await self.upkeep.reconcile())
-
-    async def _take_lock(self, wait: float, give_up: Callable[[], bool], on_busy: Callable[[], None]) -> None:
-        deadline, said = self.monotonic() + wait, False
-        while True:
-            try:
-                await self.in_thread(self.lock.acquire)
-                return
-            except DirectoryInUse as error:
-                if self.monotonic() >= deadline or give_up():
-                    raise
-                if not said:
-                    log.info("%s; waiting for it to end", error)
-                    on_busy()
-                said = True
-                await asyncio.sleep(LOCK_EVERY)
+        await self.upkeep.start(background=background, wait=wait, give_up=give_up, on_busy=on_busy)
 
     async def stop(self) -> None:
         """Writes what is to be written and ends the background work."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.upkeep.save()
-        await self.in_thread(self.index.close)
-        self.threads.shutdown(wait=True)
-        self.lock.release()
+        await self.upkeep.stop()
+
+    @property
+    def size(self) -> int:
+        """The size of all objects (bytes)."""
+        return self.catalog.bytes
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """How many objects there are."""
+        return self.catalog.counts
+
+    @property
+    def loaded(self) -> bool:
+        """Whether all that is stored is known, as far as it can be."""
+        return self.upkeep.loading.unread.loaded
 
     @property
     def trouble(self) -> str:
         """Why nothing is kept now, for people; empty if all is well."""
-        if self.ousted:
-            return "another cacheyd has taken the directory"
-        if self.refusal:
-            return f"the disk refuses writes ({self.refusal})"
-        return "there is no room, and nothing more may go" if self.room.full else ""
+        return self.health.trouble or ("there is no room, and nothing more may go" if self.bounds.full else "")
 
-    # Writing
-
-    def credit(self, registry: str) -> int:
-        """What a registry's unverified bytes may displace beyond a tenth of the store: as much as it has delivered of it."""
-        return self.room.credit(self.catalog.delivered(registry))
-
-    def can_take(self, size: int, credit: int = 0) -> bool:
-        """Whether an object of `size` bytes that is only promised so far could be kept. Removes nothing.
-
-        For the head of a response: with `make_room(more, unverified=True)` for each piece as it comes, all of it will find
-        room, unless others take it first.
-        """
-        return self.room.can_take(size, credit)
-
-    async def make_room(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
-        """Removes what is needed for `size` bytes more; whether they fit then.
-
-        `unverified` bytes, those on their way in, displace no more than a tenth of the store, and the `credit` of their
-        registry when they began to come; verified ones whatever was not used for longest.
-        """
-        return await self.room.make(size, unverified=unverified, credit=credit)
-
-    async def open_partial(self, digest: str, origin: str = "") -> Partial:
-        """The object's partial file with what came of it from this registry already; raises OSError."""
-        # First, so that nobody makes room by removing it.
-        self.idle.take(str(self.blobs.partial_path(digest, origin)))
-        partial = await self.in_thread(self.blobs.open_partial, digest, origin)
-        self.open_partials.add(partial)
-        return partial
-
-    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
-        """No fetch has the partial any more. `close`: nobody reads it either; `keep`: what came stays for the next fetch."""
-        if partial in self.open_partials:
-            self.open_partials.discard(partial)
-            if not partial.size or not keep:
-                self._discard(partial)
-            elif partial.is_linked():
-                self.idle[str(partial.path)] = partial.size
-        if close:
-            partial.close()
-
-    async def discard(self, partial: Partial) -> None:
-        """Removes a partial that is of no use."""
-        self.open_partials.discard(partial)
-        await self.in_thread(self._discard, partial)
-        partial.close()
-
-    def _discard(self, partial: Partial) -> None:
-        try:
-            self.blobs.discard(partial)
-        except OSError as error:
-            # Who fetched it must be able to say so to those who wait for it.
-            self.report_write_error(error)
-
-    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
-        """Hashes and writes side by side in threads; the new size. Raises OSError.
-
-        Small chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
-        the event loop. Unless it is cancelled, both threads are done when this ends.
-        """
-        length = sum(map(len, chunks))
-        if length < LARGE_CHUNK * len(chunks):
-            chunks = [b"".join(chunks)]
-        written = self.in_thread(partial.write, chunks)
-        if length < SMALL:
-            await written
-            partial.hash(chunks)
-        else:
-            await _both(written, self.in_thread(partial.hash, chunks))
-        return partial.advance(length)
+    # From a partial file to an object
 
     async def commit(
         self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | Description | None = None
@@ -198,14 +154,14 @@ class Store(Shelf):
         digest = partial.digest
         before = self.catalog.objects.get(digest)
         sync = self.settings.durability == "fsync"
-        stamp, known, said = await self.in_thread(self._commit_file, partial, before, sync, manifest)
-        self.open_partials.discard(partial)
+        stamp, known, said = await self.upkeep.threads.run(self._commit_file, partial, before, sync, manifest)
+        self.partials.committed(partial)
         if stamp is None:
             return None
         there = self.catalog.objects.get(digest)
         if known and there is not None and there is before and (there.media_type or not media_type):
             self.catalog.add_repository(there, within, MAX_REPOSITORIES)
-            self.touch(digest, 0)
+            self.objects.touch(digest, 0)
             return there
         if known and there is None:
             return None  # It was removed meanwhile.
@@ -214,8 +170,8 @@ class Store(Shelf):
         media_type = media_type or ("" if there is None else there.media_type)
         repositories = add_repository(repositories, within, MAX_REPOSITORIES)
         stored = Stored(digest, partial.size, media_type, now, repositories, now, stamp=stamp)
-        self.add(stored, said, synced=sync)
-        self.report_write()
+        self.objects.add(stored, said, synced=sync)
+        self.health.report_write()
         return stored
 
     def _commit_file(
@@ -224,7 +180,7 @@ class Store(Shelf):
         """The time of change of the object's file, whether it was there already, what it says. Blocks; raises OSError."""
         said = manifest if isinstance(manifest, Description) else describe(manifest)
         if before is not None and self.blobs.stat(partial.digest) == (before.size, before.stamp):
-            self.blobs.discard(partial)
+            self.partials.directory.discard(partial)
             return before.stamp, True, said
         return self.blobs.commit(partial, sync=sync), False, said
 
@@ -233,41 +189,39 @@ class Store(Shelf):
     ) -> Stored | None:
         """Stores a verified manifest whole; None if it could not be kept. `description`: what its bytes say, if known."""
         try:
-            partial = await self.open_partial(digest)
+            partial = await self.partials.open(digest)
             try:
                 if partial.size:
-                    await self.discard(partial)
-                    partial = await self.open_partial(digest)
-                await self.append(partial, [memoryview(data)])
+                    await self.partials.discard(partial)
+                    partial = await self.partials.open(digest)
+                await self.partials.append(partial, [memoryview(data)])
                 if not partial.verified():
-                    await self.discard(partial)
+                    await self.partials.discard(partial)
                     return None
                 return await self.commit(partial, media_type, within=within, manifest=description or bytes(data))
             finally:
-                self.release(partial)
+                self.partials.release(partial)
         except OSError as error:
-            self.report_write_error(error)
+            self.health.report_write_error(error)
             return None
 
     async def adopt_file(self, path: Path, digest: str, media_type: str, within: str) -> Stored | None:
         """Makes a file below `partial/` an object, if it has the digest and there is room; None, without the file, if not."""
-        if path.parent != self.root / "partial":
+        if path.parent != self.partials.directory.path:
             return None
-        self.idle.take(str(path))
         try:
-            partial = await self.in_thread(self.blobs.open_import, path, digest)
-            self.open_partials.add(partial)
+            partial = await self.partials.open_import(path, digest)
             try:
-                if not partial.verified() or not await self.make_room(0):
+                if not partial.verified() or not await self.bounds.make(0):
                     return None
-                description = await self.in_thread(self._look_into, partial) if media_type else None
-                # Whatever the importer says: it is for all who ask, and only the bytes are verified.
+                description = await self.upkeep.threads.run(self._look_into, partial) if media_type else None
+                # Whatever the importer says: the object is for everybody, and only the bytes are verified.
                 media_type = description.media_type if description is not None else ""
                 return await self.commit(partial, media_type, within=within, manifest=description)
             finally:
-                self.release(partial, keep=False)
+                self.partials.release(partial, keep=False)
         except OSError as error:
-            self.report_write_error(error)
+            self.health.report_write_error(error)
             return None
 
     @staticmethod
@@ -275,68 +229,166 @@ class Store(Shelf):
         """Blocks."""
         return describe(partial.read(0, partial.size)) if partial.size <= MANIFEST_MAX else None
 
-    def add_repository(self, stored: Stored, within: str) -> None:
-        """Records that upstream serves an object in another repository, too."""
-        self.catalog.add_repository(stored, within, MAX_REPOSITORIES)
-
-    # Tags
-
-    def tag_variants(self, registry: str, repository: str, tag: str) -> Sequence[TagVariant]:
-        """What is known of a tag, newest first."""
-        name = f"{registry}/{repository}:{tag}"
-        return self.catalog.tags.get(name) or self.find_tag(name)
-
-    def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
-        """Records what upstream said of a tag to a client that asked with `variant.asked`."""
-        others = [v for v in self.tag_variants(registry, repository, tag) if v.asked != variant.asked]
-        self.catalog.set_tag(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
-        self.upkeep.drop_tags(MAX_TAGS, MAX_TAG_BYTES)
-
-    def delete_tag(self, registry: str, repository: str, tag: str) -> None:
-        """Forgets a tag, as upstream says that it is gone."""
-        self.remove_tag(f"{registry}/{repository}:{tag}")
-
-    def remove_tag(self, name: str) -> bool:
-        """Forgets a tag (`registry/repository:tag`); whether it was known."""
-        known = bool(self.catalog.tags.get(name) or self.find_tag(name))
-        if not self.index_read:
-            self.gone_tags.add(name)
-        self.catalog.delete_tag(name)
-        self.sights.let_go(name)
-        return known
-
     # Looking after it
 
     async def collect(self) -> dict[str, int]:
         """Brings index and files together now, sweeps partial files and old tags, keeps the bounds, compacts the index."""
-        before, bytes_before = len(self.catalog.objects), self.size + self.partial_bytes
-        found = {name: count + self._repaired[name] for name, count in (await self.upkeep.reconcile()).items()}
-        self._repaired.clear()
-        evicted = await self.room.keep()
-        await self.upkeep.save()
-        await self.in_thread(self.index.compact)
-        freed = max(0, bytes_before - self.size - self.partial_bytes)
+        before, bytes_before = len(self.catalog.objects), self.size + self.partials.size
+        found = await self.upkeep.put_right()
+        evicted = await self.bounds.keep()
+        await self.upkeep.journal.save()
+        await self.upkeep.threads.run(self.upkeep.index.compact)
+        freed = max(0, bytes_before - self.size - self.partials.size)
         return found | {"objects": len(self.catalog.objects), "gone": max(0, before - len(self.catalog.objects)),
                         "evicted": evicted, "freed": freed}  # fmt: skip
 
+    # What other wings still call by these names; to be dropped.
+
+    def find(self, digest: str) -> Stored | None:
+        """See Objects."""
+        return self.objects.find(digest)
+
+    def lost(self, stored: Stored) -> None:
+        """See Objects."""
+        self.objects.lost(stored)
+
+    def touch(self, digest: str, hits: int = 1) -> None:
+        """See Objects."""
+        self.objects.touch(digest, hits)
+
+    def body(self, stored: Stored) -> bytes | Mapped | None:
+        """See Objects."""
+        return self.objects.body(stored)
+
+    async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
+        """See Objects."""
+        return await self.objects.recover(digest, wait=wait)
+
+    async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
+        """See Objects."""
+        return await self.objects.remove(digests, reason)
+
+    def add_repository(self, stored: Stored, within: str) -> None:
+        """See Objects."""
+        self.objects.add_repository(stored, within)
+
+    def snapshot(self) -> Snapshot:
+        """See Catalog."""
+        return self.catalog.snapshot()
+
+    def tag_variants(self, registry: str, repository: str, tag: str) -> Sequence[TagVariant]:
+        """See Tags."""
+        return self.tags.variants(registry, repository, tag)
+
+    def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
+        """See Tags."""
+        self.tags.set(registry, repository, tag, variant)
+
+    def delete_tag(self, registry: str, repository: str, tag: str) -> None:
+        """See Tags."""
+        self.tags.delete(registry, repository, tag)
+
+    def remove_tag(self, name: str) -> bool:
+        """See Tags."""
+        return self.tags.remove(name)
+
+    def credit(self, registry: str) -> int:
+        """See Bounds."""
+        return self.bounds.credit(registry)
+
+    def can_take(self, size: int, credit: int = 0) -> bool:
+        """See Bounds."""
+        return self.bounds.can_take(size, credit)
+
+    async def make_room(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
+        """See Bounds."""
+        return await self.bounds.make(size, unverified=unverified, credit=credit)
+
+    @property
+    def room(self) -> Bounds:
+        """See Bounds."""
+        return self.bounds
+
+    @property
+    def writable(self) -> bool:
+        """See Health."""
+        return self.health.writable
+
+    @property
+    def write_errors(self) -> int:
+        """See Health."""
+        return self.health.write_errors
+
+    def report_write_error(self, error: OSError) -> None:
+        """See Health."""
+        self.health.report_write_error(error)
+
+    @property
+    def refusal(self) -> str:
+        """See Health."""
+        return self.health.refusal
+
+    @property
+    def ousted(self) -> bool:
+        """See Health."""
+        return self.health.lost_directory
+
+    @property
+    def partial_bytes(self) -> int:
+        """See Partials."""
+        return self.partials.size
+
+    @property
+    def idle(self) -> Mapping[str, int]:
+        """See Partials."""
+        return self.partials.idle
+
+    @property
+    def open_partials(self) -> Collection[Partial]:
+        """See Partials."""
+        return self.partials.open_files
+
+    def promise(self, size: int) -> None:
+        """See Reservations."""
+        self.partials.reservations.promise(size)
+
+    def writing(self, size: int) -> AbstractContextManager[None]:
+        """See Reservations."""
+        return self.partials.reservations.writing(size)
+
+    async def open_partial(self, digest: str, origin: str = "") -> Partial:
+        """See Partials."""
+        return await self.partials.open(digest, origin)
+
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
+        """See Partials."""
+        return await self.partials.append(partial, chunks)
+
+    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
+        """See Partials."""
+        self.partials.release(partial, close=close, keep=keep)
+
+    async def discard(self, partial: Partial) -> None:
+        """See Partials."""
+        await self.partials.discard(partial)
+
+    async def in_thread[T](self, function: Callable[..., T], *args: object) -> T:
+        """See DiskThreads."""
+        return await self.upkeep.threads.run(function, *args)
+
+    @property
+    def index(self) -> Index:
+        """See Upkeep."""
+        return self.upkeep.index
+
+    @property
+    def lock(self) -> DirectoryLock:
+        """See Watch."""
+        return self.upkeep.watch.lock
+
     async def verify(self, progress: Callable[[int, int, int], None] = lambda done, total, size: None) -> dict[str, Any]:
-        """Hashes everything anew and drops what does not match; `progress` gets objects done, in all, and bytes read."""
-        digests = sorted(self.catalog.objects)
-        read, dropped = 0, []
-        for done, digest in enumerate(digests, 1):
-            stored = self.catalog.objects.get(digest)
-            if stored is not None:
-                if not await self.upkeep.check(stored):
-                    dropped.append(digest)
-                read += stored.size
-            progress(done, len(digests), read)
-        return {"checked": len(digests), "bytes": read, "dropped": dropped}
-
-
-async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
-    for result in await asyncio.gather(first, second, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
+        """See Scrub."""
+        return await self.upkeep.scrub.verify(progress)
 
 
 def free_space(path: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
 from tests.bench.population import ASKED, REGISTRY, Image, images
 from tests.bench.results import (
@@ -121,7 +121,7 @@ async def times(directory: Path) -> dict[str, float]:
         await store.start(background=False)
     figures[LOAD_STALL] = stall.longest * 1e3
     async with ticking() as stall:
-        await store.upkeep.reconcile()
+        await store.upkeep.reconciliation.reconcile()
     figures[RECONCILE_STALL] = stall.longest * 1e3
     numbers = random.Random(4)
     sample = numbers.sample(sorted(store.catalog.objects), SAMPLE)
@@ -134,10 +134,10 @@ async def times(directory: Path) -> dict[str, float]:
     started = time.perf_counter()
     count = sum([await _store_image(store, image) for image in new])
     figures[COMMIT] = (time.perf_counter() - started) / count * 1e6
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     store.catalog.used_objects.update(store.catalog.objects)
     async with ticking() as stall:
-        await store.upkeep.save()
+        await store.upkeep.journal.save()
     figures[SAVE_STALL] = stall.longest * 1e3
     await _evict(store, figures)
     await store.stop()
@@ -147,7 +147,7 @@ async def times(directory: Path) -> dict[str, float]:
 async def _evict(store: Store, figures: dict[str, float]) -> None:
     before = len(store.catalog.objects)
     kept = 1 - min(0.5, MAX_EVICTED / before)
-    store.settings = replace(store.settings, max_size=Size(store.size - 1), low_watermark=Size(share=kept))
+    store.live.change(replace(store.settings, max_size=Size(store.size - 1), low_watermark=Size(share=kept)))
     started = time.perf_counter()
     async with ticking() as stall:
         await store.room.keep()

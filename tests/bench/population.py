@@ -11,7 +11,7 @@ from pathlib import Path
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.store.blobs import BlobDir
 from cacheyd.store.index import Index, Row
-from cacheyd.store.rows import Stored, TagVariant, write_stored, write_variants
+from cacheyd.store.records import Stored, TagVariant, write_stored, write_variants
 
 REGISTRY = "bench.test"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"

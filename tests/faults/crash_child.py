@@ -17,7 +17,7 @@ from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size
-from cacheyd.store import room, upkeep
+from cacheyd.store import bounds, journal, watch
 from cacheyd.store.store import Store
 from tests.faults.crash_content import MAX_SIZE, Content, ContentUpstream
 from tests.support.files import sizes
@@ -56,7 +56,6 @@ class Run:
         settings = Settings(max_size=Size(MAX_SIZE), min_free=Size(), retries=2, durability=durability)
         self.store = Store(root, settings)
         self.fetcher = Fetcher(self.store, ContentUpstream(content, random), settings, monotonic=self.monotonic)
-        self.store.in_flight = self.fetcher.in_flight
         self.cache = Cache(self.store, self.fetcher, settings)
 
     def monotonic(self) -> float:
@@ -110,8 +109,8 @@ def load(root: Path, content: Content, durability: str, seed: int) -> None:
 
 def quicken() -> None:
     """Background work that takes seconds otherwise happens all the time."""
-    room.EVICT_EVERY = 0.004
-    upkeep.FLUSH_EVERY, upkeep.SYNC_EVERY, upkeep.SAVE_USED_EVERY, upkeep.LOOK_EVERY = 0.003, 0.006, 0.01, 0.01
+    bounds.EVICT_EVERY = 0.004
+    journal.FLUSH_EVERY, journal.SYNC_EVERY, journal.SAVE_USED_EVERY, watch.LOOK_EVERY = 0.003, 0.006, 0.01, 0.01
 
 
 async def _load(run: Run, random: Random) -> None:

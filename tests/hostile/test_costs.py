@@ -183,7 +183,7 @@ TRUSTED = {
     "selection._SHORT_DIGEST": "arguments of commands", "selection.parse_target": "arguments of commands",
     "unpacking._BLOB": "archives that an operator imports", "unpacking._checked_path": "the same",
     "blobs._HEX": "names of files in the cache directory",
-    "partials.IMPORT": "the same", "partials._FETCH": "the same",
+    "partial_files.IMPORT": "the same", "partial_files._FETCH": "the same",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from cacheyd.admin.orders import Order
 from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.images import parse_image
 from cacheyd.store.blobs import BlobDir
+from cacheyd.store.partial_dir import PartialDir
 from cacheyd.terminal.layout.words import Image
 from cacheyd.terminal.layout.writing import write_layout
 from cacheyd.terminal.transfer import import_images
@@ -34,7 +35,7 @@ def sweeping(directory: Path, threads: int = 2) -> Iterator[None]:
     def sweep() -> None:
         blobs = BlobDir(directory)
         while not ended.is_set():
-            blobs.sweep_partials(-1)
+            PartialDir(blobs).sweep(-1)
 
     running = [threading.Thread(target=sweep) for _ in range(threads)]
     for thread in running:

@@ -15,7 +15,7 @@ from cacheyd.protocol.media_types import OCI_MANIFEST
 from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.targets import parse_target
 from cacheyd.settings.settings import Settings
-from cacheyd.store.blobs import Mapped
+from cacheyd.store.mapped import Mapped
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.stores import Clock
@@ -132,7 +132,7 @@ class Scene(Events):
 
     def leave_partial(self, data: bytes, content: bytes) -> None:
         """What an earlier process left of `data`."""
-        self.store.blobs.open_partial(digest_of(data), BY_DIGEST.registry).path.write_bytes(content)
+        self.store.partials.directory.open(digest_of(data), BY_DIGEST.registry).path.write_bytes(content)
 
 
 def blob_ref(data: bytes, algorithm: str = "sha256") -> Reference:

@@ -10,6 +10,7 @@ from cacheyd.cache.flight_reader import FlightReader
 from cacheyd.cache.requester import Requester
 from cacheyd.protocol.digest import digest_of
 from cacheyd.store.blobs import BlobDir
+from cacheyd.store.partial_dir import PartialDir
 
 DIGEST = digest_of(b"a")
 ASKER = Requester("reg.example", "lab/img", b"alice")
@@ -24,7 +25,7 @@ class Growing:
         self.blobs.prepare()
         self.data = data
         self.flight = Flight(digest_of(data), ASKER)
-        self.partial = self.blobs.open_partial(digest_of(data))
+        self.partial = PartialDir(self.blobs).open(digest_of(data))
         self.flight.body.begin(self.partial)
 
     def stream(self, size: int | None) -> None:

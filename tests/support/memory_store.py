@@ -1,80 +1,121 @@
-"""A store in memory, for tests of what uses the store: the same interface, no directory, no thread, no background work.
+"""A store in memory, for tests of what uses the store: the same parts, no directory, no thread, no background work.
 
-Objects are descriptors of `memfd_create`, so they are read and mapped as files are. `test_store_conformance` holds this one
-and the real one to the same behaviour.
+Objects are descriptors of `memfd_create`, so they are read and mapped as files are. `test_conformance` holds this one and
+the real one to the same behaviour.
 """
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from cacheyd.observe.events import Events
 from cacheyd.protocol.reference import Kind
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.health import BROKEN_PAUSE
 from cacheyd.store.lists import Lists
-from cacheyd.store.room import to_free
-from cacheyd.store.rows import MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
-from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.objects import SMALL
+from cacheyd.store.partial import Partial
+from cacheyd.store.records import MAX_REPOSITORIES, MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
+from cacheyd.store.reservations import Reservations
 from cacheyd.store.sights import Sights
+from cacheyd.store.space import to_free
 
 
-class MemoryStore:
-    """Objects and tags that end with it."""
+class MemoryPartials:
+    """Objects on their way in."""
 
-    def __init__(
-        self,
-        settings: Settings | None = None,
-        *,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-        on_evicted: Callable[[str, int], None] = lambda reason, count: None,
-    ) -> None:
-        self.settings = settings or Settings()
-        self.clock, self.monotonic = clock, monotonic
-        self.in_flight: Callable[[], Collection[str]] = tuple
-        self.on_evicted = on_evicted
-        self.catalog = Catalog()
-        self.sights = Sights()
-        self.lists = Lists()
-        self.write_errors = 0
-        self.open_partials: set[Partial] = set()
-        self._files: dict[str, int] = {}
+    def __init__(self) -> None:
+        self.reservations = Reservations()
+        self._open: set[Partial] = set()
         self._idle: dict[Path, int] = {}
-        self._writing = 0
-        self.promised = 0
-        self._broken_until = 0.0
-
-    async def start(self) -> None:
-        """There is nothing to be read."""
-        self.catalog.pin(self.settings.pin)
-
-    async def stop(self) -> None:
-        """Gives all descriptors back."""
-        for fd in (*self._files.values(), *self._idle.values()):
-            os.close(fd)
-        for partial in self.open_partials:
-            partial.close()
-        self._files.clear()
-        self._idle.clear()
-
-    # Objects
 
     @property
     def size(self) -> int:
-        """The size of all objects."""
-        return self.catalog.bytes
+        """The size of all partial files."""
+        return self.idle_bytes + sum(partial.size for partial in self._open) + self.reservations.being_written
 
     @property
-    def counts(self) -> dict[Kind, int]:
-        """How many objects there are."""
-        return self.catalog.counts
+    def held(self) -> int:
+        """The same, with what is still to come of those for which room was made."""
+        return self.size + self.reservations.promised
+
+    @property
+    def idle_bytes(self) -> int:
+        """The size of the files that no fetch has."""
+        return sum(os.fstat(fd).st_size for fd in self._idle.values())
+
+    def drop_one(self) -> bool:
+        """Removes a file that no fetch has; whether there was one."""
+        if not self._idle:
+            return False
+        os.close(self._idle.pop(next(iter(self._idle))))
+        return True
+
+    async def open(self, digest: str, origin: str = "") -> Partial:
+        """What came of the object from this registry already."""
+        path = Path(f"{digest}@{origin}")
+        fd = self._idle.pop(path, None)
+        partial = Partial(path, os.memfd_create(digest, os.MFD_CLOEXEC) if fd is None else fd, digest)
+        while data := partial.read(partial.size, partial.size + (1 << 20)):
+            partial.hash([data])
+            partial.advance(len(data))
+        self._open.add(partial)
+        return partial
+
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
+        """Hashes and writes; the new size."""
+        partial.write(chunks)
+        partial.hash(chunks)
+        return partial.advance(sum(map(len, chunks)))
+
+    async def read(self, partial: Partial, start: int, end: int) -> bytes:
+        """Up to `end - start` bytes from `start` of what has come."""
+        return partial.read(start, end)
+
+    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
+        """No fetch has the partial any more; what came stays for the next one. `close`: nobody reads it either."""
+        if partial in self._open:
+            self._open.discard(partial)
+            if partial.size and keep and partial.path not in self._idle:
+                self._idle[partial.path] = os.dup(partial.fd)
+        if close:
+            partial.close()
+
+    async def discard(self, partial: Partial) -> None:
+        """Removes a partial that is of no use."""
+        self._open.discard(partial)
+        partial.close()
+
+    def committed(self, partial: Partial) -> None:
+        """It is an object now."""
+        self._open.discard(partial)
+
+    def stop(self) -> None:
+        """Gives all descriptors back."""
+        for fd in self._idle.values():
+            os.close(fd)
+        for partial in self._open:
+            partial.close()
+        self._idle.clear()
+
+
+class MemoryObjects:
+    """Stored objects."""
+
+    def __init__(self, catalog: Catalog, clock: Callable[[], float], events: Events) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._events = events
+        self._files: dict[str, int] = {}
 
     def find(self, digest: str) -> Stored | None:
         """The object if it is there."""
-        return self.catalog.objects.get(digest)
+        return self._catalog.objects.get(digest)
 
     async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
         """Nothing is there that does not count."""
@@ -89,129 +130,187 @@ class MemoryStore:
 
     def lost(self, stored: Stored) -> None:
         """The object cannot be read."""
-        self.catalog.remove(stored.digest)
+        self._catalog.remove(stored.digest)
 
     def touch(self, digest: str, hits: int = 1) -> None:
         """The object was used just now."""
-        self.catalog.touch(digest, self.clock(), hits)
+        self._catalog.touch(digest, self._clock(), hits)
 
     def add_repository(self, stored: Stored, within: str) -> None:
         """Records that upstream serves an object in another repository, too."""
-        self.catalog.add_repository(stored, within, MAX_REPOSITORIES)
+        self._catalog.add_repository(stored, within, MAX_REPOSITORIES)
+
+    def keep(self, digest: str, fd: int) -> None:
+        """Takes the bytes of an object over."""
+        if (old := self._files.get(digest)) is not None:
+            os.close(old)
+        self._files[digest] = os.dup(fd)
 
     async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
         """Removes objects; how many there were, and their bytes."""
-        removed = [stored for digest in digests if (stored := self.catalog.remove(digest)) is not None]
-        self._close(removed, reason)
+        removed = [stored for digest in digests if (stored := self._catalog.remove(digest)) is not None]
+        self.drop(removed, reason)
         return len(removed), sum(stored.size for stored in removed)
 
-    def _close(self, removed: Sequence[Stored], reason: str) -> None:
+    def drop(self, removed: Sequence[Stored], reason: str) -> None:
+        """The bytes of objects that were taken out of the catalogue."""
         for stored in removed:
             os.close(self._files.pop(stored.digest))
         if removed:
-            self.on_evicted(reason, len(removed))
+            self._events.evicted(reason, len(removed))
 
-    def snapshot(self) -> Snapshot:
-        """A copy of the lists of objects and tags."""
-        return self.catalog.snapshot()
+    def stop(self) -> None:
+        """Gives all descriptors back."""
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
 
-    # Room
 
-    @property
-    def partial_bytes(self) -> int:
-        """The size of all partial files."""
-        here = sum(partial.size for partial in self.open_partials)
-        return sum(os.fstat(fd).st_size for fd in self._idle.values()) + here + self._writing
+class MemoryBounds:
+    """Makes room as the real one does, within `max_size` alone."""
+
+    def __init__(self, catalog: Catalog, objects: MemoryObjects, partials: MemoryPartials, live: Live) -> None:
+        self._catalog = catalog
+        self._objects = objects
+        self._partials = partials
+        self._live = live
 
     def can_take(self, size: int, credit: int = 0) -> bool:
         """Whether an object of `size` bytes that is only promised so far could be kept."""
-        return self._missing(size, 1.0) <= sum(os.fstat(fd).st_size for fd in self._idle.values()) + self._spare(credit)
+        return self._missing(size, 1.0) <= self._partials.idle_bytes + self._spare(credit)
 
-    def promise(self, size: int) -> None:
-        """So many bytes more are to come."""
-        self.promised += size
-
-    @contextmanager
-    def writing(self, size: int) -> Iterator[None]:
-        """So many bytes are about to be in a partial file."""
-        self._writing += size
-        try:
-            yield
-        finally:
-            self._writing -= size
-
-    async def make_room(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
+    async def make(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
         """Removes what is needed for `size` bytes more; whether they fit then."""
-        max_size = self.settings.max_size.of(0)
+        settings = self._live.settings
+        max_size = settings.max_size.of(0)
         if (max_size and size > max_size) or (unverified and not self.can_take(size, credit)):
             return False
-        low = 1.0 if unverified else self.settings.low_watermark.share
+        low = 1.0 if unverified else settings.low_watermark.share
+        expected = self._partials.reservations.expected()
         while over := self._missing(size, low):
             most = self._spare(credit) if unverified else None
-            if self._idle:
-                os.close(self._idle.pop(next(iter(self._idle))))
-            elif taken := self.catalog.take_oldest(over, 200, frozenset(self.in_flight()).__contains__, most=most):
-                self._close(taken, "room")
+            if self._partials.drop_one():
+                continue
+            if taken := self._catalog.take_oldest(over, 200, expected.__contains__, most=most):
+                self._objects.drop(taken, "room")
             else:
                 return False
         return True
 
     def credit(self, registry: str) -> int:
         """What a registry's unverified bytes may displace beyond a tenth."""
-        delivered = self.catalog.delivered(registry)
-        return delivered and delivered + max(0, self.settings.max_size.of(0) * 9 // 10 - self.size)
+        delivered = self._catalog.delivered(registry)
+        return delivered and delivered + max(0, self._live.settings.max_size.of(0) * 9 // 10 - self._catalog.bytes)
 
     def _spare(self, credit: int) -> int:
-        kept = self.settings.max_size.of(0) * 9 // 10 - credit
-        return max(0, self.size - max(0, kept))
+        kept = self._live.settings.max_size.of(0) * 9 // 10 - credit
+        return max(0, self._catalog.bytes - max(0, kept))
 
     def _missing(self, size: int, low: float) -> int:
-        held = self.size + self.partial_bytes + self.promised
-        return to_free(held, self.settings.max_size.of(0), None, 0, low=low, size=size)
+        held = self._catalog.bytes + self._partials.held
+        return to_free(held, self._live.settings.max_size.of(0), None, 0, low=low, size=size)
 
-    # Writing
+
+class MemoryHealth:
+    """Writes are refused when a test says so."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._broken_until = 0.0
+        self.write_errors = 0
 
     @property
     def writable(self) -> bool:
         """False for a while after `report_write_error`."""
-        return self.monotonic() >= self._broken_until
+        return self._monotonic() >= self._broken_until
 
     def report_write_error(self, error: OSError) -> None:
         """Remembers that writes are refused."""
         self.write_errors += 1
-        self._broken_until = self.monotonic() + BROKEN_PAUSE
+        self._broken_until = self._monotonic() + BROKEN_PAUSE
 
-    async def open_partial(self, digest: str, origin: str = "") -> Partial:
-        """What came of the object from this registry already."""
-        path = Path(f"{digest}@{origin}")
-        fd = self._idle.pop(path, None)
-        partial = Partial(path, os.memfd_create(digest, os.MFD_CLOEXEC) if fd is None else fd, digest)
-        while data := partial.read(partial.size, partial.size + (1 << 20)):
-            partial.hash([data])
-            partial.advance(len(data))
-        self.open_partials.add(partial)
-        return partial
 
-    async def append(self, partial: Partial, chunks: Sequence[bytes | memoryview]) -> int:
-        """Hashes and writes; the new size."""
-        partial.write(chunks)
-        partial.hash(chunks)
-        return partial.advance(sum(map(len, chunks)))
+class MemoryTags:
+    """Tags by name."""
+
+    def __init__(self, catalog: Catalog, sights: Sights) -> None:
+        self._catalog = catalog
+        self._sights = sights
+
+    def variants(self, registry: str, repository: str, tag: str) -> Sequence[TagVariant]:
+        """What is known of a tag, newest first."""
+        return self._catalog.tags.get(f"{registry}/{repository}:{tag}", ())
+
+    def set(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
+        """Records what upstream said of a tag to a client that asked with `variant.asked`."""
+        others = [v for v in self.variants(registry, repository, tag) if v.asked != variant.asked]
+        self._catalog.tags.put(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
+
+    def delete(self, registry: str, repository: str, tag: str) -> None:
+        """Forgets a tag."""
+        self._catalog.tags.forget(f"{registry}/{repository}:{tag}")
+        self._sights.let_go(f"{registry}/{repository}:{tag}")
+
+
+class MemoryStore:
+    """Objects and tags that end with it."""
+
+    def __init__(
+        self,
+        settings: Settings | Live | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        events: Events | None = None,
+    ) -> None:
+        self.live = Live.of(settings or Settings())
+        self.clock = clock
+        self.catalog = Catalog()
+        self.sights = Sights()
+        self.lists = Lists()
+        self.health = MemoryHealth(monotonic)
+        self.partials = MemoryPartials()
+        self.objects = MemoryObjects(self.catalog, clock, events or Events())
+        self.tags = MemoryTags(self.catalog, self.sights)
+        self.bounds = MemoryBounds(self.catalog, self.objects, self.partials, self.live)
+        self.live.listen(lambda settings: self.catalog.pin(settings.pin))
+
+    async def start(self) -> None:
+        """There is nothing to be read."""
+        self.catalog.pin(self.settings.pin)
+
+    async def stop(self) -> None:
+        """Gives all descriptors back."""
+        self.objects.stop()
+        self.partials.stop()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.live.settings
+
+    @property
+    def size(self) -> int:
+        """The size of all objects."""
+        return self.catalog.bytes
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """How many objects there are."""
+        return self.catalog.counts
 
     async def commit(
         self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | Description | None = None
     ) -> Stored | None:
         """Makes a verified partial an object."""
         digest = partial.digest
-        self.open_partials.discard(partial)
+        self.partials.committed(partial)
         there = self.catalog.objects.get(digest)
         if there is not None and (there.media_type or not media_type):
-            self.add_repository(there, within)
-            self.touch(digest, 0)
+            self.objects.add_repository(there, within)
+            self.objects.touch(digest, 0)
             return there
-        if there is not None:
-            os.close(self._files[digest])
-        self._files[digest] = os.dup(partial.fd)
+        self.objects.keep(digest, partial.fd)
         repositories = add_repository(there.within if there else (), within, MAX_REPOSITORIES)
         now, needs = self.clock(), (manifest if isinstance(manifest, Description) else describe(manifest)).needs
         stored = Stored(digest, partial.size, media_type, now, repositories, now, needs=needs)
@@ -224,38 +323,109 @@ class MemoryStore:
         """Stores a small verified object (a manifest) whole; None if it does not have its digest."""
         partial = Partial(Path(digest), os.memfd_create(digest, os.MFD_CLOEXEC), digest)
         try:
-            await self.append(partial, [memoryview(data)])
+            await self.partials.append(partial, [memoryview(data)])
             known = description or describe(data)
             return await self.commit(partial, media_type, within=within, manifest=known) if partial.verified() else None
         finally:
             partial.close()
 
+    # What other wings still call by these names; to be dropped.
+
+    def find(self, digest: str) -> Stored | None:
+        """See Objects."""
+        return self.objects.find(digest)
+
+    async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
+        """See Objects."""
+        return await self.objects.recover(digest, wait=wait)
+
+    def body(self, stored: Stored) -> bytes | Mapped | None:
+        """See Objects."""
+        return self.objects.body(stored)
+
+    def lost(self, stored: Stored) -> None:
+        """See Objects."""
+        self.objects.lost(stored)
+
+    def touch(self, digest: str, hits: int = 1) -> None:
+        """See Objects."""
+        self.objects.touch(digest, hits)
+
+    def add_repository(self, stored: Stored, within: str) -> None:
+        """See Objects."""
+        self.objects.add_repository(stored, within)
+
+    async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
+        """See Objects."""
+        return await self.objects.remove(digests, reason)
+
+    def snapshot(self) -> Snapshot:
+        """See Catalog."""
+        return self.catalog.snapshot()
+
+    @property
+    def partial_bytes(self) -> int:
+        """See Partials."""
+        return self.partials.size
+
+    def can_take(self, size: int, credit: int = 0) -> bool:
+        """See Bounds."""
+        return self.bounds.can_take(size, credit)
+
+    def promise(self, size: int) -> None:
+        """See Reservations."""
+        self.partials.reservations.promise(size)
+
+    def writing(self, size: int) -> AbstractContextManager[None]:
+        """See Reservations."""
+        return self.partials.reservations.writing(size)
+
+    async def make_room(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
+        """See Bounds."""
+        return await self.bounds.make(size, unverified=unverified, credit=credit)
+
+    def credit(self, registry: str) -> int:
+        """See Bounds."""
+        return self.bounds.credit(registry)
+
+    @property
+    def writable(self) -> bool:
+        """See Health."""
+        return self.health.writable
+
+    @property
+    def write_errors(self) -> int:
+        """See Health."""
+        return self.health.write_errors
+
+    def report_write_error(self, error: OSError) -> None:
+        """See Health."""
+        self.health.report_write_error(error)
+
+    async def open_partial(self, digest: str, origin: str = "") -> Partial:
+        """See Partials."""
+        return await self.partials.open(digest, origin)
+
+    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
+        """See Partials."""
+        return await self.partials.append(partial, chunks)
+
     def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
-        """No fetch has the partial any more; what came stays for the next one. `close`: nobody reads it either."""
-        if partial in self.open_partials:
-            self.open_partials.discard(partial)
-            if partial.size and keep and partial.path not in self._idle:
-                self._idle[partial.path] = os.dup(partial.fd)
-        if close:
-            partial.close()
+        """See Partials."""
+        self.partials.release(partial, close=close, keep=keep)
 
     async def discard(self, partial: Partial) -> None:
-        """Removes a partial that is of no use."""
-        self.open_partials.discard(partial)
-        partial.close()
-
-    # Tags
+        """See Partials."""
+        await self.partials.discard(partial)
 
     def tag_variants(self, registry: str, repository: str, tag: str) -> Sequence[TagVariant]:
-        """What is known of a tag, newest first."""
-        return self.catalog.tags.get(f"{registry}/{repository}:{tag}", ())
+        """See Tags."""
+        return self.tags.variants(registry, repository, tag)
 
     def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
-        """Records what upstream said of a tag to a client that asked with `variant.asked`."""
-        others = [v for v in self.tag_variants(registry, repository, tag) if v.asked != variant.asked]
-        self.catalog.set_tag(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
+        """See Tags."""
+        self.tags.set(registry, repository, tag, variant)
 
     def delete_tag(self, registry: str, repository: str, tag: str) -> None:
-        """Forgets a tag."""
-        self.catalog.delete_tag(f"{registry}/{repository}:{tag}")
-        self.sights.let_go(f"{registry}/{repository}:{tag}")
+        """See Tags."""
+        self.tags.delete(registry, repository, tag)

@@ -9,7 +9,7 @@ from cacheyd.admin.selection import parse_target
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.store.catalog import Snapshot
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.records import Stored, TagVariant
 
 APP, WEB, HUB = "reg.test/app", "reg.test/web", "docker.io/library/alpine"
 

@@ -5,15 +5,18 @@ import json
 import os
 import resource
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
+from cacheyd.observe.events import Events
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from cacheyd.store.blobs import Mapped
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.settings.settings import Settings
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store
 
 WITHIN = "docker.io/library/nginx"
@@ -33,10 +36,31 @@ class Clock:
         return self.now
 
 
+class Evictions(Events):
+    """Notes why how many objects went."""
+
+    def __init__(self, found: list[tuple[str, int]]) -> None:
+        self._found = found
+
+    @override
+    def evicted(self, reason: str, count: int) -> None:
+        self._found.append((reason, count))
+
+
 class StoppableStore(Store):
     """A store that the test may have stopped already."""
 
-    _stopped = False
+    def __init__(
+        self,
+        root: Path,
+        settings: Settings | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, settings, monotonic=monotonic, **options)
+        self.monotonic = monotonic
+        self._stopped = False
 
     async def stop(self) -> None:
         """Stops it once."""
@@ -79,9 +103,16 @@ async def eventually(holds: Callable[[], object], seconds: float = 5.0) -> None:
 async def reopened(store: Store, **options: Any) -> Store:
     """The same directory in the next process."""
     await store.stop()
-    again = StoppableStore(store.root, store.settings, clock=store.clock, monotonic=store.monotonic, **options)
+    again = StoppableStore(
+        store.root, store.settings, clock=store.clock, **{"monotonic": getattr(store, "monotonic", time.monotonic)} | options
+    )
     await again.start(background=False)
     return again
+
+
+def beside(store: Store, monotonic: Callable[[], float] = time.monotonic) -> StoppableStore:
+    """Another process for the same directory."""
+    return StoppableStore(store.root, store.settings, monotonic=monotonic)
 
 
 def content(store: Store, digest: str) -> bytes | None:

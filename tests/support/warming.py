@@ -33,7 +33,7 @@ class Scene:
         config = directory / "c.toml"
         config.write_text(f'[registries."{self.registry}"]\nupstream = "{origin.url}"\n')
         settings = load(file=str(config), environ={}, flags={"retries": "0", "head_timeout": "5s"} | flags)
-        store.settings = settings
+        store.live.change(settings)
         self.transport = PlainTransport()
         origins = Origins(self.transport, Authorizer(settings), settings, Metrics(settings.registries))
         self.cache = Cache(store, Fetcher(store, origins, settings), settings)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO, BinaryIO, Self, override
 
 from cacheyd.protocol.bounded_json import parse_object
-from cacheyd.store import partials
+from cacheyd.store import partial_files
 from cacheyd.terminal.layout.words import Checked, LayoutError
 
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))")
@@ -51,7 +51,7 @@ class Unpacked:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for received in self.blobs.values():
             with received.held:
-                partials.discard(received.path, received.held.fileno())
+                partial_files.discard(received.path, received.held.fileno())
 
     def read(self, source: IO[bytes], progress: Callable[[int], None] = lambda size: None) -> None:
         """Takes in a tar stream, plain or compressed, in one pass. Raises LayoutError, and OSError for the disk."""
@@ -89,7 +89,7 @@ class Unpacked:
             raise LayoutError(f"{name!r} is not named by a digest that can be checked")
 
     def _receive(self, source: IO[bytes], digest: str, progress: Callable[[int], None]) -> None:
-        path, fd = partials.make_for_import(self._directory, len(self.blobs))
+        path, fd = partial_files.make_for_import(self._directory, len(self.blobs))
         held = open(fd, "r+b", buffering=0)  # noqa: SIM115
         received = Received(digest, 0, path, held)
         self.blobs[digest] = received

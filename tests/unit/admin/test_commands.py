@@ -15,7 +15,7 @@ from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import OCI_MANIFEST
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store
 from tests.support.stores import ASKED, Clock, StoppableStore, add, object_file, replace_file
 

@@ -4,7 +4,7 @@ import pytest
 
 from cacheyd.admin.inventory import Ambiguous
 from cacheyd.admin.removal import removal_of_everything, unreferenced
-from cacheyd.store.rows import Stored
+from cacheyd.store.records import Stored
 from tests.support.snapshots import APP, WEB, Content, digest, two_images
 
 

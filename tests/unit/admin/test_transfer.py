@@ -23,7 +23,7 @@ from cacheyd.protocol.images import parse_image
 from cacheyd.protocol.platforms import parse_platform
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.load import load
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.terminal.images import image_names
 from cacheyd.terminal.layout.words import Image as Carried
@@ -170,12 +170,14 @@ async def test_what_is_evicted_during_an_export_is_still_in_it(nodes: list[Node]
     await other.pull(NAME, image)
 
 
-async def test_an_export_marks_what_is_in_it_as_used(nodes: list[Node], tmp_path: Path) -> None:
+async def test_an_export_marks_what_is_in_it_as_used(
+    nodes: list[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, _ = nodes
     image = make_image()
     await one.add(NAME, image)
     now = one.store.clock() + 1000
-    one.store.clock = lambda: now
+    monkeypatch.setattr(one.store.objects, "_clock", lambda: now)
 
     await one.export(tmp_path / "x.tar", NAME)
 

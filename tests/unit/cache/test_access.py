@@ -16,7 +16,7 @@ from cacheyd.protocol.headers import HeaderList, credentials_of, header
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import RegistrySettings, Settings
-from cacheyd.store.rows import Stored, add_repository
+from cacheyd.store.records import Stored, add_repository
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.stores import Clock

@@ -289,7 +289,7 @@ async def test_nobody_gets_what_is_not_his(store: Store, seed: int, monkeypatch:
                     cache.forget()
                 case 1 if store.catalog.objects:
                     # The row of an object is lost, its file is there.
-                    store.forget(world.random.choice(list(store.catalog.objects.values())))
+                    store.objects.forget(world.random.choice(list(store.catalog.objects.values())))
             requests = [world.request() for _ in range(world.random.randrange(1, AT_ONCE + 1))]
             hits += await together(world, cache, requests)
     finally:

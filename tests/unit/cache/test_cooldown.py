@@ -19,7 +19,7 @@ from cacheyd.protocol.reference import Reference
 from cacheyd.settings.live import Live
 from cacheyd.settings.load import load
 from cacheyd.settings.settings import Settings
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import Clock

@@ -27,6 +27,7 @@ from tests.support.fetching import (
     until,
     whole,
 )
+from tests.support.stores import eventually
 
 # Blobs
 
@@ -124,6 +125,20 @@ async def test_no_descriptor_stays_open(fetching: Scene) -> None:
 
 
 # How many at once
+
+
+async def test_what_is_on_its_way_in_is_left_alone_until_its_flight_has_ended(fetching: Scene) -> None:
+    more = asyncio.Event()
+    fetcher = fetching.fetcher(Script(whole(BLOB, BLOB[:100_000], more, BLOB[100_000:])))
+    flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
+    expected = fetching.store.partials.reservations.expected
+    assert set(expected()) == {flight.digest}, "before the fetch has begun"
+    await until(flight, 100_000)
+    assert set(expected()) == {flight.digest}
+
+    more.set()
+    assert await read(flight) == BLOB
+    await eventually(lambda: not expected())
 
 
 async def test_more_flights_than_allowed_wait_their_turn(fetching: Scene) -> None:

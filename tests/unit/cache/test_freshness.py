@@ -12,8 +12,8 @@ from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.targets import parse_target
 from cacheyd.settings.load import load
 from cacheyd.settings.settings import Settings
-from cacheyd.store.room import to_free
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
+from cacheyd.store.space import to_free
 
 SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
 SIGNED_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"

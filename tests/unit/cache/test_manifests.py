@@ -15,7 +15,7 @@ from cacheyd.protocol.headers import header
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST, SCHEMA_1_SIGNED
 from cacheyd.protocol.reference import Reference
 from cacheyd.settings.load import load
-from cacheyd.store.shelf import SMALL
+from cacheyd.store.objects import SMALL
 from cacheyd.upstream.port import Relayed, UpstreamBroken
 from tests.support.fetching import (
     ACCEPT,

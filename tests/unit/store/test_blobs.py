@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from cacheyd.protocol.digest import digest_of
-from cacheyd.store.blobs import BlobDir, Partial, hash_file
+from cacheyd.store.blobs import BlobDir, hash_file
+from cacheyd.store.partial import Partial
+from cacheyd.store.partial_dir import PartialDir
 
 DATA = bytes(range(256)) * 64
 DIGEST = digest_of(DATA)
@@ -34,7 +36,7 @@ def append(partial: Partial, data: bytes) -> int:
 
 
 def add(blobs: BlobDir, data: bytes) -> str:
-    partial = blobs.open_partial(digest_of(data))
+    partial = PartialDir(blobs).open(digest_of(data))
     append(partial, data)
     assert blobs.commit(partial)
     partial.close()
@@ -82,7 +84,7 @@ def test_preparing_in_an_impossible_place_is_an_os_error(tmp_path: Path) -> None
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_both_algorithms(blobs: BlobDir, algorithm: str) -> None:
     digest = digest_of(DATA, algorithm)
-    partial = blobs.open_partial(digest)
+    partial = PartialDir(blobs).open(digest)
     append(partial, DATA)
 
     assert partial.verified()
@@ -96,7 +98,7 @@ def test_both_algorithms(blobs: BlobDir, algorithm: str) -> None:
 
 
 def test_a_partial_grows_hashes_and_is_verified_only_when_it_is_whole(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     assert (partial.size, partial.verified()) == (0, False)
 
     assert append(partial, DATA[:1000]) == 1000
@@ -109,7 +111,7 @@ def test_a_partial_grows_hashes_and_is_verified_only_when_it_is_whole(blobs: Blo
 
 
 def test_what_was_written_can_be_read_at_once(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA)
 
     assert partial.read(10, 20) == DATA[10:20]
@@ -119,7 +121,7 @@ def test_what_was_written_can_be_read_at_once(blobs: BlobDir) -> None:
 
 
 def test_a_window_is_shared_by_all_its_readers(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA)
 
     first, again, second = partial.window(0, PAGE), partial.window(0, PAGE), partial.window(1, PAGE)
@@ -133,11 +135,11 @@ def test_a_window_is_shared_by_all_its_readers(blobs: BlobDir) -> None:
 
 
 def test_windows_stay_readable_after_the_file_is_closed_and_gone(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA)
     window = partial.window(0, PAGE)
 
-    blobs.discard(partial)
+    PartialDir(blobs).discard(partial)
     partial.close()
     shutil.rmtree(blobs.root)
 
@@ -145,11 +147,11 @@ def test_windows_stay_readable_after_the_file_is_closed_and_gone(blobs: BlobDir)
 
 
 def test_a_partial_is_continued_where_it_stopped(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA[:5000])
     partial.close()
 
-    partial = BlobDir(blobs.root).open_partial(DIGEST)
+    partial = PartialDir(BlobDir(blobs.root)).open(DIGEST)
     assert partial.size == 5000
     append(partial, DATA[5000:])
 
@@ -160,11 +162,11 @@ def test_a_partial_is_continued_where_it_stopped(blobs: BlobDir) -> None:
 
 
 def test_a_whole_partial_is_verified_when_it_is_opened_again(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA)
     partial.close()
 
-    again = blobs.open_partial(DIGEST)
+    again = PartialDir(blobs).open(DIGEST)
     assert again.verified()
     again.close()
 
@@ -176,7 +178,7 @@ def test_a_partial_from_before_the_machine_started_is_begun_anew(blobs: BlobDir)
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     os.utime(path, (booted - 60, booted - 60))
 
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     assert partial.size == 0
     partial.close()
 
@@ -185,10 +187,10 @@ def test_a_partial_from_before_the_machine_started_is_begun_anew(blobs: BlobDir)
 
 
 def test_the_second_opener_gets_a_file_of_its_own(blobs: BlobDir) -> None:
-    first = blobs.open_partial(DIGEST)
+    first = PartialDir(blobs).open(DIGEST)
     append(first, DATA[:5000])
 
-    second = blobs.open_partial(DIGEST)
+    second = PartialDir(blobs).open(DIGEST)
     assert (second.size, second.path == first.path) == (0, False)
     append(first, DATA[5000:])
     append(second, DATA)
@@ -204,12 +206,13 @@ def test_the_second_opener_gets_a_file_of_its_own(blobs: BlobDir) -> None:
 
 
 def test_a_second_process_gets_a_file_of_its_own(blobs: BlobDir) -> None:
-    mine = blobs.open_partial(DIGEST)
+    mine = PartialDir(blobs).open(DIGEST)
     append(mine, DATA[:5000])
 
     program = (
         "import sys; from pathlib import Path; from cacheyd.store.blobs import BlobDir;"
-        "partial = BlobDir(Path(sys.argv[1])).open_partial(sys.argv[2]); print(partial.size, partial.path)"
+        "from cacheyd.store.partial_dir import PartialDir;"
+        "partial = PartialDir(BlobDir(Path(sys.argv[1]))).open(sys.argv[2]); print(partial.size, partial.path)"
     )
     result = subprocess.run(
         [sys.executable, "-c", program, str(blobs.root), DIGEST], capture_output=True, text=True, timeout=20, check=True
@@ -222,12 +225,12 @@ def test_a_second_process_gets_a_file_of_its_own(blobs: BlobDir) -> None:
 
 
 def test_a_closed_partial_can_be_opened_again(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     path = partial.path
     partial.close()
     partial.close()
 
-    again = blobs.open_partial(DIGEST)
+    again = PartialDir(blobs).open(DIGEST)
     assert again.path == path
     again.close()
 
@@ -246,24 +249,24 @@ def test_committing_over_an_object_that_is_there_already(blobs: BlobDir) -> None
 
 
 def test_a_discarded_partial_is_gone(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA)
-    blobs.discard(partial)
+    PartialDir(blobs).discard(partial)
     partial.close()
 
     assert names(blobs.root / "partial") == []
-    again = blobs.open_partial(DIGEST)
+    again = PartialDir(blobs).open(DIGEST)
     assert again.size == 0
     again.close()
 
 
 def test_discarding_leaves_a_newer_file_of_the_same_name_alone(blobs: BlobDir) -> None:
-    old = blobs.open_partial(DIGEST)
+    old = PartialDir(blobs).open(DIGEST)
     old.path.unlink()
-    new = blobs.open_partial(DIGEST)
+    new = PartialDir(blobs).open(DIGEST)
     append(new, DATA)
 
-    blobs.discard(old)
+    PartialDir(blobs).discard(old)
 
     assert new.path.read_bytes() == DATA
     old.close()
@@ -344,7 +347,7 @@ def test_a_wipe_before_opening(blobs: BlobDir, wiped: str) -> None:
 
 @pytest.mark.parametrize("wiped", ["", "partial"])
 def test_a_wipe_while_it_grows_leaves_nothing_half(blobs: BlobDir, wiped: str) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA[:5000])
     shutil.rmtree(blobs.root / wiped)
     append(partial, DATA[5000:])
@@ -358,7 +361,7 @@ def test_a_wipe_while_it_grows_leaves_nothing_half(blobs: BlobDir, wiped: str) -
 
 
 def test_a_wipe_of_the_target_directory_before_the_commit(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA)
     shutil.rmtree(blobs.root / "blobs")
 
@@ -368,10 +371,10 @@ def test_a_wipe_of_the_target_directory_before_the_commit(blobs: BlobDir) -> Non
 
 
 def test_a_wipe_and_a_new_file_of_the_same_name_are_told_apart(blobs: BlobDir) -> None:
-    old = blobs.open_partial(DIGEST)
+    old = PartialDir(blobs).open(DIGEST)
     append(old, DATA)
     shutil.rmtree(blobs.root)
-    new = blobs.open_partial(DIGEST)
+    new = PartialDir(blobs).open(DIGEST)
     append(new, DATA[:10])
 
     assert not blobs.commit(old), "the name belongs to another file now"
@@ -390,7 +393,7 @@ def test_a_wipe_while_it_is_read(blobs: BlobDir) -> None:
     assert bytes(mapped.view(0, len(DATA))) == DATA
     assert (blobs.size(DIGEST), blobs.read(DIGEST), blobs.map(DIGEST)) == (None, None, None)
     assert list(blobs.scan()) == []
-    assert blobs.sweep_partials(0) == (0, {})
+    assert PartialDir(blobs).sweep(0) == (0, {})
     assert blobs.stat(DIGEST) is None
     assert blobs.total() == 0
     assert blobs.free() is None
@@ -415,14 +418,14 @@ def test_a_scan_finds_objects_and_nothing_else(blobs: BlobDir) -> None:
 def test_a_sweep_removes_what_no_fetch_will_continue(blobs: BlobDir) -> None:
     old, recent = digest_of(b"old"), digest_of(b"recent")
     for digest in (old, recent):
-        partial = blobs.open_partial(digest)
+        partial = PartialDir(blobs).open(digest)
         append(partial, b"x")
         partial.close()
     hour_ago = time.time() - 3600
     os.utime(blobs.root / "partial" / old.replace(":", "-"), (hour_ago, hour_ago))
     (blobs.root / "partial" / f"{DIGEST.replace(':', '-')}.123-456").write_bytes(b"of a process that died")
 
-    removed, idle = blobs.sweep_partials(older_than=1800)
+    removed, idle = PartialDir(blobs).sweep(older_than=1800)
 
     assert removed == 2
     assert idle == {str(blobs.root / "partial" / recent.replace(":", "-")): 1}
@@ -430,10 +433,10 @@ def test_a_sweep_removes_what_no_fetch_will_continue(blobs: BlobDir) -> None:
 
 
 def test_a_sweep_leaves_a_second_openers_file_alone(blobs: BlobDir) -> None:
-    first = blobs.open_partial(DIGEST)
-    second = blobs.open_partial(DIGEST)
+    first = PartialDir(blobs).open(DIGEST)
+    second = PartialDir(blobs).open(DIGEST)
 
-    assert blobs.sweep_partials(older_than=3600) == (0, {})
+    assert PartialDir(blobs).sweep(older_than=3600) == (0, {})
     assert first.is_linked()
     assert second.is_linked()
     first.close()
@@ -441,14 +444,14 @@ def test_a_sweep_leaves_a_second_openers_file_alone(blobs: BlobDir) -> None:
 
 
 def test_a_sweep_leaves_alone_what_is_under_way_however_old(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA[:1000])
     os.utime(partial.path, (0, 0))
 
-    assert blobs.sweep_partials(older_than=0) == (0, {})
+    assert PartialDir(blobs).sweep(older_than=0) == (0, {})
     assert partial.is_linked()
     partial.close()
-    assert blobs.sweep_partials(older_than=3600) == (1, {})
+    assert PartialDir(blobs).sweep(older_than=3600) == (1, {})
 
 
 # To the disk itself
@@ -484,7 +487,7 @@ def test_a_synced_commit_has_bytes_before_the_name_and_the_name_before_it_ends(
 
     monkeypatch.setattr(os, "fdatasync", note)
     monkeypatch.setattr(os, "fsync", note)
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA)
 
     assert blobs.commit(partial, sync=True) == stat_of(blobs, DIGEST)[1]
@@ -496,7 +499,7 @@ def test_a_synced_commit_has_bytes_before_the_name_and_the_name_before_it_ends(
 
 
 def test_a_file_is_known_by_its_size_and_time_of_change(blobs: BlobDir) -> None:
-    partial = blobs.open_partial(DIGEST)
+    partial = PartialDir(blobs).open(DIGEST)
     append(partial, DATA)
     stamp = blobs.commit(partial)
     partial.close()

@@ -11,8 +11,10 @@ import pytest
 
 from cacheyd.protocol.media_types import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Kind
-from cacheyd.store.catalog import MAX_DEPTH, MAX_FAMILY, MAX_TAKEN, Catalog
-from cacheyd.store.rows import MAX_CHILDREN, Stored, TagVariant, children
+from cacheyd.store.catalog import Catalog
+from cacheyd.store.links import MAX_FAMILY
+from cacheyd.store.oldest import MAX_DEPTH, MAX_TAKEN
+from cacheyd.store.records import MAX_CHILDREN, Stored, TagVariant, children
 
 REPOSITORY = "docker.io/library/nginx"
 EVERYTHING = 2**62
@@ -69,7 +71,7 @@ class Lists:
 
     def tag(self, tag: str, *objects: str) -> None:
         variants = (TagVariant(frozenset({name}), self.digest(name), OCI_MANIFEST, 1, self.now) for name in objects)
-        self.catalog.set_tag(tag, tuple(variants))
+        self.catalog.tags.put(tag, tuple(variants))
 
     def take(
         self, size: int = EVERYTHING, limit: int = 10**6, *, in_use: tuple[str, ...] = (), before: float | None = None
@@ -362,7 +364,7 @@ def test_a_pin_moves_on_with_its_tag(lists: Lists) -> None:
     lists.tag("docker.io/a:1", "new")
 
     assert lists.take() == ["old-config", "old"]
-    lists.catalog.delete_tag("docker.io/a:1")
+    lists.catalog.tags.forget("docker.io/a:1")
     assert lists.take() == ["new-config", "new"]
 
 
@@ -372,10 +374,10 @@ def test_an_object_under_two_pinned_tags_needs_both_to_go(lists: Lists) -> None:
     lists.tag("docker.io/a:1", "image", "image")
     lists.tag("docker.io/a:2", "image")
 
-    lists.catalog.delete_tag("docker.io/a:1")
+    lists.catalog.tags.forget("docker.io/a:1")
     assert lists.take() == []
-    assert not lists.catalog.delete_tag("docker.io/a:1")
-    assert lists.catalog.delete_tag("docker.io/a:2")
+    assert not lists.catalog.tags.forget("docker.io/a:1")
+    assert lists.catalog.tags.forget("docker.io/a:2")
     assert lists.take() == ["image-config", "image"]
 
 
@@ -518,10 +520,10 @@ def test_changes_are_noted(lists: Lists) -> None:
 
 def test_changes_of_tags_are_noted(lists: Lists) -> None:
     lists.tag("docker.io/a:1", "image")
-    assert lists.catalog.changed_tags == {"docker.io/a:1"}
-    lists.catalog.changed_tags.clear()
-    lists.catalog.delete_tag("docker.io/a:1")
-    assert lists.catalog.changed_tags == {"docker.io/a:1"}
+    assert lists.catalog.tags.changed == {"docker.io/a:1"}
+    lists.catalog.tags.changed.clear()
+    lists.catalog.tags.forget("docker.io/a:1")
+    assert lists.catalog.tags.changed == {"docker.io/a:1"}
     assert lists.catalog.tags == {}
 
 
@@ -530,7 +532,7 @@ def test_a_snapshot_stays_as_it_is(lists: Lists) -> None:
     lists.tag("docker.io/a:1", "a")
     snapshot = lists.catalog.snapshot()
     lists.catalog.remove(digest("a"))
-    lists.catalog.delete_tag("docker.io/a:1")
+    lists.catalog.tags.forget("docker.io/a:1")
 
     assert [stored.digest for stored in snapshot.objects] == [digest("a")]
     assert list(snapshot.tags) == ["docker.io/a:1"]
@@ -647,8 +649,8 @@ def test_an_index_finds_manifests_of_other_repositories_when_it_is_linked_anew(l
     lists.manifest("arm64", "layer", within=("reg.test/b",))
     assert lists.catalog.parents(digest("arm64")) == ()
 
-    for index in lists.catalog.indexes():
-        lists.catalog.link(index, (digest("amd64"), digest("arm64")))
+    for index in lists.catalog.links.indexes():
+        lists.catalog.links.link(index, (digest("amd64"), digest("arm64")))
     assert lists.catalog.parents(digest("arm64")) == (digest("index"),)
     assert lists.roots() == ["index"]
 
@@ -668,7 +670,7 @@ def test_a_hit_on_what_very_many_indexes_list_costs_no_more_than_others(lists: L
     lists.manifest("m0", "layer")
     for n in range(6000):
         lists.catalog.add(Stored(digest(f"i{n}"), 1, OCI_INDEX, 1.0, (f"evil.test/{n}",)), ())
-        lists.catalog.link(digest(f"i{n}"), (digest("m0"),))
+        lists.catalog.links.link(digest(f"i{n}"), (digest("m0"),))
     lists.manifest("alone")
     lists.index("one", "alone", within=("reg.test/other",))
     lists.touch("m0")
@@ -684,7 +686,7 @@ def test_an_index_that_lists_very_many_manifests(lists: Lists) -> None:
     for name in MANY:
         lists.manifest(name)
     assert best(lambda n: lists.index(f"i{n}", *MANY)) < 0.02
-    assert best(lambda n: lists.catalog.link(digest(f"i{n}"), map(digest, MANY))) < 0.02
+    assert best(lambda n: lists.catalog.links.link(digest(f"i{n}"), map(digest, MANY))) < 0.02
     assert len(lists.catalog.objects[digest("i0")].needs) == 1000
 
 
@@ -761,7 +763,7 @@ def test_an_index_needs_its_blobs_as_a_manifest_its_layers() -> None:
         lists.catalog.add(stored, digests, frozenset(digests))
         if late:
             lists.blob("layer")
-        lists.catalog.link(stored.digest, digests, frozenset(digests))
+        lists.catalog.links.link(stored.digest, digests, frozenset(digests))
         assert stored.needs == digests
         assert [root.digest for root in lists.catalog.roots()] == [stored.digest]
         assert [one.digest for one in lists.catalog.take(stored)] == [digests[0], stored.digest]

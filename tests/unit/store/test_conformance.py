@@ -10,9 +10,10 @@ from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.load import load
-from cacheyd.store.blobs import Mapped
-from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
-from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
+from cacheyd.store.health import BROKEN_PAUSE
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.objects import SMALL
+from cacheyd.store.records import MAX_REPOSITORIES, MAX_VARIANTS, Stored, TagVariant
 from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import Clock
@@ -309,7 +310,7 @@ async def test_what_is_pinned_makes_no_room(store: AnyStore) -> None:
 async def test_what_is_on_its_way_in_makes_no_room_and_needs_some(store: AnyStore) -> None:
     await put(store, manifest(blob(0), blob(1)))
     await add(store, blob(0))
-    store.in_flight = lambda: {digest_of(blob(1))}
+    store.partials.reservations.expect(digest_of(blob(1)))
     coming = await store.open_partial(digest_of(blob(1)), "docker.io")
     await store.append(coming, [bytes(700_000)])
 

@@ -28,8 +28,8 @@ from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.load import load
 from cacheyd.settings.settings import Settings
-from cacheyd.store.blobs import Mapped
-from cacheyd.store.rows import Stored, TagVariant
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store
 
 MACHINE = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
@@ -108,17 +108,19 @@ class WatchedStore(Store):
     def __init__(self, root: Path, settings: Settings, *, clock: "Clock") -> None:
         super().__init__(root, settings, clock=clock, monotonic=clock.monotonic)
         self.wrong: list[str] = []
+        self._unlink_all = self.objects.unlink_all
+        self.objects.unlink_all = self._watch  # type: ignore[method-assign]
 
-    async def unlink_all(self, removed: Sequence[Stored], reason: str) -> None:
+    async def _watch(self, removed: Sequence[Stored], reason: str) -> None:
         for stored in removed:
             assert stored.digest not in self.catalog.objects
             if self.catalog.parents(stored.digest):
                 self.wrong.append(f"{stored} went before what needs it ({reason})")
             if reason != "test" and self.catalog.is_pinned(stored.digest):
                 self.wrong.append(f"{stored} is pinned and went ({reason})")
-            if reason != "test" and stored.digest in self.in_flight():
+            if reason != "test" and stored.digest in self.partials.reservations.expected():
                 self.wrong.append(f"{stored} is on its way in and went ({reason})")
-        await super().unlink_all(removed, reason)
+        await self._unlink_all(removed, reason)
 
 
 class Clock:
@@ -170,7 +172,6 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _start(self) -> None:
         self.store = WatchedStore(self.root, load(environ={}, flags=self.flags), clock=self.clock)
-        self.store.in_flight = lambda: self.coming
         began = time.monotonic()
         self.runner.run(self.store.start(background=False))
         assert time.monotonic() - began < 10, "a start that waits keeps everybody waiting"
@@ -181,7 +182,7 @@ class StoreMachine(RuleBasedStateMachine):
         gc.collect()
 
     def _abandon(self) -> None:
-        self.store.threads.shutdown()
+        self.store.upkeep.threads.stop()
         self.store.index.close()
         self.store.lock.release()
 
@@ -270,6 +271,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def _fly(self, thing: Thing, repository: str, upto: int | None = None, wrong: bytes = b"") -> None:
         self.coming[thing.digest] = 0
+        self.store.partials.reservations.expect(thing.digest)
         partial = await self.store.open_partial(thing.digest, "docker.io")
         try:
             if not self.store.can_take(len(thing.data) - partial.size):
@@ -288,6 +290,7 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             self.store.release(partial)
             del self.coming[thing.digest]
+            self.store.partials.reservations.expect_no_more(thing.digest)
 
     async def _pull(self, root: Thing, repository: str, order: random.Random) -> None:
         await self._fetch(root, repository)
@@ -306,11 +309,11 @@ class StoreMachine(RuleBasedStateMachine):
             await asyncio.gather(
                 self._pull(root, repository, random.Random(1)),
                 *(self._fetch(thing, repository) for thing in others),
-                self.store.room.keep(),
-                self.store.upkeep.reconcile(),
-                self.store.upkeep.save(),
+                self.store.bounds.keep(),
+                self.store.upkeep.reconciliation.reconcile(),
+                self.store.upkeep.journal.save(),
             )
-            await self.store.room.keep()
+            await self.store.bounds.keep()
 
         self.runner.run(run())
         self._saved()
@@ -370,24 +373,24 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pin=pins, size=sizes, age=st.sampled_from(["0s", "1h"]), durability=st.sampled_from(["fast", "fsync"]))
     def configure(self, pin: str, size: str, age: str, durability: str) -> None:
         self.flags = {"min_free": "0", "max_size": size, "pin": pin, "max_age": age, "durability": durability}
-        self.store.settings = load(environ={}, flags=self.flags)
+        self.store.live.change(load(environ={}, flags=self.flags))
 
     @rule(size=st.integers(0, 300_000))
     def make_room(self, size: int) -> None:
         if self.runner.run(self.store.make_room(size)):
-            assert not self.store.room.missing(size)
+            assert not self.store.bounds.space.missing(size)
             limit = self.store.settings.max_size.of(0)
             assert not limit or self.store.size + self.store.partial_bytes + size <= limit
 
     @rule()
     def keep_bounds(self) -> None:
         self.clock.passed += 10
-        self.runner.run(self.store.room.keep())
+        self.runner.run(self.store.bounds.keep())
         self._is_within_bounds()
 
     def _is_within_bounds(self) -> None:
         """Beyond them is only what may not go."""
-        if self.store.room.missing():
+        if self.store.bounds.space.missing():
             assert list(self.store.catalog.roots()) == []
             assert self.store.idle == {}
 
@@ -454,13 +457,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        self.runner.run(self.store.upkeep.save())
+        self.runner.run(self.store.upkeep.journal.save())
         self._saved()
 
     @rule()
     def reconcile(self) -> None:
         whole = self._whole()
-        self.runner.run(self.store.upkeep.reconcile())
+        self.runner.run(self.store.upkeep.reconciliation.reconcile())
         assert set(self.store.catalog.objects) == whole
         self._forget_old_tags()
         self._is_as_on_disk()

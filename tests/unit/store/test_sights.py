@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheyd.protocol.media_types import OCI_INDEX
-from cacheyd.store.rows import TagVariant
+from cacheyd.store.records import TagVariant
 from cacheyd.store.sights import HELD, MAX_HELD, MAX_HELD_BYTES, MAX_SEEN, MAX_SEEN_BYTES, SEEN, Hold, Sight, Sights, Table
 from tests.support.stores import ASKED, Clock, StoppableStore
 
@@ -226,7 +226,7 @@ async def test_both_outlive_the_process(store: StoppableStore, tmp_path: Path) -
     store.sights.seen.set(f"r.test/gone@{DIGEST}", Sight(3.0))
     store.sights.hold("r.test/a:1", hold)
     store.sights.hold("r.test/a:2", hold)
-    await store.upkeep.save()
+    await store.upkeep.journal.save()
     store.sights.let_go("r.test/a:2")
     store.sights.seen.discard(f"r.test/gone@{DIGEST}")
     await store.stop()

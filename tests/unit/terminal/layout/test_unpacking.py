@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.images import parse_image
 from cacheyd.store.blobs import BlobDir
+from cacheyd.store.partial_dir import PartialDir
 from cacheyd.terminal.layout.unpacking import HEADER_MAX, INDEX_MAX, Unpacked
 from cacheyd.terminal.layout.words import Image, LayoutError
 from tests.support.images import OCI_MANIFEST, digest_of, make_image
@@ -142,11 +143,11 @@ def test_the_files_of_an_import_that_runs_are_not_swept_and_others_are(tmp_path:
     image = make_image()
     with Unpacked(tmp_path / "partial") as unpacked:
         unpacked.read(io.BytesIO(written(Shelf(image), named(NAME, image))))
-        assert blobs.sweep_partials(3600)[0] == 0
+        assert PartialDir(blobs).sweep(3600)[0] == 0
         (one, *_) = unpacked.blobs.values()
         # As if the process had been killed.
         fcntl.flock(one.held, fcntl.LOCK_UN)
-        assert blobs.sweep_partials(3600)[0] == 1
+        assert PartialDir(blobs).sweep(3600)[0] == 1
         assert not one.path.exists()
     assert list((tmp_path / "partial").iterdir()) == []
 

@@ -13,11 +13,13 @@ from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.load import load
-from cacheyd.store.blobs import Mapped, Partial
-from cacheyd.store.room import FULL_PAUSE, RESERVE
-from cacheyd.store.rows import Stored
+from cacheyd.store.fullness import FULL_PAUSE
+from cacheyd.store.mapped import Mapped
+from cacheyd.store.partial import Partial
+from cacheyd.store.records import Stored
+from cacheyd.store.space import RESERVE
 from cacheyd.store.store import Store
-from tests.support.stores import Clock, StoppableStore, add, content, eventually, object_file, variant
+from tests.support.stores import Clock, Evictions, StoppableStore, add, content, eventually, object_file, variant
 
 DAY = 86400.0
 
@@ -29,7 +31,7 @@ async def store(tmp_path: Path, clock: Clock, monotonic: Clock, evicted: list[tu
         tmp_path / "cache",
         clock=clock,
         monotonic=monotonic,
-        on_evicted=lambda reason, count: evicted.append((reason, count)),
+        events=Evictions(evicted),
     )
     configure(store, max_size="1MB", pin="docker.io/library/*:1.*")
     await store.start(background=False)
@@ -38,7 +40,7 @@ async def store(tmp_path: Path, clock: Clock, monotonic: Clock, evicted: list[tu
 
 
 def configure(store: Store, **flags: str) -> None:
-    store.settings = load(environ={}, flags={"min_free": "0"} | flags)
+    store.live.change(load(environ={}, flags={"min_free": "0"} | flags))
 
 
 def blob(n: int) -> bytes:
@@ -77,11 +79,11 @@ async def test_the_least_recently_used_go_down_to_the_low_watermark(
     store: Store, clock: Clock, evicted: list[tuple[str, int]]
 ) -> None:
     await fill(store, clock, range(5))
-    assert await store.room.keep() == 0, "full is not too full"
+    assert await store.bounds.keep() == 0, "full is not too full"
     store.touch(digest_of(blob(0)))
     await fill(store, clock, range(5, 6))
 
-    assert await store.room.keep() == 2
+    assert await store.bounds.keep() == 2
     assert left(store) == [0, 3, 4, 5]
     assert (store.size, store.counts[Kind.BLOB]) == (800_000, 4)
     assert evicted == [("size", 2)]
@@ -91,31 +93,31 @@ async def test_the_least_recently_used_go_down_to_the_low_watermark(
 async def test_how_low_the_low_watermark_is(store: Store, clock: Clock, mark: str, expected: int) -> None:
     configure(store, max_size="1MB", low_watermark=mark)
     await fill(store, clock, range(6))
-    await store.room.keep()
+    await store.bounds.keep()
     assert len(left(store)) == expected
 
 
 async def test_the_low_watermark_is_reached_however_many_objects_have_to_go(
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cacheyd.store.room.BATCH", 1)
+    monkeypatch.setattr("cacheyd.store.eviction.BATCH", 1)
     configure(store, max_size="1MB", low_watermark="50%")
     await fill(store, clock, range(6))
-    await store.room.keep()
+    await store.bounds.keep()
     assert left(store) == [4, 5]
 
 
 async def test_who_waits_for_room_does_not_wait_for_the_low_watermark(
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cacheyd.store.room.BATCH", 1)
+    monkeypatch.setattr("cacheyd.store.eviction.BATCH", 1)
     configure(store, max_size="1MB", low_watermark="50%")
     await fill(store, clock, range(5))
     assert await store.make_room(200_000)
     assert left(store) == [1, 2, 3, 4]
 
     await fill(store, clock, range(5, 6))
-    await store.room.keep()
+    await store.bounds.keep()
     assert left(store) == [4, 5]
 
 
@@ -132,7 +134,7 @@ async def test_an_object_larger_than_the_whole_cache_has_no_room_and_nothing_goe
     await fill(store, clock, range(5))
     assert not await store.make_room(1_000_001)
     assert len(left(store)) == 5
-    assert not store.room.full
+    assert not store.bounds.full
 
 
 async def test_what_has_come_counts_and_what_is_promised_does_not(store: Store, clock: Clock) -> None:
@@ -154,10 +156,10 @@ async def test_what_is_pinned_or_on_its_way_stays(store: Store, clock: Clock) ->
     for data, media_type in ((index, OCI_INDEX), (manifest, OCI_MANIFEST)):
         await add(store, data, media_type)
     store.set_tag("docker.io", "library/nginx", "1.27", replace(variant(1), digest=digest_of(index)))
-    store.in_flight = lambda: {digest_of(blob(1))}
+    store.partials.reservations.expect(digest_of(blob(1)))
     await fill(store, clock, range(7))
 
-    await store.room.keep()
+    await store.bounds.keep()
     assert left(store)[:2] == [0, 1]
     assert store.size <= 900_000
     assert content(store, digest_of(manifest)) == manifest
@@ -168,17 +170,17 @@ async def test_eviction_breaks_no_reader(store: Store, clock: Clock) -> None:
     body = store.body(store.catalog.objects[digest_of(blob(0))])
     assert isinstance(body, Mapped)
     await fill(store, clock, range(1, 6))
-    await store.room.keep()
+    await store.bounds.keep()
     assert left(store)[0] == 0, "what is read now goes last"
     configure(store, max_size="100kB")
-    await store.room.keep()
+    await store.bounds.keep()
 
     assert left(store) == []
     assert bytes(body.view(0, body.size)) == blob(0)
 
 
 async def test_bounds_are_kept_without_being_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.store.room.EVICT_EVERY", 0.01)
+    monkeypatch.setattr("cacheyd.store.bounds.EVICT_EVERY", 0.01)
     store = StoppableStore(tmp_path / "cache", load(environ={}, flags={"max_size": "1MB", "min_free": "0"}))
     await store.start()
     for n in range(6):
@@ -202,7 +204,7 @@ async def test_partial_files_count_and_go_first(store: Store, clock: Clock) -> N
     assert store.partial_bytes == 100_000
     await fill(store, clock, range(5))
 
-    assert await store.room.keep() == 1
+    assert await store.bounds.keep() == 1
     assert not path.exists()
     assert store.partial_bytes == 0
     assert len(left(store)) == 5
@@ -212,7 +214,7 @@ async def test_a_partial_file_that_a_fetch_has_does_not_go(store: Store, clock: 
     await leave_partial(store, 10, 100_000)
     partial = await store.open_partial(digest_of(blob(10)))
     await fill(store, clock, range(5))
-    await store.room.keep()
+    await store.bounds.keep()
     assert partial.is_linked()
     assert store.partial_bytes == 100_000
     assert store.size == 1_000_000, "what is not verified displaces no fifth of the store"
@@ -261,7 +263,7 @@ async def pour(store: Store, n: int, most: int, step: int = 5_000) -> Partial:
     partial = await store.open_partial(digest_of(b"never %d" % n), "evil.test")
     while partial.size < most and await store.make_room(step, unverified=True):
         await store.append(partial, [bytes(step)])
-        await store.room.keep()
+        await store.bounds.keep()
     return partial
 
 
@@ -278,7 +280,7 @@ async def test_bytes_without_an_end_evict_a_tenth(store: Store, clock: Clock) ->
     partial = await pour(store, 0, 10_000_000)
     assert partial.size == 100_000
     assert pieces(store) == 90
-    assert not store.room.full
+    assert not store.bounds.full
     assert [store.find(digest_of(piece(n))) is not None for n in (9, 10)] == [False, True], "those not used for longest"
     store.release(partial)
 
@@ -348,11 +350,11 @@ async def test_on_a_disk_without_max_size_a_tenth_of_what_could_be_stored_counts
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(store, max_size="", min_free="0")
-    monkeypatch.setattr("cacheyd.store.room.RESERVE", 0)
+    monkeypatch.setattr("cacheyd.store.space.RESERVE", 0)
     await fill_with_pieces(store, clock, range(100))
     disk = Disk(store, monkeypatch)
     disk.others = disk.free()
-    assert store.room.capacity() == 1_000_000
+    assert store.bounds.space.capacity() == 1_000_000
     assert not store.can_take(100_001)
     partial = await pour(store, 0, 10_000_000)
     assert partial.size == 100_000
@@ -360,13 +362,14 @@ async def test_on_a_disk_without_max_size_a_tenth_of_what_could_be_stored_counts
     store.release(partial)
 
 
-async def test_nothing_goes_for_what_is_not_verified_before_it_is_known_what_there_is(store: Store, clock: Clock) -> None:
+async def test_nothing_goes_for_what_is_not_verified_before_it_is_known_what_there_is(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await fill_with_pieces(store, clock, range(100))
-    store.loaded = False
+    monkeypatch.setattr(store.upkeep.loading.unread, "loaded", False)
     assert not store.can_take(1)
     assert not await store.make_room(1, unverified=True)
-    assert not store.room.full
-    store.loaded = True
+    assert not store.bounds.full
 
 
 async def test_what_others_filled_the_disk_with_and_took_away_again_costs_nothing(
@@ -374,20 +377,20 @@ async def test_what_others_filled_the_disk_with_and_took_away_again_costs_nothin
 ) -> None:
     """The aim of a time when there was no room is none any more."""
     configure(store, max_size="", min_free="0")
-    monkeypatch.setattr("cacheyd.store.room.RESERVE", 1_000_000)
+    monkeypatch.setattr("cacheyd.store.space.RESERVE", 1_000_000)
     await fill(store, clock, range(5))
     disk = Disk(store, monkeypatch)
     disk.others = 100_000_000
-    await store.room.keep()
-    assert store.room.full
+    await store.bounds.keep()
+    assert store.bounds.full
     assert left(store) == []
-    await store.room.keep()
+    await store.bounds.keep()
     disk.others = 0
     await fill(store, clock, range(10, 15))
     for _ in range(3):
-        await store.room.keep()
+        await store.bounds.keep()
     assert left(store) == list(range(10, 15))
-    assert not store.room.full
+    assert not store.bounds.full
 
 
 # max_age
@@ -398,10 +401,10 @@ async def test_what_nobody_used_for_long_goes(store: Store, clock: Clock, evicte
     await fill(store, clock, range(3))
     clock.now += 30 * DAY - 2
     store.touch(digest_of(blob(0)))
-    assert await store.room.keep() == 0
+    assert await store.bounds.keep() == 0
     clock.now += 3
 
-    assert await store.room.keep() == 2
+    assert await store.bounds.keep() == 2
     assert left(store) == [0]
     assert evicted == [("age", 2)]
 
@@ -412,7 +415,7 @@ async def test_pinned_images_have_no_age(store: Store, clock: Clock) -> None:
     await add(store, manifest, OCI_MANIFEST)
     store.set_tag("docker.io", "library/nginx", "1.27", replace(variant(1), digest=digest_of(manifest)))
     clock.now += 300 * DAY
-    assert await store.room.keep() == 0
+    assert await store.bounds.keep() == 0
     assert content(store, digest_of(manifest)) == manifest
 
 
@@ -423,9 +426,9 @@ async def test_so_much_stays_free(store: Store, clock: Clock, monkeypatch: pytes
     configure(store, min_free="20MB")
     disk = Disk(store, monkeypatch)
     await fill(store, clock, range(20))
-    assert await store.room.keep() == 0
+    assert await store.bounds.keep() == 0
     disk.others = 76_500_000
-    await store.room.keep()
+    await store.bounds.keep()
     assert disk.free() >= 22_000_000
     assert left(store) == list(range(13, 20)), "and no more than has to go"
 
@@ -445,15 +448,15 @@ async def test_a_disk_that_others_filled_costs_one_line(
     caplog.set_level(logging.INFO, "cacheyd")
     for _ in range(20):
         assert not await store.make_room(1000)
-        await store.room.keep()
+        await store.bounds.keep()
         monotonic.now += FULL_PAUSE
-    assert store.room.full
+    assert store.bounds.full
     assert len(caplog.records) == 1
     assert "nothing more may go" in caplog.text
 
     disk.others = 0
     assert await store.make_room(1000)
-    assert not store.room.full
+    assert not store.bounds.full
     assert "has room again" in caplog.text
 
 
@@ -464,7 +467,7 @@ async def test_a_disk_that_others_filled_gets_the_room_of_the_cache_and_that_is_
     await fill(store, clock, range(5))
     Disk(store, monkeypatch, others=99_000_000)
     for _ in range(10):
-        await store.room.keep()
+        await store.bounds.keep()
         assert not await store.make_room(1000)
         monotonic.now += FULL_PAUSE
     assert left(store) == []
@@ -475,7 +478,8 @@ async def test_what_cannot_go_is_not_tried_all_the_time(
     store: Store, clock: Clock, monotonic: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(store, clock, range(5))
-    store.in_flight = lambda: {digest_of(blob(n)) for n in range(5)}
+    for n in range(5):
+        store.partials.reservations.expect(digest_of(blob(n)))
     tried: list[int] = []
     take = store.catalog.take_oldest
 
@@ -490,7 +494,8 @@ async def test_what_cannot_go_is_not_tried_all_the_time(
         assert not await store.make_room(100_000)
     assert len(tried) == often
     monotonic.now += FULL_PAUSE
-    store.in_flight = set
+    for n in range(5):
+        store.partials.reservations.expect_no_more(digest_of(blob(n)))
     assert await store.make_room(100_000)
 
 
@@ -515,4 +520,4 @@ async def test_the_room_of_a_file_that_somebody_has_open_is_waited_for(
     monkeypatch.setattr(store.blobs, "remove", remove_open_file)
     asyncio.get_running_loop().call_later(0.12, lambda: setattr(disk, "others", 49_300_000))
     assert await store.make_room(len(blob(0)))
-    assert not store.room.full
+    assert not store.bounds.full

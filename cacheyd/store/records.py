@@ -224,3 +224,6 @@ def children(data: bytes | None) -> list[str]:
 def is_index(media_type: str) -> bool:
     """Whether this is the type of a list of manifests (OCI index, Docker manifest list)."""
     return media_type.lower() in INDEXES
+
+
+MAX_REPOSITORIES = 64

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.store import partials
+from cacheyd.store import partial_files
 
 DAY = 86400.0
 
@@ -34,10 +34,10 @@ def before_lock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], objec
 
 
 def sweep(directory: Path) -> int:
-    return partials.sweep(directory, DAY, lambda name: partials.digest_in(name) is not None)[0]
+    return partial_files.sweep(directory, DAY, lambda name: partial_files.digest_in(name) is not None)[0]
 
 
-NAME = partials.name_for("sha256:" + "a" * 64, "docker.io")
+NAME = partial_files.name_for("sha256:" + "a" * 64, "docker.io")
 
 
 def test_a_new_file_of_an_import_that_is_swept_at_once_is_made_again(
@@ -45,7 +45,7 @@ def test_a_new_file_of_an_import_that_is_swept_at_once_is_made_again(
 ) -> None:
     before_lock(lambda: sweep(directory))
 
-    path, fd = partials.make_for_import(directory, 0)
+    path, fd = partial_files.make_for_import(directory, 0)
 
     os.write(fd, b"data")
     assert path.read_bytes() == b"data"
@@ -59,12 +59,12 @@ def test_a_file_of_a_fetch_that_is_removed_before_it_is_locked_is_made_again(
     directory: Path, before_lock: Callable[[Callable[[], object]], None], content: bytes
 ) -> None:
     (directory / NAME).write_bytes(content)
-    before_lock(lambda: partials.remove(directory / NAME))
+    before_lock(lambda: partial_files.remove(directory / NAME))
 
-    path, fd = partials.open_for_fetch(directory / NAME)
+    path, fd = partial_files.open_for_fetch(directory / NAME)
 
     assert path == directory / NAME
-    assert partials.is_linked(path, fd)
+    assert partial_files.is_linked(path, fd)
     assert os.fstat(fd).st_size == 0
     os.close(fd)
 
@@ -75,7 +75,7 @@ def test_a_file_of_a_fetch_that_is_looked_at_now_is_waited_for(directory: Path, 
     fcntl.flock(sweeper, fcntl.LOCK_EX)
     monkeypatch.setattr(time, "sleep", lambda seconds: fcntl.flock(sweeper, fcntl.LOCK_UN))
 
-    path, fd = partials.open_for_fetch(directory / NAME)
+    path, fd = partial_files.open_for_fetch(directory / NAME)
 
     assert path == directory / NAME
     os.close(fd)
@@ -83,11 +83,11 @@ def test_a_file_of_a_fetch_that_is_looked_at_now_is_waited_for(directory: Path, 
 
 
 def test_a_file_that_a_fetch_has_is_nobody_elses(directory: Path) -> None:
-    path, fd = partials.open_for_fetch(directory / NAME)
-    other, second = partials.open_for_fetch(directory / NAME)
+    path, fd = partial_files.open_for_fetch(directory / NAME)
+    other, second = partial_files.open_for_fetch(directory / NAME)
 
     assert path != other
-    assert partials.remove(path) is None
+    assert partial_files.remove(path) is None
     assert sweep(directory) == 0
     assert path.exists()
     assert other.exists()
@@ -99,20 +99,20 @@ def test_a_file_of_its_own_name_that_is_swept_at_once_is_made_again(
     directory: Path, before_lock: Callable[[Callable[[], object]], None]
 ) -> None:
     """The second fetch of an object: no fetch would go on with its file, so a sweep takes it first."""
-    _, fd = partials.open_for_fetch(directory / NAME)
+    _, fd = partial_files.open_for_fetch(directory / NAME)
     calls = iter(range(100))
 
     def when_new() -> None:
-        if next(calls) < partials.OPEN_TRIES:
+        if next(calls) < partial_files.OPEN_TRIES:
             before_lock(when_new)
         else:
             assert sweep(directory) == 1
 
     before_lock(when_new)
 
-    other, second = partials.open_for_fetch(directory / NAME)
+    other, second = partial_files.open_for_fetch(directory / NAME)
 
-    assert partials.is_linked(other, second)
+    assert partial_files.is_linked(other, second)
     os.close(fd)
     os.close(second)
 
@@ -126,21 +126,21 @@ def test_a_sweep_does_not_take_the_file_that_came_after_the_one_it_looked_at(
 
     def replace() -> None:
         (directory / NAME).unlink()
-        taken.append(partials.open_for_fetch(directory / NAME))
+        taken.append(partial_files.open_for_fetch(directory / NAME))
 
     before_lock(replace)
 
     assert sweep(directory) == 0
     ((path, fd),) = taken
-    assert partials.is_linked(path, fd)
+    assert partial_files.is_linked(path, fd)
     os.close(fd)
 
 
 def test_who_takes_over_an_import_locks_it_while_the_importer_has_it(directory: Path) -> None:
-    path, held = partials.make_for_import(directory, 7)
+    path, held = partial_files.make_for_import(directory, 7)
     os.write(held, b"data")
 
-    fd = partials.open_of_import(path)
+    fd = partial_files.open_of_import(path)
     os.close(held)
 
     assert sweep(directory) == 0, "there is no moment in which nobody has it"
@@ -152,12 +152,12 @@ def test_who_takes_over_an_import_locks_it_while_the_importer_has_it(directory: 
 def test_a_file_of_an_import_that_is_gone_is_not_made_again(
     directory: Path, before_lock: Callable[[Callable[[], object]], None]
 ) -> None:
-    path, held = partials.make_for_import(directory, 0)
+    path, held = partial_files.make_for_import(directory, 0)
     os.close(held)
-    before_lock(lambda: partials.remove(path))
+    before_lock(lambda: partial_files.remove(path))
 
     with pytest.raises(FileNotFoundError):
-        partials.open_of_import(path)
+        partial_files.open_of_import(path)
 
     assert not path.exists()
 
@@ -167,18 +167,18 @@ def test_what_was_written_before_the_machine_started_is_no_start(directory: Path
     old = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) - DAY
     os.utime(directory / NAME, (old, old))
 
-    path, fd = partials.open_for_fetch(directory / NAME)
+    path, fd = partial_files.open_for_fetch(directory / NAME)
 
     assert (path, os.fstat(fd).st_size) == (directory / NAME, 0)
     os.close(fd)
 
 
 def test_ones_own_file_is_discarded_and_not_another_of_its_name(directory: Path) -> None:
-    path, fd = partials.open_for_fetch(directory / NAME)
+    path, fd = partial_files.open_for_fetch(directory / NAME)
     path.unlink()
     path.write_bytes(b"another")
 
-    partials.discard(path, fd)
+    partial_files.discard(path, fd)
 
     assert path.read_bytes() == b"another"
     os.close(fd)
@@ -190,7 +190,7 @@ def test_a_sweep_says_what_waits_for_a_fetch(directory: Path) -> None:
     (directory / "folder").mkdir()
     (directory / "link").symlink_to("/etc/passwd")
 
-    found = partials.sweep(directory, DAY, lambda name: partials.digest_in(name) is not None)
+    found = partial_files.sweep(directory, DAY, lambda name: partial_files.digest_in(name) is not None)
 
     assert found == (1, {str(directory / NAME): 5})
 
@@ -198,6 +198,6 @@ def test_a_sweep_says_what_waits_for_a_fetch(directory: Path) -> None:
 def test_a_directory_where_each_new_file_is_swept_at_once_is_an_error_and_no_endless_loop(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partials, "is_linked", lambda path, fd: False)
+    monkeypatch.setattr(partial_files, "is_linked", lambda path, fd: False)
     with pytest.raises(BlockingIOError):
-        partials.make_for_import(directory, 0)
+        partial_files.make_for_import(directory, 0)
