@@ -9,15 +9,14 @@ import asyncio
 import fcntl
 import struct
 import termios
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mitmproxy.proxy import commands, server
 
 from cacheyd.cache.bodies import BodyBroken
+from cacheyd.proxy.inbound.idle import Idle
 from cacheyd.resources.budget import Budget
 from cacheyd.settings.settings import Settings
 
@@ -62,43 +61,6 @@ class CacheydTurnHook(commands.StartHook):
     """Stands between the answers of one connection; the addon's `cacheyd_turn` awaits `Link.turn`."""
 
     link: Link
-
-
-class Idle:
-    """mitmproxy's watchdog of a connection on which nothing happens, by a clock that nobody can set."""
-
-    def __init__(self, seconds: float, end: Callable[[], None]) -> None:
-        self._seconds = seconds
-        self._end = end
-        self._loop = asyncio.get_running_loop()
-        self._busy = 0
-        self._last = time.monotonic()
-        self._timer = self._loop.call_later(seconds, self._look)
-
-    def register_activity(self) -> None:
-        """Something happened."""
-        self._last = time.monotonic()
-
-    @contextmanager
-    def disarm(self) -> Iterator[None]:
-        """While a hook runs, the connection is not idle."""
-        self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
-            self.register_activity()
-
-    def _look(self) -> None:
-        left = self._seconds if self._busy else self._last + self._seconds - time.monotonic()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        else:
-            self._end()
-
-    def stop(self) -> None:
-        """The connection is gone."""
-        self._timer.cancel()
 
 
 class ClientLink:

@@ -42,8 +42,8 @@ class Trust:
 class Origin:
     """Where a connection goes to: scheme, host and port, how it is trusted, and the proxy on the way there.
 
-    `trusted_address` says that it may be at any address; `kin` are hosts where, if one of them is at a forbidden kind of
-    address, this one may be at the same kind.
+    `trusted_address` says that it may be at any address; `registry_hosts` are the hosts of the
+    registry that led here: if one of them is at a forbidden kind of address, this one may be at the same kind.
     """
 
     scheme: str
@@ -52,7 +52,7 @@ class Origin:
     trust: Trust = Trust()
     trusted_address: bool = False
     proxy: str = ""
-    kin: tuple[str, ...] = ()
+    registry_hosts: tuple[str, ...] = ()
 
     @property
     def authority(self) -> str:
@@ -168,7 +168,7 @@ _METADATA_NAMES = frozenset(
 )  # fmt: skip
 _LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 # What an operator runs at one kind of address may lead on to another one of these kinds.
-_KIN = {
+_RELATED = {
     "loopback": ("loopback", "this host"),
     "unspecified": ("loopback", "unspecified", "this host"),
     "this host": ("this host",),
@@ -240,9 +240,9 @@ def forbidden_name(host: str) -> str:
         return "metadata" if name in _METADATA_NAMES else ""
 
 
-def kin_kinds(kinds: Iterable[str]) -> set[str]:
+def related_kinds(kinds: Iterable[str]) -> set[str]:
     """The kinds of addresses where something may be that belongs to what is at these."""
-    return {kin for kind in kinds for kin in _KIN.get(kind, ())}
+    return {related for kind in kinds for related in _RELATED.get(kind, ())}
 
 
 def proxy_mode(proxy: str) -> UpstreamMode:

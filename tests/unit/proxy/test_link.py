@@ -13,7 +13,8 @@ from mitmproxy import connection
 
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.proxy.inbound import link as link_module
-from cacheyd.proxy.inbound.link import ClientLink, Idle
+from cacheyd.proxy.inbound.idle import Idle
+from cacheyd.proxy.inbound.link import ClientLink
 from cacheyd.settings.settings import Settings
 from tests.support.stores import eventually
 

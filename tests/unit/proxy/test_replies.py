@@ -8,10 +8,17 @@ import pytest
 from mitmproxy import connection
 
 from cacheyd.cache.answer import Answer
+from cacheyd.observe.events import Events
 from cacheyd.observe.logs import AccessLog
 from cacheyd.protocol.reference import Reference, parse_target
-from cacheyd.proxy.addon import LOOK_EVERY, QUICK_TOTAL, RegistryCache
 from cacheyd.proxy.inbound.head import Head, parse_head
+from cacheyd.proxy.inbound.replies import LOOK_EVERY, QUICK_TOTAL, Replies
+from cacheyd.service.accounting import Accounting
+from cacheyd.service.answering import Answering
+from cacheyd.service.readiness import Readiness
+from cacheyd.service.transfers import Transfers
+from cacheyd.settings.live import Live
+from cacheyd.settings.settings import Settings
 from tests.support.stores import Clock
 
 RAW = b"GET /v2/a/manifests/1?ns=reg.test HTTP/1.1\r\nHost: a"
@@ -21,30 +28,36 @@ NOW = 1_700_000_000.25
 
 
 class Side:
-    """The addon with a store of one object, and its clocks."""
+    """Replies with a store of one object, and their clocks."""
 
     def __init__(self) -> None:
         self.clock, self.monotonic = Clock(NOW), Clock(50.0)
-        self.addon = RegistryCache(clock=self.clock, monotonic=self.monotonic)
-        self.addon._access_log = Mock(spec=AccessLog)
-        self.addon._ready = True
-        self.addon.metrics = Mock()
         self.store: Any = Mock()
-        self.addon.store = self.store
         stored: Any = SimpleNamespace(digest="sha256:a")
         assert isinstance(REF, Reference)
         self.answer = Answer(200, (), b"{}", ref=REF, stored=stored)
-        self.addon.cache = Mock()
-        self.addon.cache.hit.return_value = self.answer
+        cache: Any = Mock()
+        cache.hit.return_value = self.answer
+        live, readiness, transfers = Live(Settings()), Readiness(), Transfers(self.monotonic)
+        readiness.open()
+        log: Any = Mock(spec=AccessLog)
+        service: Any = SimpleNamespace(
+            live=live,
+            components=SimpleNamespace(store=self.store),
+            answering=Answering(live, cache, Mock(), readiness, transfers),
+            transfers=transfers,
+            accounting=Accounting(Events(), log, clock=self.clock, monotonic=self.monotonic),
+        )
+        self.replies = Replies(service, clock=self.clock, monotonic=self.monotonic)
         self.client = connection.Client(peername=("a", 1), sockname=("b", 2), timestamp_start=0.0)
 
     def answer_from_disk(self, raw: bytes = RAW, head: Head = HEAD, reply: bytes = b"reply") -> None:
-        answer = self.addon.hit(head)
+        answer = self.replies.hit(head)
         assert answer is not None
-        self.addon.remember(raw, head, answer, reply)
+        self.replies.remember(raw, head, answer, reply)
 
     def quick(self, raw: bytes = RAW) -> bytes | None:
-        return self.addon.quick(raw, self.client)
+        return self.replies.quick(raw, self.client)
 
 
 @pytest.fixture
@@ -89,10 +102,10 @@ def test_the_file_is_looked_for_by_a_clock_that_nobody_sets(side: Side) -> None:
 
 def test_not_kept_if_its_date_is_of_another_second_already() -> None:
     side = Side()
-    answer = side.addon.hit(HEAD)
+    answer = side.replies.hit(HEAD)
     assert answer is not None
     side.clock.now += 0.75
-    side.addon.remember(RAW, HEAD, answer, b"reply")
+    side.replies.remember(RAW, HEAD, answer, b"reply")
     assert side.quick() is None
 
 
@@ -106,4 +119,4 @@ def test_bounded_in_bytes(side: Side) -> None:
     assert kept == names[-len(kept) :]
     side.clock.now += 1
     assert [raw for raw in names if side.quick(raw) is not None] == []
-    assert side.addon._quick_size == 0
+    assert side.replies._size == 0

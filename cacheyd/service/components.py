@@ -1,0 +1,81 @@
+"""The parts that a cache is made of, and how they are put together."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from cacheyd.cache.cache import Cache
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.observe.metrics import Metrics
+from cacheyd.resources.budget import Budget
+from cacheyd.settings.live import Live
+from cacheyd.settings.settings import Settings
+from cacheyd.store.store import Store
+from cacheyd.upstream.auth import Authorizer
+from cacheyd.upstream.origins import Origins
+from cacheyd.upstream.port import Transport
+
+
+class ServiceTransport(Transport, Protocol):
+    """A transport that lives as long as a service."""
+
+    budget: Budget
+    """What the bodies of responses on their way may hold in memory."""
+
+    def close(self) -> None:
+        """Closes connections that are not in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """A store, upstreams and the cache between them. Each hears by itself of a change of settings, in this order."""
+
+    metrics: Metrics
+    store: Store
+    authorizer: Authorizer
+    origins: Origins
+    fetcher: Fetcher
+    cache: Cache
+
+
+def assemble(
+    live: Live,
+    transport: ServiceTransport,
+    *,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Components:
+    """Makes them; nothing is opened yet."""
+    settings = live.settings
+    metrics = Metrics(settings.registries)
+    store = Store(settings.cache_dir, settings, clock=clock, monotonic=monotonic, on_evicted=metrics.evicted)
+    authorizer = Authorizer(settings, monotonic)
+    origins = Origins(transport, authorizer, settings, metrics)
+    fetcher = Fetcher(
+        store, origins, settings, budget=transport.budget, clock=clock, monotonic=monotonic,
+        on_verify_failure=metrics.verify_failure,
+    )  # fmt: skip
+    cache = Cache(
+        store, fetcher, settings, clock=clock, monotonic=monotonic, on_ignored=metrics.ignored, on_held=metrics.held,
+        below_floor=origins.below_floor, check_allowed=origins.check_allowed,
+    )  # fmt: skip
+    # Each of the two needs the other one.
+    store.in_flight = fetcher.in_flight
+    components = Components(metrics, store, authorizer, origins, fetcher, cache)
+    live.listen(lambda settings: _hand_over(components, settings))
+    live.listen(lambda settings: metrics.configure(settings.registries))
+    return components
+
+
+def _hand_over(components: Components, settings: Settings) -> None:
+    """Goes when all of them take `Live`: then they listen by themselves."""
+    store, authorizer, origins = components.store, components.authorizer, components.origins
+    fetcher, cache = components.fetcher, components.cache
+    store.settings = origins.settings = authorizer.settings = settings
+    fetcher.settings = cache.settings = settings
+    # What was decided by the old settings, or learned from whom they named, counts no more.
+    authorizer.forget()
+    origins.forget()
+    fetcher.forget()
+    cache.forget()
