@@ -17,8 +17,8 @@ from cacheyd.admin import status
 from cacheyd.observe.logs import AccessLog
 from cacheyd.proxy.inbound.clients import Clients
 from cacheyd.proxy.inbound.flows import Flows
-from cacheyd.proxy.inbound.link import Link
 from cacheyd.proxy.inbound.listener import ListenerTls
+from cacheyd.proxy.inbound.outgoing import Outgoing
 from cacheyd.proxy.inbound.replies import Replies
 from cacheyd.proxy.inbound.stream import Pump
 from cacheyd.proxy.outbound.connection import FETCH
@@ -202,11 +202,12 @@ class RegistryCache:
 
     async def cacheyd_pump(self, pump: Pump) -> None:
         """Each piece of each body that cacheyd produces."""
-        await pump.advance(self._all.clients.get(pump.client.id), self._all.service.transport.budget)
+        link = self._all.clients.get(pump.client.id)
+        await pump.advance(link.outgoing if link is not None else None, self._all.service.transport.budget)
 
-    async def cacheyd_turn(self, link: Link) -> None:
+    async def cacheyd_turn(self, outgoing: Outgoing) -> None:
         """Between pipelined hits."""
-        await link.turn()
+        await outgoing.turn()
 
     # Flows
 

@@ -9,7 +9,8 @@ from mitmproxy.proxy import layer, server
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
 
-from cacheyd.proxy.inbound.link import HEADS, ClientLink
+from cacheyd.proxy.inbound.incoming import HEADS
+from cacheyd.proxy.inbound.link import ClientLink
 from cacheyd.proxy.inbound.listener import ListenerTls, ListenerTlsLayer
 from cacheyd.proxy.inbound.replies import Replies
 from cacheyd.proxy.inbound.stream import CacheHttpLayer, Gone, PlainRefused

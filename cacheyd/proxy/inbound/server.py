@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from mitmproxy import connection
@@ -22,7 +23,7 @@ from cacheyd.cache.answer import Answer, error_answer
 from cacheyd.cache.bodies import WINDOW, BodyBroken, MappedReader, Source
 from cacheyd.protocol.errors import Code, client_error, upstream_error
 from cacheyd.proxy.inbound.head import BadHead, Head, HeadBuffer, parse_head, render_head
-from cacheyd.proxy.inbound.link import CacheydTurnHook, Link
+from cacheyd.proxy.inbound.link import CacheydTurnHook, ClientLink
 
 # A request body that is longer is refused: nothing here wants one (bytes).
 MAX_BODY = 64 << 10
@@ -82,12 +83,14 @@ class CacheHttp1Server(Http1Server):
 
     buf: HeadBuffer
 
-    def __init__(self, context: Context, hits: Hits, make_pump: MakePump, link: Link) -> None:
+    def __init__(self, context: Context, hits: Hits, make_pump: MakePump, link: ClientLink) -> None:
         super().__init__(context)
         self.buf = HeadBuffer()
         self._hits = hits
         self._make_pump = make_pump
-        self._link = link
+        self._outgoing = link.outgoing
+        self._incoming = link.incoming
+        self._incoming.read_by(self)
         self._discarded = 0
         # When the connection is closed, and who will look then: each alarm costs memory until it rings.
         self._deadline: float | None = None
@@ -130,10 +133,10 @@ class CacheHttp1Server(Http1Server):
         answered = 0
         while self.state == self.read_headers:
             # What is pipelined is not answered faster than the client takes it, nor before everybody else.
-            if self._link.full or answered == TURN:
-                yield CacheydTurnHook(self._link)
+            if self._outgoing.full or answered == TURN:
+                yield CacheydTurnHook(self._outgoing)
                 answered = 0
-                if self._link.over:
+                if self._outgoing.over:
                     yield commands.CloseConnection(self.conn)
                     self.state = self.done
                     return
@@ -146,7 +149,7 @@ class CacheHttp1Server(Http1Server):
                 if self._deadline is not None:
                     # It came in pieces.
                     self._deadline = None
-                    self._link.keep_head(0)
+                    self._incoming.keep_head(0)
                 if (reply := self._hits.quick(raw, self.context.client)) is not None:
                     yield commands.SendData(self.conn, reply)
                     continue
@@ -158,15 +161,15 @@ class CacheHttp1Server(Http1Server):
 
     def _await_head(self) -> layer.CommandGenerator[None]:
         size = len(self.buf)
-        if not self._link.keep_head(size if size > LITTLE_HEAD else 0):
-            self._link.keep_head(0)
+        if not self._incoming.keep_head(size if size > LITTLE_HEAD else 0):
+            self._incoming.keep_head(0)
             yield from self._refuse(503, "too many large request heads at once")
             return
         if not size:
             self._deadline = None
         elif self._deadline is None:
             yield from self._watch(HEAD_DEADLINE)
-        self._link.hungry()
+        self._incoming.hungry()
 
     @property
     def behind(self) -> bool:
@@ -246,12 +249,12 @@ class CacheHttp1Server(Http1Server):
         """Answers, then closes: FIN first, and what the client still sends is read, so that no RST eats the answer."""
         answer = error_answer(client_error(status, Code.UNSUPPORTED, message))
         if status == 405:
-            answer.headers = (*answer.headers, ("Allow", "GET, HEAD"))
+            answer = replace(answer, headers=(*answer.headers, ("Allow", "GET, HEAD")))
         yield commands.SendData(self.conn, render_head(answer, keep_alive=False) + answer.body)
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self.state = self.discard
         self.buf.maybe_extract_at_most(len(self.buf))
-        self._link.hungry()
+        self._incoming.hungry()
         yield from self._watch(LINGER)
 
     def discard(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -268,7 +271,7 @@ class CacheHttp1Server(Http1Server):
             self._deadline = None
         yield from super().mark_done(request=request, response=response)
         if self.state == self.read_headers:
-            self._link.hungry()
+            self._incoming.hungry()
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """As in the base class, but errors before a response are OCI JSON."""
