@@ -48,7 +48,7 @@ class _Plain(Collector):
             ),
         ):
             family = CounterMetricFamily(name, text)
-            family.name = name
+            family.name = name  # The constructor drops a `_total`, and puts it after each sample's name.
             family.add_metric([], value)
             for index, sample in enumerate(family.samples):
                 family.samples[index] = sample._replace(name=name)

@@ -23,6 +23,10 @@ class Budget:
         # How many hold the same body.
         self._holders: Counter[int] = Counter()
 
+    def set_limit(self, limit: int) -> None:
+        """After a change of settings: another bound, in bytes, from now on."""
+        self.limit = limit
+
     def share(self, most: int, least: int = FLOOR) -> int:
         """How many bytes one buffer may hold now: up to `most`, and at least `least`."""
         return min(most, max(least, (self.limit - self.held) // PART))

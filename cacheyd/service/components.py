@@ -72,7 +72,9 @@ def _hand_over(components: Components, settings: Settings) -> None:
     """Goes when all of them take `Live`: then they listen by themselves."""
     store, authorizer, origins = components.store, components.authorizer, components.origins
     fetcher, cache = components.fetcher, components.cache
+    # They have no other way yet.
     store.settings = origins.settings = authorizer.settings = settings
+    # Nor these.
     fetcher.settings = cache.settings = settings
     # What was decided by the old settings, or learned from whom they named, counts no more.
     authorizer.forget()

@@ -22,15 +22,31 @@ class UpstreamBroken(Exception):
     and may be asked again then.
     """
 
-    def __init__(self, message: str, *, timeout: bool = False, refused: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        timeout: bool = False,
+        refused: bool = False,
+        elsewhere: bool = False,
+        hopeless: bool = False,
+        answered: bool = False,
+        wait: float | None = None,
+        again_at: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.timeout = timeout
         self.refused = refused
-        self.elsewhere = False
-        self.hopeless = False
-        self.answered = False
-        self.wait: float | None = None
-        self.again_at: float | None = None
+        self.elsewhere = elsewhere
+        self.hopeless = hopeless
+        self.answered = answered
+        self.wait = wait
+        self.again_at = again_at
+
+    def add(self, *, elsewhere: bool = False, answered: bool = False) -> None:
+        """Adds what only the caller of the one that failed knows. What was said before stays true."""
+        self.elsewhere = self.elsewhere or elsewhere
+        self.answered = self.answered or answered
 
 
 # Noted in an exception that ends a request of which something has come already.

@@ -28,6 +28,7 @@ class Flows:
         flow.metadata[STARTED] = time.monotonic()
         # For the inspector: where the request really came to, and not the reverse mode's target.
         request.data.port = flow.client_conn.sockname[1]
+        # As above.
         request.data.scheme = b"https" if flow.client_conn.tls else b"http"
         self._transfers.begin()
         # A character for each byte, as in a Head.

@@ -52,16 +52,17 @@ class ClientLink:
         self._install(io.reader, handler)
 
     def _install(self, reader: Any, handler: Any) -> None:
-        """Neither asyncio nor mitmproxy has another seam for this than these attributes (contract tests hold them)."""
+        """Neither asyncio nor mitmproxy has another seam for this than these attributes; contract tests hold them."""
         transport: Any = self._transport
-        transport.max_size = READ
-        reader._limit = READ // 2
+        transport.max_size = READ  # asyncio has no call for it.
+        reader._limit = READ // 2  # mitmproxy's server chooses the limit.
         transport.set_write_buffer_limits(high=0)
+        # asyncio tells the protocol alone: of a full and an empty buffer,
         self._protocol.pause_writing, self._protocol.resume_writing = self._on_full, self._on_empty
-        self._protocol.connection_lost = self._on_connection_lost
-        handler.timeout_watchdog.callback = _nothing
-        handler.timeout_watchdog = self._idle
-        handler.drain_writers = self._read_on
+        self._protocol.connection_lost = self._on_connection_lost  # and of the end.
+        handler.timeout_watchdog.callback = _nothing  # Its clock may be set; it is not to be stopped otherwise.
+        handler.timeout_watchdog = self._idle  # The handler makes its own.
+        handler.drain_writers = self._read_on  # Called after each read.
 
     # Deadlines and the end
 

@@ -235,8 +235,9 @@ class CacheHttp1Server(Http1Server):
         if connection_header := self.request.headers.get("connection"):
             # mitmproxy compares its tokens as they are written.
             self.request.headers["connection"] = connection_header.lower()
+        # The target is used as this parser read it,
         self.request.data.path = head.target.encode("latin-1")
-        self.request.data.authority = b""
+        self.request.data.authority = b""  # and what an absolute one named does not count.
         yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, head.body == 0))
         if self.state == self.read_headers:
             self.body_reader = make_body_reader(head.body)

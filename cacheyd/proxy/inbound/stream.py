@@ -122,7 +122,7 @@ class CacheHttpStream(HttpStream):
         error = ResponseProtocolError(self.stream_id, message, ErrorCode.GENERIC_SERVER_ERROR)
         yield SendHttp(error, self.context.client)
         self.client_state = self.server_state = self.state_errored
-        self.flow.live = False
+        self.flow.live = False  # As mitmproxy's own stream does at the end.
         yield DropStream(self.stream_id)
 
 

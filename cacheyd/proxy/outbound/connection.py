@@ -59,12 +59,13 @@ class FetchConnection(server.ConnectionHandler):
             state=connection.ConnectionState.OPEN,
         )
         if origin.proxy:
-            client.proxy_mode = proxy_mode(origin.proxy)
+            client.proxy_mode = proxy_mode(origin.proxy)  # As a listener of mitmproxy's sets it.
         context = Context(client, options)
+        # As mitmproxy's layers do it for a client's requests.
         context.server = connection.Server(address=(origin.host, origin.port))
         if origin.scheme == "https":
-            context.server.tls = True
-            context.server.sni = origin.host
+            context.server.tls = True  # So does this.
+            context.server.sni = origin.host  # And this.
         super().__init__(context)
         self.origin = origin
         self.used = False
@@ -87,7 +88,7 @@ class FetchConnection(server.ConnectionHandler):
     async def send(self, request: http.Request) -> Exchange:
         """Begins an exchange."""
         fetch = http.HTTPFlow(self.client, self.layer.context.server)
-        fetch.request = request
+        fetch.request = request  # A flow gets it in no other way.
         fetch.metadata[FETCH] = True
         exchange = Exchange(self._budget)
         self._meter.begin(exchange)
@@ -166,6 +167,7 @@ class FetchConnection(server.ConnectionHandler):
         conn = command.connection
         hook_data = server_hooks.ServerConnectionHookData(client=self.client, server=conn)
         await self.handle_hook(server_hooks.ServerConnectHook(hook_data))
+        # From here to the end, what mitmproxy's own `open_connection` sets on a connection.
         conn.timestamp_start = time.time()
         try:
             if conn.error or self._closed:
@@ -174,13 +176,14 @@ class FetchConnection(server.ConnectionHandler):
             transport, source = await self._dial(self.origin, conn.address[0], conn.address[1])
         except (OSError, TimeoutError) as error:
             self.dial_error = error
-            conn.error = str(error) or "deadline for connecting passed"
+            conn.error = str(error) or "deadline for connecting passed"  # As above.
             self.transports.pop(conn, None)
             await self.handle_hook(server_hooks.ServerConnectErrorHook(hook_data))
             await self.server_event(events.OpenConnectionCompleted(command, conn.error))
             return
-        conn.timestamp_tcp_setup = time.time()
-        conn.state = connection.ConnectionState.OPEN
+        conn.timestamp_tcp_setup = time.time()  # As above.
+        conn.state = connection.ConnectionState.OPEN  # As above.
+        # As above.
         conn.peername, conn.sockname = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         # Of a StreamWriter mitmproxy uses what a transport has, and `drain`, which is `drain_writers` here.
         reader: Any = FetchReader(conn, source, self.layer, self._meter, self.close)
@@ -194,7 +197,7 @@ class FetchConnection(server.ConnectionHandler):
             # Cancelled, it may not have come so far as to do this itself.
             transport.close()
             self.transports.pop(conn, None)
-            conn.timestamp_end = time.time()
+            conn.timestamp_end = time.time()  # As above.
             await self.handle_hook(server_hooks.ServerDisconnectedHook(hook_data))
 
     async def handle_connection(self, connection: connection.Connection) -> None:
@@ -235,7 +238,7 @@ class FetchConnection(server.ConnectionHandler):
         if isinstance(data, flow.Flow):
             await data.wait_for_resume()
         if isinstance(hook, layers.http.HttpResponseHeadersHook):
-            # What a flow has for an addon to say this with; so for what is set on mitmproxy's objects below.
+            # How an addon says so.
             data.response.stream = True
 
     def _start_tls(self, data: tls.TlsData) -> None:
@@ -245,7 +248,8 @@ class FetchConnection(server.ConnectionHandler):
         host, port = data.conn.address[0], data.conn.address[1]
         to_origin = (host, port) == (self.origin.host, self.origin.port)
         trust = self.origin.trust if to_origin else Trust(self.origin.trust.ca_file)
-        data.conn.sni = host
+        data.conn.sni = host  # As mitmproxy's own TlsConfig does in this hook.
+        # What the hook is for.
         data.ssl_conn = make_connection(self._ssl_context(trust), host, verify=not trust.insecure)
 
     def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:

@@ -105,9 +105,7 @@ class Exchange:
         return self.response
 
     def _broken(self, message: str) -> UpstreamBroken:
-        error = UpstreamBroken(message)
-        error.hopeless = self._hopeless
-        return error
+        return UpstreamBroken(message, hopeless=self._hopeless)
 
     async def read(self) -> list[Chunk]:
         """What has come since the last read; empty at the end. Raises UpstreamBroken."""
@@ -132,6 +130,7 @@ def without_end[M: http.Message](message: M) -> M:
     mitmproxy's check of a None in their places leaves an exception that refers to itself, and with it the frames of all
     callers: what they hold, the descriptor of a flight's file for one, would stay open until the garbage collector comes by.
     """
+    # A message has no other way to be without them.
     message.data.trailers = None
-    message.data.timestamp_end = None
+    message.data.timestamp_end = None  # Nor this.
     return message

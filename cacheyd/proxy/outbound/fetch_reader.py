@@ -117,8 +117,10 @@ class FetchReader:
             return
         body = client.body_reader if client.state == client.read_body else None
         if isinstance(body, ContentLengthReader) and body._remaining > BLOCK and not client.buf:
+            length = body._remaining - 1
             # h11 counts by itself what is left, and has no other way to be told (a contract test holds it).
-            length, body._remaining = body._remaining - 1, 1
+            body._remaining = 1
+            # What the peer left out is missing for the layers, too.
             body._remaining += await self._source.read_body(length, exchange)
 
     def swallow(self, size: int) -> None:

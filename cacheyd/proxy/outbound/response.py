@@ -25,6 +25,11 @@ class FetchResponse:
         self.status, self.headers = head
         self.elsewhere = False
 
+    def led(self, *, elsewhere: bool) -> "FetchResponse":
+        """Itself; `elsewhere` says whether redirects led to another host than was asked."""
+        self.elsewhere = elsewhere
+        return self
+
     async def read(self) -> list[Chunk]:
         """What has come of the body since; empty at its end. Raises UpstreamBroken, also where too little comes."""
         began = self._pace.begin()

@@ -31,6 +31,7 @@ class Requests(layers.http.HttpConnection):
             self._stream_id += 2
             self._exchange = event.exchange
             request = event.flow.request
+            # What mitmproxy's own reader of requests sets.
             request.timestamp_start = request.timestamp_end = time.time()
             headers = layers.http.RequestHeaders(self._stream_id, request, end_stream=True, replay_flow=event.flow)
             yield layers.http.ReceiveHttp(headers)

@@ -46,7 +46,7 @@ class MitmTransport:
 
     def _forget(self, settings: Settings) -> None:
         """New settings: certificates are read anew, and no connection made with the old ones is used again."""
-        self.budget.limit = settings.flight_memory
+        self.budget.set_limit(settings.flight_memory)
         self._dialer.forget()
         self._pool.renew()
 
@@ -72,13 +72,14 @@ class MitmTransport:
             async with asyncio.timeout(deadline):
                 return await self._follow(registry, method, url, to, headers, way)
         except TimeoutError as late:
-            error = UpstreamBroken(f"{way[-1].authority}: no answer within {deadline:g} s", timeout=True)
-            error.elsewhere = not is_same(self._live.settings, registry, way[0], way[-1])
-            error.answered = was_heard(late) or len(way) > 1
-            raise error from None
+            raise UpstreamBroken(
+                f"{way[-1].authority}: no answer within {deadline:g} s",
+                timeout=True,
+                elsewhere=not is_same(self._live.settings, registry, way[0], way[-1]),
+                answered=was_heard(late) or len(way) > 1,
+            ) from None
         except UpstreamBroken as error:
-            error.elsewhere = error.elsewhere or not is_same(self._live.settings, registry, way[0], way[-1])
-            error.answered = error.answered or len(way) > 1
+            error.add(elsewhere=not is_same(self._live.settings, registry, way[0], way[-1]), answered=len(way) > 1)
             raise
 
     async def _follow(
@@ -91,8 +92,7 @@ class MitmTransport:
                 raise UpstreamBroken("the proxy wants a login")
             location = header(response.headers, "location")
             if response.status not in REDIRECTS or location is None:
-                response.elsewhere = not is_same(self._live.settings, registry, way[0], way[-1])
-                return response
+                return response.led(elsewhere=not is_same(self._live.settings, registry, way[0], way[-1]))
             await self._finish(response)
             try:
                 url = resolve(url, from_field(location))
@@ -139,12 +139,7 @@ class MitmTransport:
             except UpstreamBroken as error:
                 conn.close()
                 if fresh or head is not None:
-                    failure = _failure(origin, conn, error)
-                    if isinstance(failure, UpstreamBroken):
-                        failure.hopeless = error.hopeless or head is not None
-                        # Where anything came, the origin is there, whatever it said.
-                        failure.answered = failure.hopeless or conn.heard
-                    raise failure from None
+                    raise _failure(origin, conn, error, hopeless=error.hopeless or head is not None) from None
                 fresh = True
             except BaseException as error:
                 if conn.heard:
@@ -155,16 +150,20 @@ class MitmTransport:
 
 def _misdirected(why: str) -> UpstreamBroken:
     """A redirect that is not followed: the registry answered, but leads nowhere."""
-    error = UpstreamBroken(why)
-    error.elsewhere = True
-    return error
+    return UpstreamBroken(why, elsewhere=True)
 
 
-def _failure(origin: Origin, conn: FetchConnection, error: UpstreamBroken) -> Exception:
+def _failure(origin: Origin, conn: FetchConnection, error: UpstreamBroken, *, hopeless: bool) -> Exception:
     """Why there was no response, in our terms."""
     if isinstance(conn.dial_error, PermissionError):
         return denied(str(conn.dial_error))
-    return UpstreamBroken(f"{origin.authority}: {error}"[:MAX_MESSAGE], timeout=isinstance(conn.dial_error, TimeoutError))
+    return UpstreamBroken(
+        f"{origin.authority}: {error}"[:MAX_MESSAGE],
+        timeout=isinstance(conn.dial_error, TimeoutError),
+        hopeless=hopeless,
+        # Where anything came, the origin is there, whatever it said.
+        answered=hopeless or conn.heard,
+    )
 
 
 def _make_request(origin: Origin, method: str, path: str, headers: HeaderList) -> http.Request:
