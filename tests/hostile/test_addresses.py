@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from cacheyd.proxy.outbound import trust
-from cacheyd.proxy.outbound.trust import forbidden_kind, forbidden_name, related_kinds
+from cacheyd.proxy.outbound import guard
+from cacheyd.proxy.outbound.guard import forbidden_kind, forbidden_name, related_kinds
 from tests.faults.daemon import Daemon
 from tests.hostile.netns import ALSO_HERE, HERE, THERE, Neighbour, with_neighbour
 from tests.hostile.peers import RawOrigin, head, whole
@@ -91,11 +91,11 @@ def test_this_hosts_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ADDRESS
     own = ipaddress.ip_address(ADDRESS)
     for binds_any in (False, True):
-        monkeypatch.setattr(trust, "_binds_any", lambda version, found=binds_any: found)
-        assert trust.is_own(own)
+        monkeypatch.setattr(guard, "_binds_any", lambda version, found=binds_any: found)
+        assert guard.is_own(own)
         assert forbidden_kind(ADDRESS) == "this host"
-        assert not trust.is_own(ipaddress.ip_address("192.0.2.7"))
-        assert not trust.is_own(ipaddress.ip_address("2001:db8::7"))
+        assert not guard.is_own(ipaddress.ip_address("192.0.2.7"))
+        assert not guard.is_own(ipaddress.ip_address("2001:db8::7"))
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from aiohappyeyeballs import AddrInfoType, start_connection
 from OpenSSL import SSL
 
 from cacheyd.proxy.outbound.connection import Streams
+from cacheyd.proxy.outbound.guard import forbidden_kind, related_kinds
 from cacheyd.proxy.outbound.names import Names
 from cacheyd.proxy.outbound.socket_reader import SocketReader
-from cacheyd.proxy.outbound.trust import Origin, Trust, forbidden_kind, make_ssl_context, related_kinds
+from cacheyd.proxy.outbound.trust import Origin, Trust, make_ssl_context
 from cacheyd.settings.live import Live
 
 # After what time the next address is tried (seconds).

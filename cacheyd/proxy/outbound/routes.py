@@ -4,7 +4,8 @@ from functools import lru_cache
 
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError
 from cacheyd.protocol.urls import Url, is_upgrade, parse_url
-from cacheyd.proxy.outbound.trust import Origin, Trust, forbidden_name, related_kinds
+from cacheyd.proxy.outbound.guard import forbidden_name, related_kinds
+from cacheyd.proxy.outbound.trust import Origin, Trust
 from cacheyd.settings.settings import Settings
 
 _base = lru_cache(maxsize=1024)(parse_url)
