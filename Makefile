@@ -4,6 +4,7 @@
 #   make test     every test; installs the real clients where it may
 #   make lowest   the tests of what touches a dependency, with the lowest versions that pyproject.toml allows
 #   make soak     kills the cache by the thousand, and all bad luck at once (KILLS=3000, SOAK_SECONDS=300, SEED as printed)
+#   make docs     the tables of settings and metrics in docs/, from the code
 #   make bench    cacheyd side by side with docker-registry and nginx
 #   make outdated what is behind: the locked version, the newest, and who holds it back
 #   make lock     the lock files after a change of pyproject.toml (make upgrade: everything at its newest)
@@ -29,7 +30,7 @@ FIND_PYTHON = test -n "$(PYTHON)" || { echo "cacheyd needs Python 3.12 or newer 
 # The cache is started some hundred times by the tests; it need not be compiled each time, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup serve check lint unit test lowest soak bench clients lock upgrade outdated format clean
+.PHONY: help setup serve check lint unit test lowest soak docs bench clients lock upgrade outdated format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -77,6 +78,10 @@ $(LOWEST)/.locked: requirements-lowest.lock
 
 soak: setup
 	KILLS=$(KILLS) SOAK_SECONDS=$(SOAK_SECONDS) SEED=$(SEED) $(BIN)/pytest -m soak -s tests/faults/test_crashes.py tests/hostile
+
+# A folder is called docs, too: the target is phony.
+docs: setup
+	$(PY) -m tools.docs
 
 bench: setup clients
 	$(PY) -m tests.bench

@@ -42,7 +42,7 @@ def imported(*folders: str) -> frozenset[str]:
                     modules |= {alias.name for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                     modules.add(node.module)
-    tops = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {"cacheyd", "addons", "tests"}
+    tops = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {"cacheyd", "addons", "tests", "tools"}
     owners = importlib.metadata.packages_distributions()
     return frozenset(canonicalize_name(owner) for top in tops for owner in owners.get(top, [top]))
 

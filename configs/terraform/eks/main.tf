@@ -1,15 +1,15 @@
-# An EKS managed node group whose nodes pull every image through cacheyd: the user data writes
-# /etc/containerd/certs.d/_default/hosts.toml before a node joins, and has containerd look there.
+# An EKS managed node group whose nodes pull every image through cacheyd. The user data writes
+# /etc/containerd/certs.d/_default/hosts.toml before a node joins, and tells containerd to look there.
 #
-# cacheyd itself may run on these nodes. Until it does, nothing listens on the NodePort, and nodes pull from the
-# registries; so the order of things does not matter. 127.0.0.1 needs kube-proxy in iptables mode, the default on EKS.
+# cacheyd itself may run on these nodes. Before it runs, nothing listens on the NodePort, and nodes pull from the registries.
+# So you may create the node group and cacheyd in any order. 127.0.0.1 needs kube-proxy in iptables mode, the default on EKS.
 #
-# Nodes take new user data only when they are replaced: a changed launch template rolls the node group.
+# Nodes get new user data only when they are replaced: a changed launch template rolls the node group.
 
 locals {
   al2023 = startswith(var.ami_type, "AL2023_")
 
-  # The plugin that config_path belongs to: see configs/containerd/config-2.x.toml and config-1.x.toml.
+  # config_path belongs to this plugin: see configs/containerd/config-2.x.toml and config-1.x.toml.
   containerd_plugin = (
     local.al2023 && var.containerd_config_version == 3 ? "io.containerd.cri.v1.images" : "io.containerd.grpc.v1.cri"
   )
@@ -29,7 +29,7 @@ resource "aws_launch_template" "cacheyd" {
   name_prefix            = "${var.name}-"
   update_default_version = true
 
-  # No image_id: then EKS picks the image for ami_type and adds its own part to the user data, which joins the cluster.
+  # Without image_id, EKS picks the image for ami_type, and adds its own part to the user data: that part joins the cluster.
   user_data = base64encode(local.user_data)
 
   block_device_mappings {
@@ -46,7 +46,7 @@ resource "aws_launch_template" "cacheyd" {
   metadata_options {
     http_endpoint = "enabled"
     http_tokens   = "required"
-    # As EKS sets it: pods without a role of their own reach the node's.
+    # The value that EKS sets: pods without a role of their own reach the role of the node.
     http_put_response_hop_limit = 2
   }
 
@@ -89,7 +89,7 @@ resource "aws_eks_node_group" "cacheyd" {
   tags = var.tags
 
   lifecycle {
-    # The autoscaler's to change.
+    # The autoscaler changes it.
     ignore_changes = [scaling_config[0].desired_size]
   }
 }

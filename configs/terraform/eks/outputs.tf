@@ -7,6 +7,6 @@ output "launch_template" {
 }
 
 output "user_data" {
-  description = "The user data as a node gets it from the launch template, to be read by people."
+  description = "The user data that a node gets from the launch template, in readable form."
   value       = local.user_data
 }

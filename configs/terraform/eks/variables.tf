@@ -32,8 +32,8 @@ variable "ami_type" {
 
 variable "containerd_config_version" {
   description = <<-EOT
-    AL2023: how the containerd in the image names its settings. 3 is right for containerd 2.x, which all current images
-    have; images with containerd 1.x need 2, and with 3 their nodes would not join. AL2 is always 2.
+    AL2023: the version of the settings of the image's containerd. 3 is right for containerd 2.x, which all current images
+    have. Images with containerd 1.x need 2; with 3, their nodes would not join. AL2 always has 2.
   EOT
   type        = number
   default     = 3
@@ -62,7 +62,7 @@ variable "instance_types" {
 }
 
 variable "disk_size" {
-  description = "Size of a node's root volume in GiB. It holds the emptyDir of cacheyd, too."
+  description = "Size of a node's root volume in GiB. The emptyDir of cacheyd is on it, too."
   type        = number
   default     = 100
 }
@@ -82,7 +82,7 @@ variable "scaling" {
 }
 
 variable "tags" {
-  description = "Tags for everything that is made here."
+  description = "Tags for everything that this module makes."
   type        = map(string)
   default     = {}
 }
