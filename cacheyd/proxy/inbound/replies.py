@@ -1,4 +1,4 @@
-"""Hits before there is a flow: small whole responses are kept in memory for a moment, the others are made of the store."""
+"""Answers hits before there is a flow: from small whole responses that are kept for a moment, else from the store."""
 
 import time
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from cacheyd.service.service import Service
 
 # How often the file behind a reply is looked for (seconds): the directory may be wiped.
 LOOK_EVERY = 0.05
-# What the replies take that are kept, each with its request, and the largest one (bytes). Python's own part of an entry is
-# counted, too.
-QUICK_TOTAL = 16 << 20
-QUICK_BYTES = 16 << 10
-QUICK_ENTRY = 2 << 10
+# The sizes of all replies that are kept, and of the largest one, each with its request (bytes). Python's own part of an
+# entry counts, too.
+KEPT_TOTAL = 16 << 20
+KEPT_BYTES = 16 << 10
+KEPT_ENTRY = 2 << 10
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Replies:
         # By the whole request head.
         self._kept: dict[bytes, _Reply] = {}
         self._size = 0
-        # When the answer that is offered for `quick` was made.
+        # When the answer that is offered for `kept` was made.
         self._hit_at = 0.0
         self._inspected = False
         service.live.listen(lambda settings: self._clear())
@@ -65,7 +65,7 @@ class Replies:
         """From now on hits become flows, too, so that other addons see them."""
         self._inspected = True
 
-    def quick(self, raw: bytes, client: connection.Client) -> bytes | None:
+    def kept(self, raw: bytes, client: connection.Client) -> bytes | None:
         """The response to the same head within the same second, if the object is still there: Age and Date are right."""
         known = self._kept.get(raw)
         if known is None:
@@ -87,7 +87,7 @@ class Replies:
 
     def _forget(self, raw: bytes) -> None:
         if (known := self._kept.pop(raw, None)) is not None:
-            self._size -= len(raw) + len(known.reply) + QUICK_ENTRY
+            self._size -= len(raw) + len(known.reply) + KEPT_ENTRY
 
     def _clear(self) -> None:
         self._kept.clear()
@@ -101,8 +101,8 @@ class Replies:
         return self._answering.hit(head.method, head.target, head.headers)
 
     def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
-        """Keeps a small whole response for `quick`; never one to a head with credentials."""
-        if answer.stored is None or answer.status != 200 or len(raw) + len(reply) > QUICK_BYTES or head.get("authorization"):
+        """Keeps a small whole response for `kept`; never one to a head with credentials."""
+        if answer.stored is None or answer.status != 200 or len(raw) + len(reply) > KEPT_BYTES or head.get("authorization"):
             return
         if answer.ref is None or self._live.settings.registry(answer.ref.registry).access != "open":
             return
@@ -110,8 +110,8 @@ class Replies:
         if int(clock) != int(self._hit_at):
             return
         self._forget(raw)
-        self._size += len(raw) + len(reply) + QUICK_ENTRY
-        while self._size > QUICK_TOTAL:
+        self._size += len(raw) + len(reply) + KEPT_ENTRY
+        while self._size > KEPT_TOTAL:
             self._forget(next(iter(self._kept)))
         # To the end of the second of the clock, however the clock is set meanwhile.
         until, second = now + 1.0 - clock % 1.0, int(clock)

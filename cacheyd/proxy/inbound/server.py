@@ -60,11 +60,11 @@ type MakePump = Callable[[connection.Client, Source], tuple[PumpState, Callable[
 class Hits(Protocol):
     """Where the server gets its answers from."""
 
-    def quick(self, raw: bytes, client: connection.Client) -> bytes | None:
+    def kept(self, raw: bytes, client: connection.Client) -> bytes | None:
         """A whole response to this head, if it was answered a moment ago and still holds."""
 
     def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
-        """Offers a whole response for `quick`."""
+        """Offers a whole response for `kept`."""
 
     def hit(self, head: Head) -> Answer | None:
         """The answer from disk, None if the request has to become a flow. Each answer is followed by `sent`."""
@@ -150,7 +150,7 @@ class CacheHttp1Server(Http1Server):
                     # It came in pieces.
                     self._deadline = None
                     self._incoming.keep_head(0)
-                if (reply := self._hits.quick(raw, self.context.client)) is not None:
+                if (reply := self._hits.kept(raw, self.context.client)) is not None:
                     yield commands.SendData(self.conn, reply)
                     continue
                 head = parse_head(raw)

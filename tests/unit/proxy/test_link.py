@@ -13,7 +13,6 @@ from mitmproxy import connection
 
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.proxy.inbound import link as link_module
-from cacheyd.proxy.inbound.idle import Idle
 from cacheyd.proxy.inbound.link import ClientLink
 from cacheyd.settings.settings import Settings
 from tests.support.stores import eventually
@@ -157,18 +156,3 @@ async def test_a_handshake_that_takes_too_long_ends(side: Side, monkeypatch: pyt
     assert side.cancelled == []
     side.link.expect_handshake()
     await eventually(lambda: side.cancelled)
-
-
-async def test_idle_is_counted_by_a_clock_that_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[bool] = []
-    idle = Idle(0.1, lambda: ended.append(True))
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    with idle.disarm():
-        await asyncio.sleep(0.15)
-        assert not ended
-    await asyncio.sleep(0.05)
-    idle.register_activity()
-    await asyncio.sleep(0.06)
-    assert not ended
-    await eventually(lambda: ended)
-    idle.stop()

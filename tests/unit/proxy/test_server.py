@@ -41,7 +41,7 @@ class Side:
         self.incoming = Mock(spec=Incoming)
         link: Any = SimpleNamespace(outgoing=self.outgoing, incoming=self.incoming)
         hits = self.hits = Mock(spec=Hits)
-        hits.quick.return_value = b"answer"
+        hits.kept.return_value = b"answer"
         self.server = CacheHttp1Server(context, hits, lambda client, source: pytest.fail("nothing is pumped"), link)
         self.alarms: list[commands.RequestWakeup] = []
         self.server_says(events.Start())
@@ -152,7 +152,7 @@ def test_the_next_hit_waits_until_the_last_one_is_taken() -> None:
         side.outgoing.full = True
         return b"answer"
 
-    side.hits.quick.side_effect = answer
+    side.hits.kept.side_effect = answer
     said = side.send(HEAD * 2)
     assert [type(command) for command in said] == [commands.SendData, CacheydTurnHook]
     side.outgoing.full = False
@@ -167,7 +167,7 @@ def test_the_next_hit_waits_until_the_last_one_is_taken() -> None:
 
 def flow_begins(side: Side) -> None:
     """A request that is no hit."""
-    side.hits.quick.return_value = None
+    side.hits.kept.return_value = None
     side.hits.hit.return_value = None
     side.send(HEAD)
     assert not side.server.behind
