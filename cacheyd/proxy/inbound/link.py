@@ -84,8 +84,8 @@ class ClientLink:
         self.close()
 
     def close(self) -> None:
-        """mitmproxy is done with the connection, but may have left it open: it does where it is to close one, and more
-        of what the client sends has just been read.
+        """mitmproxy is done with the connection, but may have left it open: it does not close a connection if it has just
+        read more from the client.
         """
         self._transport.close()
 

@@ -71,7 +71,7 @@ class Pump:
             # What was sent stays where it is until the client takes it, or the connection is gone.
             self.error = str(error) or "broken"
         except Exception as error:
-            # Else this would be the right end of a body whose length nobody knows.
+            # Otherwise this would look like the right end of a body of unknown length.
             log.error("sending a body failed: %s", explain(error))
             self.piece, self.error = b"", f"failed: {type(error).__name__}"
         self.sent += len(self.piece)

@@ -136,7 +136,7 @@ class FetchConnection(server.ConnectionHandler):
 
     @contextmanager
     def _ending(self, conn: connection.Connection | None = None) -> Iterator[None]:
-        """An exception in here ends the exchange at once, and the connection; nobody would hear of it else."""
+        """An exception in here ends the exchange and the connection at once; otherwise nobody would hear of it."""
         try:
             yield
         except Exception as error:
@@ -147,7 +147,7 @@ class FetchConnection(server.ConnectionHandler):
                 io.writer.close()
 
     def _crashed(self, error: BaseException) -> None:
-        # One leads to others, in what is still under way.
+        # One crash leads to others, in what is still under way.
         log.log(
             logging.DEBUG if self._has_crashed else logging.ERROR,
             "fetching from %s failed: %s",
@@ -159,7 +159,7 @@ class FetchConnection(server.ConnectionHandler):
             # Where a head had come, what is missing of the body may be had with another request.
             hopeless = self._meter.exchange.response is None
             self._meter.exchange.fail(f"fetching failed: {type(error).__name__}", hopeless=hopeless)
-        # What had come before is its reader's still.
+        # The reader still gets what had come before.
         self._closed = self._has_crashed = True
         self._cancel()
 
@@ -253,7 +253,7 @@ class FetchConnection(server.ConnectionHandler):
         data.ssl_conn = make_connection(self._ssl_context(trust), host, verify=not trust.insecure)
 
     def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
-        """Failures of a fetch are told by whoever asked for it; here only what mitmproxy itself gets wrong."""
+        """Logs only what mitmproxy itself gets wrong. Those who asked for a fetch tell of its failure."""
         if level < logging.ERROR:
             log.debug("%s: %s", self.origin.authority, message, exc_info=exc_info)
             return

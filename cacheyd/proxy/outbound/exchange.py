@@ -64,7 +64,7 @@ class Exchange:
         self._on_hungry = wake
 
     def end(self) -> None:
-        """The body is complete, as far as anybody can see."""
+        """The body is complete, as far as the layers can see."""
         self.complete = not self._cut
         self._changed.set()
 
@@ -81,7 +81,7 @@ class Exchange:
         self._changed.set()
 
     def cut(self, message: str) -> None:
-        """The connection did not end as it ought to, which is all that says where this body ends."""
+        """The connection did not end in order, and nothing else says where this body ends."""
         if not self.complete:
             self._cut = True
             self.fail(message)

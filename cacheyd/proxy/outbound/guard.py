@@ -45,9 +45,9 @@ _RELATED = {
 
 
 def forbidden_kind(address: str) -> str:
-    """What is wrong with an address that only a configured registry may have: this host, its link, cloud metadata, groups.
+    """The kind of an address that only a configured registry may have: this host, its link, cloud metadata, groups.
 
-    Empty for all others. Private networks are not forbidden: registries are there. Nor are most reserved IPv6 addresses,
+    Empty for all other addresses. Private networks are not forbidden: registries are there. Nor are most reserved IPv6 addresses,
     NAT64 among them.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -97,7 +97,7 @@ def _socket(version: int, kind: socket.SocketKind) -> socket.socket:
 
 
 def forbidden_name(host: str) -> str:
-    """What is wrong with a host by its name alone, empty for nothing: behind a proxy nobody here looks it up."""
+    """The kind of a host by its name alone, empty for a host that may be asked: behind a proxy nobody here looks it up."""
     name = host.rstrip(".").lower()
     try:
         name = canonical_host(f"[{name}]" if ":" in name and name[:1] != "[" else name).strip("[]")

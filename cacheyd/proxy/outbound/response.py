@@ -45,7 +45,7 @@ class FetchResponse:
         return chunks
 
     def close(self) -> None:
-        """Keeps the connection if the response is complete, else closes it."""
+        """Keeps the connection if the response is complete; closes it if not."""
         conn, self._conn = self._conn, None
         if conn is not None:
             self._pool.release(conn, self._exchange)

@@ -22,7 +22,7 @@ def route(settings: Settings, registry: str, url: Url) -> Origin:
         origin = Origin(*url.site, trust, row.configured, row.proxy)
     else:
         origin = Origin(*url.site, Trust(row.ca_file), False, row.proxy, own)
-    # Behind a proxy nobody here looks it up.
+    # The proxy looks the name up, and nobody here.
     kind = forbidden_name(url.host) if row.proxy and not origin.trusted_address else ""
     if kind and kind not in related_kinds(map(forbidden_name, own)):
         raise denied(f"{url.host} is an address that only a configured registry may have")

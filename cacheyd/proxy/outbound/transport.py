@@ -131,7 +131,7 @@ class MitmTransport:
                 exchange = await conn.send(request)
                 head = await exchange.wait_head()
                 if head.status_code == 408 and not fresh:
-                    # It says so of the time before the request, and closes (RFC 9110 section 15.5.9).
+                    # The server means the time before this request, and closes (RFC 9110 section 15.5.9).
                     conn.close()
                     fresh = True
                     continue
