@@ -97,7 +97,7 @@ def _socket(version: int, kind: socket.SocketKind) -> socket.socket:
 
 
 def forbidden_name(host: str) -> str:
-    """The kind of a host by its name alone, empty for a host that may be asked: behind a proxy nobody here looks it up."""
+    """The kind of a host by its name alone, empty for one that may be asked: behind a proxy nobody here looks it up."""
     name = host.rstrip(".").lower()
     try:
         name = canonical_host(f"[{name}]" if ":" in name and name[:1] != "[" else name).strip("[]")
