@@ -47,8 +47,8 @@ _RELATED = {
 def forbidden_kind(address: str) -> str:
     """The kind of an address that only a configured registry may have: this host, its link, cloud metadata, groups.
 
-    Empty for all other addresses. Private networks are not forbidden: registries are there. Nor are most reserved IPv6 addresses,
-    NAT64 among them.
+    Empty for all other addresses. Private networks are not forbidden: registries are there. Nor are most reserved IPv6
+    addresses, NAT64 among them.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     return next((kind for one in (*embedded(ip), ip) if (kind := _kind(one))), "") or ("this host" if is_own(ip) else "")
