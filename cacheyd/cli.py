@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from cacheyd import __version__
-from cacheyd.settings import settings as config
+from cacheyd.settings import load as config
 from cacheyd.settings.settings import SETTINGS, ConfigError, Settings
+from cacheyd.settings.show import show
 from cacheyd.terminal import images
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
         return 2
     if args.command == "config":
         if args.action == "show":
-            print(config.show(settings))
+            print(show(settings))
             return 0
         for warning in settings.warnings:
             print(f"cacheyd: warning: {warning}", file=sys.stderr)
@@ -150,7 +151,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_helpers(settings: Settings) -> int:
-    from cacheyd.upstream.logins import missing  # noqa: PLC0415
+    from cacheyd.upstream.login_sources import missing  # noqa: PLC0415
 
     lines = missing(settings)
     for line in lines:

@@ -12,8 +12,9 @@ from typing import Any
 from cacheyd.admin.control import CommandError, Reply, closable
 from cacheyd.admin.inventory import Ambiguous, Inventory, Removal, Target, parse_target
 from cacheyd.cache import cooldown
-from cacheyd.protocol.reference import Kind, parse_image
-from cacheyd.settings import values as parse
+from cacheyd.observe.wording import counted, shown_size
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.reference import Kind
 from cacheyd.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ class Commands:
         if args.get("all") and not dry_run:
             await self._store.room.drop_idle()
         if removed and not dry_run:
-            log.info("removed on request: %s, %s", parse.counted(removed, "object"), parse.shown_size(size))
+            log.info("removed on request: %s, %s", counted(removed, "object"), shown_size(size))
         yield {
             "result": {
                 "dry_run": dry_run,

@@ -10,8 +10,13 @@ from fnmatch import translate
 from functools import cached_property
 from typing import NamedTuple, TypedDict
 
-from cacheyd.protocol.manifest import ATTESTATION, kind_of, parse_manifest, parse_object
-from cacheyd.protocol.reference import DIGEST, ImageName, Kind, parse_image
+from cacheyd.protocol.bounded_json import parse_object
+from cacheyd.protocol.descriptors import ATTESTATION
+from cacheyd.protocol.digest import DIGEST
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.manifest import parse_manifest
+from cacheyd.protocol.media_types import kind_of
+from cacheyd.protocol.reference import Kind
 from cacheyd.settings import values as parse
 from cacheyd.store.catalog import Snapshot
 from cacheyd.store.rows import Stored, is_index

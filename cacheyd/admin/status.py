@@ -9,9 +9,9 @@ from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.observe.metrics import Metrics
 from cacheyd.observe.report import Report, StoreReport
+from cacheyd.observe.wording import counted, shown_size
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.live import Live
-from cacheyd.settings.values import counted, shown_size
 from cacheyd.store.store import Store
 from cacheyd.upstream.origins import Origins
 

@@ -5,16 +5,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from cacheyd.cache import freshness as policy
-from cacheyd.protocol.reference import (
-    DIGEST,
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    ImageName,
-    parse_image,
-)
-from cacheyd.settings.values import shown_size
+from cacheyd.observe.wording import shown_size
+from cacheyd.protocol.digest import DIGEST
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from cacheyd.store import partials
 from cacheyd.store.rows import INDEXES, TagVariant
 from cacheyd.store.store import Store

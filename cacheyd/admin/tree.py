@@ -11,33 +11,26 @@ from cacheyd.cache.answer import BYPASS, HELD, Answer
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.request import Request
+from cacheyd.observe.wording import counted
+from cacheyd.protocol.bounded_json import parse_object
+from cacheyd.protocol.descriptors import Descriptor, select, unmet
 from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.errors import reason as phrase
 from cacheyd.protocol.headers import HeaderList, header
-from cacheyd.protocol.manifest import (
+from cacheyd.protocol.images import ImageName
+from cacheyd.protocol.manifest import Manifest, is_manifest, parse_manifest
+from cacheyd.protocol.media_types import (
     ARTIFACTS,
-    Descriptor,
-    Manifest,
-    Platform,
-    is_manifest,
-    is_media_type,
-    kind_of,
-    parse_manifest,
-    parse_object,
-    select,
-    unmet,
-)
-from cacheyd.protocol.reference import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
-    ImageName,
-    Kind,
-    Reference,
-    is_ns,
+    is_media_type,
+    kind_of,
 )
-from cacheyd.settings.values import counted
+from cacheyd.protocol.platforms import Platform
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.protocol.targets import is_ns
 from cacheyd.upstream.auth import answer_challenge
 from cacheyd.upstream.port import Transport, UpstreamBroken
 

@@ -11,11 +11,14 @@ from typing import Any
 from cacheyd.admin.orders import MAX_LAYERS
 from cacheyd.admin.tree import Failed, Reason, Session, Tree, close, told
 from cacheyd.cache.cache import Cache
-from cacheyd.cache.flight import Flight, FlightReader, NotKept
+from cacheyd.cache.flight import Flight, NotKept
+from cacheyd.cache.flight_reader import FlightReader
+from cacheyd.observe.wording import counted
+from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.manifest import Descriptor, Platform, own_platform, parse_platform
-from cacheyd.protocol.reference import ImageName, Kind, parse_image
-from cacheyd.settings.values import counted
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.platforms import Platform, own_platform, parse_platform
+from cacheyd.protocol.reference import Kind
 from cacheyd.upstream.port import Transport
 
 log = logging.getLogger(__name__)

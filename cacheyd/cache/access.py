@@ -20,22 +20,13 @@ from collections.abc import Callable
 
 from cacheyd.cache import freshness as policy
 from cacheyd.cache.fetch import Fetcher
-from cacheyd.cache.requester import credentials_of
+from cacheyd.protocol.accept import accepted_types
+from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.errors import upstream_error
-from cacheyd.protocol.headers import HeaderList, content_length, header
+from cacheyd.protocol.headers import HeaderList, content_length, credentials_of, header
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA_1, SCHEMA_1_SIGNED
 from cacheyd.protocol.ranges import parse_content_range
-from cacheyd.protocol.reference import (
-    DIGEST,
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    SCHEMA_1,
-    SCHEMA_1_SIGNED,
-    Kind,
-    Reference,
-    accepted_types,
-)
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store

@@ -9,11 +9,13 @@ from functools import lru_cache
 from urllib.parse import quote
 
 from cacheyd.cache.bodies import BodyBroken, Source
-from cacheyd.cache.fetch import NO_ROOM
+from cacheyd.cache.decoded import NO_ROOM
+from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, cache_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
-from cacheyd.protocol.reference import DIGEST, Kind, Reference, is_ns, name_to_ask
-from cacheyd.resources.budget import FLOOR, Budget, Held
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.protocol.targets import is_ns, name_to_ask
+from cacheyd.resources.budget import FLOOR, Budget, HeldBody
 from cacheyd.store.rows import Stored
 from cacheyd.upstream.port import Relay, Relayed, UpstreamBroken, UpstreamResponse
 
@@ -96,7 +98,7 @@ def held(answer: Answer, budget: Budget) -> Answer:
         return answer
     if not budget.has_room_for(answer.body):
         return error_answer(cache_error(NO_ROOM, 503), answer.ref)
-    answer.source, answer.body = Held(answer.body, budget), b""
+    answer.source, answer.body = HeldBody(answer.body, budget), b""
     return answer
 
 

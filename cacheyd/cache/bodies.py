@@ -1,4 +1,4 @@
-"""Readers of bodies: pieces of stored objects, and what every body has in common."""
+"""Readers of bodies: what all of them are, and those that read stored objects."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ WINDOW = 4 << 20
 
 
 class BodyBroken(Exception):
-    """A body that cannot go on: the client's connection is to be closed short of Content-Length."""
+    """A body that cannot go on: the client's connection is closed short of Content-Length."""
 
 
 class Source(Protocol):
@@ -26,7 +26,7 @@ class Source(Protocol):
 
 
 class MappedReader:
-    """Reads part of a stored object in windows of its shared mapping; `on_broken` hears of a file that cannot be read."""
+    """Reads part of a stored object in windows of its shared mapping. Calls `on_broken` if the file cannot be read."""
 
     def __init__(self, mapped: Mapped, start: int, end: int, on_broken: Callable[[], None] = lambda: None) -> None:
         self._mapped = mapped

@@ -33,24 +33,28 @@ from cacheyd.cache.bodies import MappedReader, MultipartReader
 from cacheyd.cache.cooldown import Cooldown, shown
 from cacheyd.cache.created import Created
 from cacheyd.cache.fetch import Fetcher
-from cacheyd.cache.flight import HOLD, Flight, FlightReader, NotKept
+from cacheyd.cache.flight import Flight, NotKept
+from cacheyd.cache.flight_reader import FlightReader
+from cacheyd.cache.growing import HOLD
 from cacheyd.cache.lists import Listings, TooLarge
 from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
 from cacheyd.cache.verified import VerifiedSource
+from cacheyd.protocol.accept import accepted_types, accepts
 from cacheyd.protocol.codings import codings_of
+from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.errors import RequestError, cache_error, upstream_error
 from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, without
-from cacheyd.protocol.manifest import NO_TYPES
+from cacheyd.protocol.media_types import NO_TYPES, OCTET_STREAM
 from cacheyd.protocol.ranges import Part, RangeRequest, Unsatisfiable, if_range_holds, parse_content_range, parse_range
-from cacheyd.protocol.reference import DIGEST, OCTET_STREAM, Kind, Reference, accepted_types, accepts
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store
+from cacheyd.upstream.patience import Patience
 from cacheyd.upstream.port import PERSONAL, Relay, Relayed, UpstreamResponse
-from cacheyd.upstream.ratelimit import Patience
 
 # A piece of up to so many bytes is asked of upstream on its own where a flight has more than that to go (bytes), or does
 # not come to its end in so little time (seconds).

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from cacheyd.cache import freshness as policy
+from cacheyd.protocol.accept import accepts
 from cacheyd.protocol.errors import Code, RequestError, client_error
 from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.reference import ImageName, Kind, Reference, accepts
-from cacheyd.settings.rules import Ages
+from cacheyd.protocol.images import ImageName
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.settings.ages import Ages
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.sights import Hold, Sight

@@ -14,10 +14,14 @@ from typing import Any
 from cacheyd.cache.cooldown import parse_created
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import NotKept
+from cacheyd.protocol.bounded_json import parse_object
+from cacheyd.protocol.descriptors import Descriptor, parse_descriptor, select
 from cacheyd.protocol.errors import Code, RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, without
-from cacheyd.protocol.manifest import Descriptor, own_platform, parse_descriptor, parse_object, parse_platform, select
-from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, ImageName, Kind, Reference
+from cacheyd.protocol.images import ImageName
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.platforms import own_platform, parse_platform
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Description, Stored, TagVariant

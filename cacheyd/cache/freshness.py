@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from cacheyd.protocol.reference import SCHEMA_1, SCHEMA_1_SIGNED, Reference, accepts, are_all
+from cacheyd.protocol.accept import accepts, are_all
+from cacheyd.protocol.media_types import SCHEMA_1, SCHEMA_1_SIGNED
+from cacheyd.protocol.reference import Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant
 

@@ -22,17 +22,18 @@ from cacheyd.cache.answer import (
     relay_answer,
     why_stale,
 )
-from cacheyd.cache.fetch import REMEMBERED_BODY, Fetcher
-from cacheyd.cache.requester import Question, Requester, ask_once, credentials_of, requester_of
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
+from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.protocol.errors import RequestError, upstream_error
-from cacheyd.protocol.headers import HeaderList, content_length, end_to_end
-from cacheyd.protocol.manifest import parse_object
+from cacheyd.protocol.headers import HeaderList, content_length, credentials_of, end_to_end
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.lists import LIST_MAX, Listed
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relay, Relayed, UpstreamBroken, UpstreamResponse, read_all
+from cacheyd.upstream.ratelimit import REMEMBERED_BODY
 
 # From this size on a list is looked into in a thread, one at a time (bytes).
 LARGE = 128 << 10

@@ -1,11 +1,10 @@
 """Who asks, as far as it can make a difference, and questions that are asked once for all who ask them."""
 
-import hashlib
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.headers import HeaderList
+from cacheyd.protocol.headers import HeaderList, credentials_of
 from cacheyd.protocol.reference import Reference
 from cacheyd.singleflight import SingleFlight
 from cacheyd.upstream.port import PERSONAL, Relayed
@@ -36,10 +35,10 @@ async def ask_once[Result](
     mine: Requester,
     start: Callable[[], Coroutine[Any, Any, Result]],
 ) -> Result:
-    """What `start` brings, once for all who ask the same meanwhile. Raises what it does.
+    """What `start` brings, once for all who ask the same meanwhile. Raises what `start` raises.
 
-    Who waited for somebody else's request and does not share its failure asks for himself then, once for all with his login:
-    made-up logins are many, and nobody is to wait for each of them.
+    A client that waited for somebody else's request, and does not share its failure, asks for itself then, once for all
+    clients with its login: made-up logins are many, and nobody is to wait for each of them.
     """
     theirs, asked = once.join(question, mine, start)
     try:
@@ -49,13 +48,6 @@ async def ask_once[Result](
             raise
     _, own = once.join((*question, mine.credentials), mine, start)
     return await own
-
-
-def credentials_of(headers: HeaderList) -> bytes:
-    """What tells two clients' credentials apart without keeping them."""
-    # All lines of it: which of them an upstream believes is its own affair.
-    lines = [value for key, value in headers if key.lower() == "authorization"]
-    return hashlib.blake2b("\n".join((*lines, "")).encode(), digest_size=16).digest()
 
 
 def requester_of(ref: Reference, headers: HeaderList) -> Requester:

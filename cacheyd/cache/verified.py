@@ -1,4 +1,4 @@
-"""What is asked for by its digest and passes through without being kept: hashed on its way, its end held back till then."""
+"""Objects that pass through without being kept: hashed on their way; a client gets the end only if the digest is right."""
 
 import asyncio
 import hashlib
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from cacheyd.cache.bodies import BodyBroken
-from cacheyd.cache.flight import HOLD
+from cacheyd.cache.growing import HOLD
 from cacheyd.protocol.ranges import Part
 from cacheyd.upstream.port import Chunk, UpstreamBroken, UpstreamResponse
 
@@ -17,8 +17,8 @@ LITTLE = 64 << 10
 class VerifiedSource:
     """The bytes `part` (default: all) of a response that has all bytes of an object.
 
-    The last 64 KiB of them follow when all of the object was seen and has its digest, and never otherwise. `on_verified`
-    gets its size then, in bytes.
+    The last 64 KiB of them follow when the whole object has come and has its digest, and never otherwise. `on_verified`
+    gets the object's size then, in bytes.
     """
 
     def __init__(

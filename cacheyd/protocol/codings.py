@@ -1,6 +1,6 @@
-"""Content codings (RFC 9110 section 8.4.1): undone piece by piece, for upstreams that compress although nobody asked for it.
+"""Decodes content codings (RFC 9110 section 8.4.1) piece by piece: some upstreams compress although nobody asked for it.
 
-Known are gzip, x-gzip, deflate (with zlib's frame as RFC 1950 has it, or bare) and zstd (RFC 8878), one of them.
+It knows gzip, x-gzip, deflate (with zlib's frame as RFC 1950 has it, or bare) and zstd (RFC 8878). A body has one of them.
 """
 
 import time
@@ -12,25 +12,25 @@ import zstandard
 
 from cacheyd.protocol.headers import HeaderList
 
-# How many codings a body may have, one in the other: each more is an attack's factor, and nobody sends two.
+# How many codings a body may have, one inside the other. Each one multiplies what an attacker's byte costs; nobody sends two.
 MAX_CODINGS = 1
-# The most that is decoded at once, which is what a zstd block has at most; and what is looked at at once (bytes).
+# The most that is decoded at once: the largest zstd block. And how much input is looked at at once (bytes).
 PIECE, LOOK = 128 << 10, 64 << 10
-# A body has at most so many times the bytes that came, and this many more (bytes): layers have ten times as many.
+# A decoded body has at most so many times the bytes that came, and this many more (bytes). Layers have ten times as many.
 EXPANSION, SLACK = 200, 1 << 20
 # The window of a zstd frame (bytes), as RFC 9659 has it for a content coding.
 WINDOW = 8 << 20
-# Members, frames and blocks: so many, and one more for so many bytes in and out. Each costs the time of a kilobyte.
+# How many members, frames and blocks a body may have; one more for so many bytes in, and out. Each costs a kilobyte's time.
 PARTS, IN_OF_PART, OUT_OF_PART = 1000, 64, 1024
-# What decoding may take of a processor (seconds): a body in memory; a blob, and so much more for each MiB in and out. What is
-# honest takes a tenth of it; a gzip of empty blocks decodes to nothing for as long as it comes.
+# Processor time for decoding (seconds): a body in memory; a blob, and so much more for each MiB in and out. Honest bodies
+# take a tenth of it. A gzip of empty blocks decodes to nothing for as long as it comes.
 SECONDS, BLOB_SECONDS, SECONDS_OF_MIB = 0.5, 1.0, 0.03
 _NAMES = {"x-gzip": "gzip"}
 _ZSTD, _SKIPPABLE = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"
 
 
 class BadCoding(ValueError):
-    """What came is not in the coding that it is said to be in, or is meant to fill memory."""
+    """The body is not in the coding that its header names, or it is made to fill memory."""
 
 
 class UnknownCoding(BadCoding):
@@ -45,7 +45,7 @@ def codings_of(headers: HeaderList) -> tuple[str, ...]:
 
 
 def check_known(codings: Sequence[str]) -> None:
-    """Raises UnknownCoding unless it is one that can be undone."""
+    """Raises UnknownCoding unless this is one coding that can be decoded."""
     if len(codings) > MAX_CODINGS:
         raise UnknownCoding("it has several codings, one in the other")
     unknown = [name for name in codings if name not in _STAGES]
@@ -64,7 +64,7 @@ class _Stage(Protocol):
 
 
 class Decoder:
-    """Undoes the coding of one body, for `seconds` of a processor and `more` for each MiB in and out. Raises UnknownCoding."""
+    """Decodes one body in `seconds` of processor time, and `more` for each MiB in and out. Raises UnknownCoding."""
 
     def __init__(self, codings: Sequence[str], seconds: float = SECONDS, more: float = 0.0) -> None:
         check_known(codings)
@@ -123,7 +123,7 @@ class _Inflate:
                 raise BadCoding("it is not compressed as it says") from None
             full = len(piece) == PIECE and not self._engine.eof
             data = self._engine.unused_data if self._engine.eof else self._engine.unconsumed_tail
-            # Also where it is empty, so that what has a thousand members is looked at after each.
+            # Also an empty piece, so that the bounds are checked after each of a thousand members.
             yield piece
 
     def _next_member(self) -> None:
@@ -158,7 +158,7 @@ class _Deflate(_Inflate):
 
 
 class _Zstandard:
-    """Frame after frame. A block is given to the library at a time: it decodes all that it gets, and gives it back at once."""
+    """Frame after frame. The library gets one block at a time: it decodes all that it gets, and returns it at once."""
 
     def __init__(self) -> None:
         self.parts = 0

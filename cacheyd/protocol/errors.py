@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cacheyd.protocol.headers import HeaderList
 
-# What is said of an exception's message, which may quote a peer (characters).
+# How much of an exception's message is said; it may quote a peer (characters).
 MAX_REASON = 300
 
 
@@ -58,10 +58,10 @@ class RequestError(Exception):
     `again_at` is when it is worth asking again, on the monotonic clock, where that is soon.
     """
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, again_at: float | None = None) -> None:
         super().__init__(f"{failure.status} {failure.code}: {failure.message}")
         self.failure = failure
-        self.again_at: float | None = None
+        self.again_at = again_at
 
 
 def client_error(status: int, code: Code, message: str, *, headers: HeaderList = (), **detail: str) -> RequestError:

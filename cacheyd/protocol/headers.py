@@ -1,5 +1,6 @@
 """Header lists: pairs of names and values in the order in which they came (RFC 9110 section 5)."""
 
+import hashlib
 import re
 
 type HeaderList = tuple[tuple[str, str], ...]
@@ -33,3 +34,10 @@ def content_length(headers: HeaderList) -> int | None:
     """Content-Length in bytes, None if it is missing or no number."""
     value = header(headers, "content-length") or ""
     return int(value) if re.fullmatch(r"\d{1,18}", value) else None
+
+
+def credentials_of(headers: HeaderList) -> bytes:
+    """What tells two clients' credentials apart without keeping them."""
+    # All lines of it: which of them an upstream believes is its own affair.
+    lines = [value for key, value in headers if key.lower() == "authorization"]
+    return hashlib.blake2b("\n".join((*lines, "")).encode(), digest_size=16).digest()

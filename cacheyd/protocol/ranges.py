@@ -26,7 +26,7 @@ class Part:
 
 
 class Unsatisfiable(Exception):
-    """No byte of the representation is asked for: 416 with `Content-Range: bytes */size`."""
+    """The request asks for no byte of the representation: 416 with `Content-Range: bytes */size`."""
 
 
 @dataclass(frozen=True, slots=True)

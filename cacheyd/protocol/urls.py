@@ -8,14 +8,14 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin
 
-from cacheyd.protocol.reference import canonical_host, split_port
+from cacheyd.protocol.hosts import canonical_host, split_port
 
 _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
-# What stands in a path as it is. Brackets may not, but are sent everywhere, and signatures are over them.
+# What is not encoded in a path. Brackets should be, but everybody sends them as they are, and signatures cover them.
 _PATH = "!$%&'()*+,/:;=@[]~"
-# In a query all that is printable: Go's clients, which signers are tested with, encode none of it.
+# In a query, all that is printable: signers are tested with Go's clients, which encode none of it.
 _QUERY = _PATH + '?"<>\\^`{|}'
 
 
@@ -40,10 +40,10 @@ def default_port(scheme: str) -> int:
 
 
 def parse_url(text: str) -> Url:
-    """What is requested for a URL: path and query byte for byte, but for what cannot be sent so, which is percent-encoded.
+    """The parts of a URL. Path and query stay byte for byte; only what cannot be sent like that is percent-encoded.
 
-    Raises ValueError for anything else than http and https, for user info, for hosts that are none, and for controls: a
-    line break would begin another header, and parsers that pass over some of them read another host.
+    Raises ValueError for other schemes than http and https, for user info, for wrong hosts, and for control characters: a
+    line break would begin another header, and parsers that skip some controls read another host.
     """
     match = _URL.fullmatch(text)
     if match is None or _CONTROLS.search(text):
@@ -64,7 +64,7 @@ def parse_url(text: str) -> Url:
 def is_upgrade(known: Url, url: Url) -> bool:
     """Whether `url` is the same host as `known`, by TLS: at the ports of both schemes (80, 443), or at the very same one.
 
-    Another port is another server, which may be anybody's. And never the other way: what is told by TLS is not for http.
+    Another port is another server, which may be anybody's. Never the other way: what was sent by TLS must not go by http.
     """
     same_place = known.port == url.port or (known.port, url.port) == (80, 443)
     return (known.scheme, url.scheme) == ("http", "https") and known.host == url.host and same_place

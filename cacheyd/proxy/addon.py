@@ -25,12 +25,12 @@ from cacheyd.proxy.outbound.connection import FETCH
 from cacheyd.proxy.outbound.transport import MitmTransport
 from cacheyd.proxy.outbound.trust import check_files
 from cacheyd.service.service import Service
-from cacheyd.settings import settings as config
 from cacheyd.settings.live import Live
+from cacheyd.settings.load import load
 from cacheyd.settings.settings import ConfigError, Settings
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.store import free_space
-from cacheyd.upstream.logins import missing
+from cacheyd.upstream.login_sources import missing
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class RegistryCache:
 
     def __init__(
         self,
-        load: Callable[[], Settings] = config.load,
+        load: Callable[[], Settings] = load,
         access_log: AccessLog | None = None,
         *,
         daemon: bool = False,

@@ -1,8 +1,6 @@
-"""What strangers may cost, in bytes and seconds: one budget for all buffers, and the least rate of a body."""
+"""What strangers may cost in memory: one budget for all buffers."""
 
-import time
 from collections import Counter
-from collections.abc import Callable
 
 # What a buffer may always have, however little of the budget is left (bytes): else nothing would move.
 FLOOR = 64 << 10
@@ -11,10 +9,10 @@ PART = 4
 
 
 class Budget:
-    """The bytes that bodies on their way hold in memory. Who holds some counts them with `take` and `give`.
+    """The bytes that bodies on their way hold in memory. Each holder counts its own with `take` and `give`.
 
-    It is a soft bound that all keep by asking for `share` before they take more: what is left shrinks with each of them,
-    so the sum stays below `limit` and FLOOR for each. One alone gets as much as it can use.
+    It is a soft bound: all holders ask for their `share` before they take more. What is left shrinks with each of them, so
+    the sum stays below `limit`, and FLOOR for each. One holder alone gets as much as it can use.
     """
 
     def __init__(self, limit: int) -> None:
@@ -44,21 +42,21 @@ class Budget:
         return id(body) in self._holders or self.held + len(body) <= self.limit
 
     def hold(self, body: bytes | memoryview) -> None:
-        """One more holds this body; `let_go` is to follow."""
+        """One holder more of this body. It calls `let_go` in the end."""
         if not self._holders[id(body)]:
             self.take(len(body))
         self._holders[id(body)] += 1
 
     def let_go(self, body: bytes | memoryview) -> None:
-        """One holds it no more."""
+        """One holder less of this body."""
         self._holders[id(body)] -= 1
         if not self._holders[id(body)]:
             del self._holders[id(body)]
             self.give(len(body))
 
 
-class Held:
-    """A body in memory that goes out piece by piece: it counts until it is closed, once for all who hold the same bytes."""
+class HeldBody:
+    """A body in memory that goes out piece by piece. It counts until it is closed: once, however many hold the same bytes."""
 
     def __init__(self, body: bytes | memoryview, budget: Budget) -> None:
         self._body: bytes | memoryview | None = body
@@ -81,33 +79,5 @@ class Held:
             self._budget.let_go(body)
 
     def __del__(self) -> None:
-        # Of an answer that is dropped before it was begun, nobody closes the body.
+        # Nobody closes the body of an answer that is dropped before it began.
         self.close()
-
-
-class Pace:
-    """Whether a body comes fast enough: `rate` bytes a second over `window` seconds of waiting for it.
-
-    Only the time in which somebody waited for the peer counts, and not that in which a full buffer kept the peer waiting.
-    """
-
-    def __init__(self, rate: int, window: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate
-        self._window = window
-        self._clock = clock
-        self._waited = 0.0
-        self._came = 0
-
-    def begin(self) -> float:
-        """Somebody waits from now on; to be given to `end`."""
-        return self._clock()
-
-    def end(self, began: float, size: int) -> bool:
-        """So many bytes came; whether that is fast enough."""
-        self._waited += self._clock() - began
-        self._came += size
-        if self._waited < self._window:
-            return True
-        enough = self._came >= self._rate * self._waited
-        self._waited, self._came = 0.0, 0
-        return enough

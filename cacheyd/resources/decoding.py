@@ -1,6 +1,6 @@
-"""Where codings are undone: in one thread, so that decoding never takes more than one processor, and never the event loop.
+"""Decoding of bodies: in one thread, so that it never takes more than one processor, and never the event loop.
 
-Bodies in memory are decoded one at a time, registries in turn; beside them a few blobs, slice by slice.
+Bodies in memory are decoded one at a time, registries in turn; a few blobs are decoded beside them, slice by slice.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ class NoTurn(Exception):
     """Too much waits to be decoded."""
 
 
-class Turns:
-    """One turn at a time: registries that wait have one after the other, and the oldest request of each is its next."""
+class DecodingQueue:
+    """One turn at a time. Registries that wait have theirs one after the other, each with its oldest request."""
 
     def __init__(self) -> None:
         self._taken = False
@@ -75,7 +75,7 @@ class Turns:
 
 
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cacheyd-decoding")
-_turns = Turns()
+_turns = DecodingQueue()
 
 
 async def undo(
@@ -87,7 +87,7 @@ async def undo(
     *,
     is_right: Callable[[bytes | bytearray], bool] = lambda data: False,
 ) -> bytes | bytearray:
-    """A body that is in memory without its coding, `limit` bytes at most; as it came where that `is_right` already.
+    """Decodes a body that is in memory, to `limit` bytes at most; returns it as it came where it `is_right` already.
 
     Raises BadCoding, and NoTurn.
     """

@@ -1,4 +1,4 @@
-"""Turns for fetches: so many at once, no registry more than half of them, and fair to the registries that wait."""
+"""Turns for fetches: a bounded number at once, no more than half of them for one registry, and fair to those that wait."""
 
 import asyncio
 from collections import Counter, deque
@@ -8,7 +8,7 @@ FEW = 2
 
 
 class Slots:
-    """Of several registries that wait, the one with the fewest turns is next; within one, who came first."""
+    """Turns by registry. Of several that wait, the one with the fewest turns is next; within it, the oldest request."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -51,7 +51,7 @@ class Slots:
             raise
 
     def leave(self, registry: str) -> None:
-        """Gives a turn back; who waits gets it."""
+        """Gives a turn back. It goes to one that waits."""
         self._taken[registry] -= 1
         if not self._taken[registry]:
             del self._taken[registry]

@@ -8,7 +8,7 @@ from cacheyd.cache.cache import Cache
 from cacheyd.cache.request import parse_request
 from cacheyd.protocol.errors import Code, RequestError, cache_error, client_error
 from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.reference import Page, parse_target
+from cacheyd.protocol.targets import Page, parse_target
 from cacheyd.service.pages import Pages
 from cacheyd.service.readiness import Readiness
 from cacheyd.service.transfers import Transfers

@@ -50,11 +50,10 @@ def assemble(
     settings = live.settings
     metrics = Metrics(settings.registries)
     store = Store(settings.cache_dir, settings, clock=clock, monotonic=monotonic, on_evicted=metrics.evicted)
-    authorizer = Authorizer(settings, monotonic)
-    origins = Origins(transport, authorizer, settings, metrics)
+    authorizer = Authorizer(live, monotonic)
+    origins = Origins(transport, authorizer, live, metrics)
     fetcher = Fetcher(
-        store, origins, settings, budget=transport.budget, clock=clock, monotonic=monotonic,
-        on_verify_failure=metrics.verify_failure,
+        store, origins, live, budget=transport.budget, clock=clock, monotonic=monotonic, events=metrics
     )  # fmt: skip
     cache = Cache(
         store, fetcher, settings, clock=clock, monotonic=monotonic, on_ignored=metrics.ignored, on_held=metrics.held,
@@ -70,14 +69,8 @@ def assemble(
 
 def _hand_over(components: Components, settings: Settings) -> None:
     """Goes when all of them take `Live`: then they listen by themselves."""
-    store, authorizer, origins = components.store, components.authorizer, components.origins
-    fetcher, cache = components.fetcher, components.cache
     # They have no other way yet.
-    store.settings = origins.settings = authorizer.settings = settings
-    # Nor these.
-    fetcher.settings = cache.settings = settings
-    # What was decided by the old settings, or learned from whom they named, counts no more.
-    authorizer.forget()
-    origins.forget()
-    fetcher.forget()
-    cache.forget()
+    components.store.settings = settings
+    components.cache.settings = settings  # As above.
+    # What was decided by the old settings counts no more.
+    components.cache.forget()

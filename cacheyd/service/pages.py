@@ -7,7 +7,7 @@ from cacheyd.admin.status import Reporter
 from cacheyd.cache.answer import API_VERSION, Answer, text_answer
 from cacheyd.observe.metrics import CONTENT_TYPE, Metrics
 from cacheyd.protocol.headers import HeaderList
-from cacheyd.protocol.reference import Page
+from cacheyd.protocol.targets import Page
 from cacheyd.service.readiness import Readiness
 from cacheyd.service.transfers import Transfers
 from cacheyd.store.store import Store

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.reference import canonical_registry
+from cacheyd.protocol.registries import canonical_registry
 from cacheyd.protocol.urls import parse_url
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
@@ -67,25 +67,11 @@ def share(value: object) -> Size:
 
 
 def byte_count(value: object) -> int:
-    """Bytes from `"16MiB"` or a number; 0 from `""`. No share: there is nothing that it could be of."""
+    """Bytes from `"16MiB"` or a number; 0 from `""`. A share is refused: there is nothing that it could be a share of."""
     found = size(value)
     if found.share:
         raise ValueError('a size such as "16MiB"')
     return found.bytes
-
-
-def shown_size(size: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def counted(count: int, noun: str) -> str:
-    """A number of things for people."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def integer(low: int, high: int) -> Callable[[object], int]:

@@ -30,11 +30,6 @@ _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _LENGTH = {"sha256": 64, "sha512": 128}
 
 
-def digest_of(data: bytes | bytearray, algorithm: str = "sha256") -> str:
-    """The digest of `data` (image-spec, "Digests")."""
-    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
-
-
 class Mapped:
     """A read-only mapping of a whole file, shared by all its readers: each mapping would count in RSS."""
 

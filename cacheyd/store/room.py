@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from cacheyd.settings import values as parse
+from cacheyd.observe.wording import shown_size
 from cacheyd.store import partials
 from cacheyd.store.shelf import Shelf
 
@@ -163,7 +163,7 @@ class Room:
             free, total = self._shelf.blobs.free() or 0, self._shelf.blobs.total()
             log.warning(
                 "%s is full: %s of %s are free, %s are stored, and nothing more may go; serving without keeping",
-                self._shelf.root, *map(parse.shown_size, (free, total, self._shelf.size)),
+                self._shelf.root, *map(shown_size, (free, total, self._shelf.size)),
             )  # fmt: skip
         elif not full and self._said:
             self._said = False
@@ -257,7 +257,7 @@ class Room:
         await self._shelf.unlink_all(taken, reason)
         if taken:
             freed = sum(stored.size for stored in taken)
-            log.info("evicted %d objects, %s", len(taken), parse.shown_size(freed))
+            log.info("evicted %d objects, %s", len(taken), shown_size(freed))
         return len(taken)
 
     async def drop_idle(self) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cacheyd.protocol.manifest import kept_type, kind_of, parse_object
-from cacheyd.protocol.reference import DIGEST, DOCKER_LIST, OCI_INDEX, Kind
+from cacheyd.protocol.bounded_json import parse_object
+from cacheyd.protocol.digest import DIGEST
+from cacheyd.protocol.manifest import kept_type
+from cacheyd.protocol.media_types import DOCKER_LIST, OCI_INDEX, kind_of
+from cacheyd.protocol.reference import Kind
 from cacheyd.store.index import Row
 
 MAX_VARIANTS = 8

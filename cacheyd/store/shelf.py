@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import override
 
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, digest_of, hash_file
+from cacheyd.store.blobs import SHORTAGE, BlobDir, Mapped, Partial, hash_file
 from cacheyd.store.catalog import Catalog, Snapshot
 from cacheyd.store.index import Index, Row
 from cacheyd.store.lists import Lists

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from cacheyd.settings import values as parse
+from cacheyd.observe.wording import shown_size
 from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import BlobDir, Partial
 from cacheyd.store.lock import DirectoryInUse
@@ -342,4 +342,4 @@ async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, No
 def free_space(path: Path) -> str:
     """The free space below `path` for people, for the start line."""
     free = BlobDir(path).free()
-    return "unknown" if free is None else parse.shown_size(free)
+    return "unknown" if free is None else shown_size(free)

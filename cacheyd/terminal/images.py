@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, Self, TextIO
 
 from cacheyd.admin.orders import MAX_LAYERS
-from cacheyd.protocol.manifest import Descriptor, Platform, own_platform, parse_platform
-from cacheyd.protocol.reference import ImageName, parse_image
+from cacheyd.observe.wording import counted, shown_size
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.platforms import Platform, own_platform, parse_platform
 from cacheyd.resources import open_files as descriptors
-from cacheyd.settings.values import counted, shown_size
 from cacheyd.terminal.layout import Image, IncompleteError, Kept, LayoutError, import_layout, write_layout
 from cacheyd.terminal.workloads import MAX_TEXT, Found, read_images
-from cacheyd.upstream.helpers import AuthFile, HelperError
+from cacheyd.upstream.auth_files import AuthFile
+from cacheyd.upstream.programs import HelperError
 
 # So many digests, or images with their logins (tokens have some KiB), go into one command.
 BATCH, WARM_BATCH = 500, 100

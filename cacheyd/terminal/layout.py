@@ -16,19 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO, Self, override
 
-from cacheyd.protocol.manifest import (
-    Descriptor,
-    Manifest,
-    Platform,
-    is_manifest,
-    media_type_of,
-    parse_descriptor,
-    parse_manifest,
-    parse_object,
-    select,
-    unmet,
-)
-from cacheyd.protocol.reference import OCI_INDEX, TAG, ImageName, Kind, has_registry, parse_image
+from cacheyd.protocol.bounded_json import parse_object
+from cacheyd.protocol.descriptors import Descriptor, parse_descriptor, select, unmet
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.manifest import Manifest, is_manifest, media_type_of, parse_manifest
+from cacheyd.protocol.media_types import OCI_INDEX
+from cacheyd.protocol.platforms import Platform
+from cacheyd.protocol.reference import TAG, Kind
+from cacheyd.protocol.registries import has_registry
 from cacheyd.store import partials
 
 # What containerd and docker call the image, and what the specification calls its tag.

@@ -17,9 +17,9 @@ from typing import Any, TextIO
 from cacheyd.admin import control
 from cacheyd.admin.control import CommandError, NoServer, NotAnswering, Reply
 from cacheyd.admin.inventory import parse_target
-from cacheyd.protocol.reference import parse_image
+from cacheyd.observe.wording import counted, shown_size
+from cacheyd.protocol.images import parse_image
 from cacheyd.settings.settings import Settings
-from cacheyd.settings.values import counted, shown_size
 
 # A process that has just taken the directory gets so long to make its socket (seconds).
 SOCKET_WAIT = 3.0

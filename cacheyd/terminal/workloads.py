@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cacheyd.protocol.reference import parse_image
-from cacheyd.settings.values import counted
+from cacheyd.observe.wording import counted
+from cacheyd.protocol.images import parse_image
 
 # The most that is read (bytes), and how many values and levels YAML may have: its parser is slow, and builds trees.
 MAX_TEXT, MAX_VALUES, MAX_DEPTH = 128 << 20, 5_000_000, 200

@@ -1,4 +1,4 @@
-"""Stored logins: from the settings, from a file, and from programs that give short-lived ones.
+"""Stored logins, kept while they hold.
 
 What a program answered is kept until it expires, and renewed in the background before; one run at a time for each
 registry, in a task that belongs to no request. A program that fails is left alone for a pause, as a dead origin is.
@@ -6,22 +6,20 @@ registry, in a task that belongs to no request. A program that fails is left alo
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cacheyd.protocol.reference import Reference, canonical_registry
-from cacheyd.protocol.urls import parse_url
-from cacheyd.settings import settings as config
-from cacheyd.settings.settings import ConfigError, RegistrySettings, Settings
+from cacheyd.protocol.reference import Reference
+from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
-from cacheyd.upstream import helpers
-from cacheyd.upstream.helpers import AuthFile, HelperError, Provided
+from cacheyd.upstream.bases import image_of
+from cacheyd.upstream.credential_providers import Provided
+from cacheyd.upstream.login_sources import has_source, mark_of, own_login, provided_by
 from cacheyd.upstream.port import UpstreamBroken
+from cacheyd.upstream.programs import HelperError
 
 log = logging.getLogger(__name__)
-
 # After a failure a program is not run for so long, doubled with each further one (seconds).
 PAUSE, PAUSE_MAX = 5.0, 60.0
 # An answer is kept for at least so long, so that the requests of one pull share it, and for at most so long (seconds).
@@ -94,9 +92,9 @@ class Logins:
         """The registry's login as `user:password`. Raises UpstreamBroken if it is not to be had."""
         registry = settings.registry(ref.registry)
         if not has_source(registry):
-            return _own(registry)
+            return own_login(registry)
         image = image_of(settings, ref)
-        place, mark = self._place(ref.registry), _mark(registry)
+        place, mark = self._place(ref.registry), mark_of(registry)
         answer = place.find(image)
         if answer is not None and answer.mark == mark and self._clock() < answer.expires:
             if self._clock() >= answer.renew and not place.is_paused(self._clock(), mark):
@@ -149,16 +147,16 @@ class Logins:
     async def _ask(self, place: _Place, settings: Settings, ref: Reference, image: str) -> _Answer:
         """Runs the program, or reads the file. Raises HelperError after it was logged."""
         registry = settings.registry(ref.registry)
-        mark = _mark(registry)
+        mark = mark_of(registry)
         try:
-            provided = await _provided(settings, ref, image)
+            provided = await provided_by(settings, ref, image)
         except HelperError as error:
             place.pause = min(PAUSE_MAX, place.pause * 2) if place.pause else PAUSE
             place.paused_until, place.paused_mark = self._clock() + place.pause, mark
             log.error("the login of %s cannot be had: %s; not tried again for %g s", ref.registry, error, place.pause)
             raise
         place.pause = place.paused_until = 0.0
-        now, life = self._clock(), helpers.LIFE if provided.life is None else provided.life
+        now, life = self._clock(), LIFE if provided.life is None else provided.life
         life = min(LIFE_MAX, max(LIFE_MIN, life))
         answer = _Answer(provided, now + life * RENEW_AT, now + life, mark)
         place.keep(image if provided.of_image else "", answer)
@@ -171,24 +169,6 @@ def _see(running: asyncio.Future[_Answer]) -> None:
         running.exception()
 
 
-def has_source(registry: RegistrySettings) -> bool:
-    """Whether the login is with a program or in an auth file."""
-    return registry.auth == "credentials" and bool(
-        registry.credential_helper or registry.credential_command or registry.auth_file
-    )
-
-
-def _own(registry: RegistrySettings) -> str:
-    """The login of the settings, empty for anonymous."""
-    if registry.auth != "credentials":
-        return ""
-    try:
-        return f"{registry.username}:{config.password(registry)}"
-    except ConfigError as error:
-        log.error("%s", error)
-        raise UpstreamBroken("the stored login cannot be read", refused=True) from None
-
-
 def _login(answer: _Answer, image: str, registry: str) -> str:
     login = answer.provided.login(image)
     if not login:
@@ -196,62 +176,5 @@ def _login(answer: _Answer, image: str, registry: str) -> str:
     return login
 
 
-def _mark(registry: RegistrySettings) -> tuple[int, ...]:
-    """Tells states of the auth file apart."""
-    if registry.auth_file is None:
-        return ()
-    try:
-        found = os.stat(registry.auth_file)
-    except OSError:
-        return (0,)
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-
-
-async def _provided(settings: Settings, ref: Reference, image: str) -> Provided:
-    registry, name = settings.registry(ref.registry), image.partition("/")[0]
-    deadline = min(helpers.DEADLINE, settings.head_timeout)
-    if registry.credential_helper:
-        login = await helpers.docker_login(registry.credential_helper, helpers.server_of(name), deadline)
-        return Provided({name: login}, None, of_image=False)
-    if registry.credential_command:
-        return await helpers.provided_login(registry.credential_command, image, deadline)
-    assert registry.auth_file
-    file = await asyncio.to_thread(AuthFile.read, registry.auth_file)
-    narrow = file.is_narrow(name) or file.is_narrow(ref.registry)
-    login = await file.login(image if narrow else name, deadline)
-    if not login and name != ref.registry:
-        login = await file.login(f"{ref.registry}/{ref.repository}" if narrow else ref.registry, deadline)
-    return Provided({name: login}, None, of_image=narrow)
-
-
-def server_name(settings: Settings, registry: str) -> str:
-    """The registry whose login is asked for: of several upstreams, or one under another name, the first one's host."""
-    url = parse_url(settings.upstreams(registry)[0])
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    return canonical_registry(host if url.port == 443 else f"{host}:{url.port}")
-
-
-def image_of(settings: Settings, ref: Reference) -> str:
-    """The image (`registry/repository`) as its own registry names it; a base with `/v2` in its path has the beginning."""
-    base = settings.upstreams(ref.registry)[0]
-    _, _, within = f"{parse_url(base).path.rstrip('/')}/".partition("/v2/")
-    return f"{server_name(settings, ref.registry)}/{within}{ref.repository}"
-
-
-def missing(settings: Settings) -> list[str]:
-    """What the settings, and auth files that they name, say is to be run for a login and cannot be found; a line for each."""
-    lines = []
-    for name, registry in settings.registries.items():
-        if not has_source(registry):
-            continue
-        programs = [helpers.executable(registry.credential_helper)] if registry.credential_helper else []
-        programs += registry.credential_command[:1]
-        if registry.auth_file:
-            try:
-                found = AuthFile.read(registry.auth_file).helpers(server_name(settings, name))
-            except HelperError as error:
-                lines.append(f'registries."{name}".auth_file: {error}')
-                continue
-            programs += map(helpers.executable, found)
-        lines += [f'registries."{name}": {program} cannot be found' for program in programs if not helpers.find(program)]
-    return lines
+# How long an answer holds that does not say (seconds).
+LIFE = 300.0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.reference import Reference
 from cacheyd.resources.budget import Budget
@@ -170,3 +171,9 @@ class NoPolicy:
     def below_floor(self, registry: str) -> bool:
         """Never."""
         return False
+
+
+def as_request_error(error: UpstreamBroken, again_at: float | None = None) -> RequestError:
+    """What a client is told of an upstream that failed. `again_at` is when it may be asked again, on the monotonic clock."""
+    status = 504 if error.timeout else 503 if error.refused else 502
+    return RequestError(upstream_error(status, f"upstream: {error}").failure, again_at)

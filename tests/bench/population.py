@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.store.blobs import BlobDir
 from cacheyd.store.index import Index, Row
 from cacheyd.store.rows import Stored, TagVariant, write_stored, write_variants

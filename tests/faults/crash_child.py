@@ -13,7 +13,8 @@ from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind, Reference
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size
 from cacheyd.store import room, upkeep

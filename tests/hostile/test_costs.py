@@ -18,12 +18,12 @@ from mitmproxy import http
 from cacheyd.admin import tree
 from cacheyd.cache import answer, cache, cooldown
 from cacheyd.observe import logs
-from cacheyd.protocol import codings, headers, manifest, ranges, reference, urls
+from cacheyd.protocol import accept, codings, headers, hosts, media_types, platforms, ranges, registries, targets, urls
 from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.proxy.inbound import head
 from cacheyd.proxy.outbound import guard, intake, transport
-from cacheyd.upstream import auth, origins, ratelimit
+from cacheyd.upstream import challenges, pulls, realms, retry_after, token_service
 from cacheyd.upstream.port import UpstreamBroken
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ TAGS = Reference("reg.test", "app", Kind.TAGS, "", None, "reg.test")
 
 
 def _as_lines(value: str) -> object:
-    return reference.accepted_types(tuple(value[at : at + 40] for at in range(0, len(value), 40)))
+    return accept.accepted_types(tuple(value[at : at + 40] for at in range(0, len(value), 40)))
 
 
 def _take(name: str, value: str) -> object:
@@ -86,22 +86,22 @@ def _access_line(value: str) -> str:
 
 
 HOST = (
-    "reference._HOST",
-    "reference._IPV6",
-    "reference._NUMBER",
-    "reference._PORT",
+    "hosts._HOST",
+    "hosts._IPV6",
+    "hosts._NUMBER",
+    "hosts._PORT",
 )
 CASES = (
-    Case("target", reference.parse_target, ("reference._ROUTE", "reference._TAGS_ROUTE",
+    Case("target", targets.parse_target, ("targets._ROUTE", "targets._TAGS_ROUTE",
          "reference.NAME",
-         "reference.TAG", "reference.DIGEST"), "/v2/"),
-    Case("query", reference.parse_target, (), "/v2/app/tags/list?"),
-    Case("ns", reference.canonical_registry, HOST),
-    Case("ns in brackets", reference.canonical_registry, HOST, "["),
-    Case("host", reference.canonical_host, HOST),
-    Case("port", reference.split_port, HOST, "host:"),
-    Case("Accept", lambda value: reference.accepted_types((value,)), ("reference._types",)),
-    Case("Accept lines", _as_lines, ("reference._types",)),
+         "reference.TAG", "digest.DIGEST"), "/v2/"),
+    Case("query", targets.parse_target, (), "/v2/app/tags/list?"),
+    Case("ns", registries.canonical_registry, HOST),
+    Case("ns in brackets", registries.canonical_registry, HOST, "["),
+    Case("host", hosts.canonical_host, HOST),
+    Case("port", hosts.split_port, HOST, "host:"),
+    Case("Accept", lambda value: accept.accepted_types((value,)), ("accept._types",)),
+    Case("Accept lines", _as_lines, ("accept._types",)),
     Case("Range", ranges.parse_range, ("ranges._SPEC",), "bytes="),
     Case("If-Range", lambda value: ranges.if_range_holds(value, '"x"')),
     Case("If-None-Match", lambda value: cache._not_modified(value, "sha256:x")),
@@ -109,19 +109,20 @@ CASES = (
     Case("Content-Range's numbers", ranges.parse_content_range, (), "bytes 0-"),
     Case("Content-Length", lambda value: headers.content_length((("content-length", value),)),
          ("headers.content_length",)),
-    Case("Retry-After", lambda value: ratelimit.retry_after((("retry-after", value),)),
-         ("ratelimit._SECONDS", "ratelimit._IMF", "ratelimit._RFC850", "ratelimit._ASCTIME")),
+    Case("Retry-After", lambda value: retry_after.retry_after((("retry-after", value),)),
+         ("retry_after._SECONDS", "retry_after._IMF", "retry_after._RFC850", "retry_after._ASCTIME")),
     Case("Connection", lambda value: headers.end_to_end((("connection", value),))),
-    Case("ratelimit-remaining", origins._REMAINING.fullmatch, ("origins._REMAINING",)),
+    Case("ratelimit-remaining", pulls._REMAINING.fullmatch, ("pulls._REMAINING",)),
     Case("Link", lambda value: answer._next_page(value, TAGS), ("answer._next_page",)),
     Case("Link's query", lambda value: answer._next_page(value, TAGS), (), "<x?", intake.MAX_VALUE),
-    Case("challenges", lambda value: auth.parse_challenges((("www-authenticate", value),)), ("auth._value",)),
-    Case("a challenge", auth._challenges, ("auth._value",), "Bearer ", auth.CHALLENGES_MAX),
-    Case("a challenge's realm", auth._challenges, ("auth._value",), 'Bearer realm="', auth.CHALLENGES_MAX),
-    Case("realm", lambda value: auth.realm_belongs(value, "https://reg.test", ("https://auth.test",)), (), "https://"),
-    Case("token answer", lambda value: auth._parse_token(value.encode()), ("auth._TOKEN",),
-         longest=auth.ANSWER_MAX),
-    Case("token", lambda value: auth._parse_token(json.dumps({"token": value}).encode()), (), longest=auth.ANSWER_MAX // 6),
+    Case("challenges", lambda value: challenges.parse_challenges((("www-authenticate", value),)), ("challenges._value",)),
+    Case("a challenge", challenges._challenges, ("challenges._value",), "Bearer ", challenges.CHALLENGES_MAX),
+    Case("a challenge's realm", challenges._challenges, ("challenges._value",), 'Bearer realm="', challenges.CHALLENGES_MAX),
+    Case("realm", lambda value: realms.realm_belongs(value, "https://reg.test", ("https://auth.test",)), (), "https://"),
+    Case("token answer", lambda value: token_service._parse_token(value.encode()), ("token_service._TOKEN",),
+         longest=token_service.ANSWER_MAX),
+    Case("token", lambda value: token_service._parse_token(json.dumps({"token": value}).encode()), (),
+         longest=token_service.ANSWER_MAX // 6),
     Case("URL", urls.parse_url, ("urls._URL", "urls._CONTROLS")),
     Case("URL's host", urls.parse_url, (), "https://"),
     Case("URL's path", urls.parse_url, (), "https://reg.test/"),
@@ -159,26 +160,26 @@ CASES = (
     Case("access log", _access_line),
     # What an access line is made of has been parsed, and is short.
     Case("quoted in the log", logs._one_line, longest=4 << 10),
-    Case("a manifest's media type", manifest.is_media_type, ("manifest._MEDIA_TYPE",), "application/"),
-    Case("a manifest's platform", lambda value: manifest._platform("linux", "arm", value),
-         ("manifest._level", "manifest._PART"), "v"),
+    Case("a manifest's media type", media_types.is_media_type, ("media_types._MEDIA_TYPE",), "application/"),
+    Case("a manifest's platform", lambda value: platforms.normal_platform("linux", "arm", value),
+         ("platforms._level", "platforms._PART"), "v"),
 )  # fmt: skip
 # Those of a challenge are tried one after the other.
-CHALLENGE = tuple(f"auth.{name}" for name in ("_WORD", "_SCHEME", "_TOKEN68", "_EQUALS", "_QUOTED", "_UNQUOTED", "_GAP"))
+CHALLENGE = tuple(f"challenges.{name}" for name in ("_WORD", "_SCHEME", "_TOKEN68", "_EQUALS", "_QUOTED", "_UNQUOTED", "_GAP"))
 
 # Regexes that only see what an operator, or cacheyd itself, has written.
 TRUSTED = {
-    "settings._URL_LOGIN": "settings, for the messages about them",
+    "load._URL_LOGIN": "settings, for the messages about them",
     "values._DURATION": "settings", "values._DURATION_PART": "settings", "values._SIZE": "settings",
     "values.duration": "settings", "values.share": "settings", "values.parse": "settings",
-    "settings._SERVICE": "the environment", "settings._SERVICE_URL": "the same",
-    "rules._PART": "settings", "rules._registry": "no wildcard in it",
-    "rules._with_one_registry": "settings", "rules._read": "settings",
+    "environment._SERVICE": "the environment", "environment._SERVICE_URL": "the same",
+    "patterns.PART": "settings", "patterns._registry": "no wildcard in it",
+    "pins._with_one_registry": "settings", "pins._read": "settings",
     "workloads._YAML_LINE": "files that an operator names", "workloads._NO_TEXT": "the same",
-    "reference._BARE_DIGEST": "names in settings, arguments and such files",
-    "rules._glob": "settings, against names of at most 255 characters: see tests/unit/test_rules.py",
-    "helpers._PART": "answers of credential providers", "helpers._NAMED": "their errors, 1,000 characters",
-    "helpers._LONG": "the same", "helpers._USER_INFO": "the same", "helpers.clean": "the same",
+    "images._BARE_DIGEST": "names in settings, arguments and such files",
+    "patterns.glob": "settings, against names of at most 255 characters: see tests/unit/settings/test_rules.py",
+    "credential_providers._PART": "answers of credential providers", "programs._NAMED": "their errors, 1,000 characters",
+    "programs._LONG": "the same", "programs._USER_INFO": "the same", "programs.clean": "the same",
     "inventory._SHORT_DIGEST": "arguments of commands", "inventory.parse_target": "arguments of commands",
     "layout._BLOB": "archives that an operator imports", "layout._checked_path": "the same",
     "blobs._HEX": "names of files in the cache directory",

@@ -54,12 +54,12 @@ FAULTS = (
 )
 # And in the answer of a token service, or in a body.
 TOKEN_FAULTS = (
-    "cacheyd.upstream.auth._parse_token",
-    "cacheyd.upstream.auth._request_token",
+    "cacheyd.upstream.token_service._parse_token",
+    "cacheyd.upstream.tokens.request_token",
     "cacheyd.upstream.auth.parse_challenges",
 )
 BODY_FAULTS = (
-    "cacheyd.cache.fetch.Fetcher._begin", "cacheyd.cache.fetch.Fetcher._receive",
+    "cacheyd.cache.blob_fetch.BlobFetch._begin", "cacheyd.cache.blob_fetch.BlobFetch._receive",
     "cacheyd.proxy.outbound.exchange.Exchange.data",
     "cacheyd.proxy.outbound.exchange.Exchange.end", "cacheyd.proxy.outbound.exchange.Exchange.read",
     "cacheyd.proxy.outbound.response.FetchResponse.read", "cacheyd.proxy.outbound.pool.Pool.release",

@@ -13,7 +13,8 @@ from urllib.parse import quote
 import pytest
 
 from cacheyd.proxy.outbound.trust import check_files
-from cacheyd.settings.settings import ConfigError, load
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import ConfigError
 from tests.faults.client import Reply, Stopwatch
 from tests.hostile.launched import Launched
 from tests.hostile.peers import RawOrigin, whole

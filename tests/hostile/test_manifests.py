@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from tests.faults.client import Reply
 from tests.faults.daemon import Daemon
 from tests.faults.scene import manifest_target, registry_table

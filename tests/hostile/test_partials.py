@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cacheyd.admin import control
-from cacheyd.protocol.manifest import Descriptor
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import parse_image
 from cacheyd.store.blobs import BlobDir
 from cacheyd.terminal.images import import_images
 from cacheyd.terminal.layout import Image, write_layout

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_INDEX, SCHEMA_1, SCHEMA_1_SIGNED
+from cacheyd.protocol.media_types import OCI_INDEX, SCHEMA_1, SCHEMA_1_SIGNED
 from tests.faults.client import Reply
 from tests.faults.scene import manifest_target
 from tests.hostile.peers import head

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.protocol.manifest import Descriptor, own_platform
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.platforms import own_platform
 from cacheyd.terminal.layout import Image, Unpacked, images_in, write_layout
 from tests.real.conftest import MakeCache, need
 from tests.real.containerd import Containerd, write_hosts

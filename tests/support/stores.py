@@ -10,8 +10,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store
 

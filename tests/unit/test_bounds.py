@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.settings.settings import load
+from cacheyd.settings.load import load
 
 PAGE = Path(__file__).parents[2] / "docs" / "bounds.md"
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "s": 1, "min": 60, "KiB/s": 1 << 10}

@@ -19,8 +19,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cacheyd.protocol.reference import Reference, parse_target
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
 from cacheyd.settings import settings as config
+from cacheyd.settings.load import load
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -92,8 +94,8 @@ def test_toml_parses(path: Path) -> None:
 def test_the_sample_shows_every_setting_with_its_default() -> None:
     sample = CONFIGS / "cacheyd.toml"
     text = sample.read_text("utf-8")
-    loaded = config.load(file=str(sample), environ={})
-    defaults = config.load(environ={})
+    loaded = load(file=str(sample), environ={})
+    defaults = load(environ={})
     for setting in config.SETTINGS:
         assert re.search(rf"^(# )?{setting.name} = ", text, re.MULTILINE), setting.name
     for setting in config.GLOBAL:
@@ -121,7 +123,7 @@ def test_what_is_commented_out_of_the_samples_is_valid_too(source: str, tmp_path
         (tmp_path / Path(name).name).touch()
         enabled = enabled.replace(name, str(tmp_path / Path(name).name))
     (tmp_path / "cacheyd.toml").write_text(enabled, "utf-8")
-    loaded = config.load(file=str(tmp_path / "cacheyd.toml"), environ={})
+    loaded = load(file=str(tmp_path / "cacheyd.toml"), environ={})
     assert enabled != text
     assert loaded.registry("registry.internal:5000").configured
 
@@ -198,7 +200,7 @@ def test_node_port_leads_to_the_container() -> None:
     assert service["type"] == "NodePort"
     assert service["sessionAffinity"] == "ClientIP"
     assert service_port()["targetPort"] == port["name"] == "http"
-    assert port["containerPort"] == config.load(environ={}).port == 3000
+    assert port["containerPort"] == load(environ={}).port == 3000
     assert service_port()["nodePort"] == 30123
 
 
@@ -228,7 +230,7 @@ def test_pod_is_confined() -> None:
 
 
 def test_transfers_end_before_the_kill() -> None:
-    assert pod()["terminationGracePeriodSeconds"] >= config.load(environ={}).grace + 5
+    assert pod()["terminationGracePeriodSeconds"] >= load(environ={}).grace + 5
 
 
 def test_only_the_cache_is_writable() -> None:
@@ -265,7 +267,7 @@ def test_config_map_is_optional_and_loads(tmp_path: Path) -> None:
     assert volume == {"name": name, "optional": True}
     assert config_map()["CACHEYD_CONFIG"] == f"{mount}/{item['path']}"
     (tmp_path / "cacheyd.toml").write_text(config_map()[item["key"]], "utf-8")
-    loaded = config.load(file=str(tmp_path / "cacheyd.toml"), environ={})
+    loaded = load(file=str(tmp_path / "cacheyd.toml"), environ={})
     assert loaded.grace < pod()["terminationGracePeriodSeconds"]
 
 

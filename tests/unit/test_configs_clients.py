@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cacheyd.protocol.reference import Kind, Reference, canonical_registry, parse_target
-from cacheyd.settings import settings as config
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.protocol.registries import canonical_registry
+from cacheyd.protocol.targets import parse_target
+from cacheyd.settings.load import load
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CONTAINERS = ["cri-o", "podman"]
@@ -96,7 +98,7 @@ def test_registry_with_a_port_has_a_name_without_one(tmp_path: Path) -> None:
     setting = re.search(r'(\[registries\."[^"]+"\]) with (upstream = "[^"]+")', text)
     assert setting
     (tmp_path / "cacheyd.toml").write_text("\n".join(setting.groups()), "utf-8")
-    loaded = config.load(file=str(tmp_path / "cacheyd.toml"), environ={})
+    loaded = load(file=str(tmp_path / "cacheyd.toml"), environ={})
     assert loaded.upstreams(asked(mirror["location"], "acme/app").registry) == (f"https://{table['location']}",)
 
 
@@ -127,13 +129,13 @@ def test_docker_needs_the_default_registry_that_its_readme_names(tmp_path: Path)
     named = SETTING.search((CONFIGS / "docker" / "README.md").read_text("utf-8"))
     assert named
     (tmp_path / "cacheyd.toml").write_text(f'default_registry = "{named[1]}"\n', "utf-8")
-    loaded = config.load(file=str(tmp_path / "cacheyd.toml"), environ={})
+    loaded = load(file=str(tmp_path / "cacheyd.toml"), environ={})
     found = parse_target(target, loaded.default_registry)
     assert isinstance(found, Reference)
     assert (found.registry, found.repository) == ("docker.io", "library/alpine")
     assert loaded.upstreams(found.registry) == ("https://registry-1.docker.io",)
     # It is not the default of any other configuration: there, a request that says nothing is a mistake.
-    assert config.load(environ={}).default_registry == ""
+    assert load(environ={}).default_registry == ""
 
 
 # k3s

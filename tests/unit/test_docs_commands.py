@@ -19,8 +19,9 @@ import yaml
 
 from cacheyd import cli
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.reference import Page, parse_target
-from cacheyd.settings import settings as config
+from cacheyd.protocol.targets import Page, parse_target
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import SETTINGS
 from tests.unit.test_docs import CODE, ROOT, prose
 from tests.unit.test_docs_links import EVERY
 
@@ -171,7 +172,7 @@ def check_toml(text: str, folder: Path) -> None:
     for number, one in enumerate(texts):
         path = folder / f"{number}.toml"
         path.write_text(one, "utf-8")
-        loaded = config.load(file=str(path), environ={})
+        loaded = load(file=str(path), environ={})
         assert loaded.warnings == ()
 
 
@@ -188,7 +189,7 @@ def test_a_command_in_the_text_can_be_typed(code: str, capsys: pytest.CaptureFix
 
 def test_an_assignment_in_the_text_is_a_setting_that_loads(tmp_path: Path) -> None:
     """`name = value`, as cacheyd's file has it."""
-    names = {setting.name: setting for setting in config.SETTINGS}
+    names = {setting.name: setting for setting in SETTINGS}
     seen = 0
     # The list of changes also has what is refused.
     for page in (page for page in EVERY if page.name != "CHANGELOG.md"):
@@ -196,7 +197,7 @@ def test_an_assignment_in_the_text_is_a_setting_that_loads(tmp_path: Path) -> No
             if (found := re.fullmatch(r"(\w+) = (.+)", code)) and found[1] in names and found[1] != "auth":
                 table = {"registry": '[registries."a.test"]', "defaults": "[defaults]", "global": ""}[names[found[1]].scope]
                 (tmp_path / "one.toml").write_text(f"{table}\n{code}\n", "utf-8")
-                config.load(file=str(tmp_path / "one.toml"), environ={})
+                load(file=str(tmp_path / "one.toml"), environ={})
                 seen += 1
     assert seen > 5
 

@@ -40,7 +40,7 @@ DOORS = {
     "diskcache": ("cacheyd.store.index",),
     "sqlite3": ("cacheyd.store.index",),
     "prometheus_client": ("cacheyd.observe.metrics",),
-    "idna": ("cacheyd.protocol.reference",),
+    "idna": ("cacheyd.protocol.hosts",),
     "rich": ("cacheyd.terminal.tools", "cacheyd.terminal.images"),
     "yaml": ("cacheyd.terminal.workloads",),
 }

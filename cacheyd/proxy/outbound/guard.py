@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from functools import cache
 
-from cacheyd.protocol.reference import canonical_host, embedded
+from cacheyd.protocol.hosts import canonical_host, embedded
 
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

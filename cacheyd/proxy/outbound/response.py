@@ -6,7 +6,7 @@ from cacheyd.protocol.headers import HeaderList
 from cacheyd.proxy.outbound.connection import FetchConnection
 from cacheyd.proxy.outbound.exchange import Exchange
 from cacheyd.proxy.outbound.pool import Pool
-from cacheyd.resources.budget import Pace
+from cacheyd.resources.pace import Pace
 from cacheyd.settings.live import Live
 from cacheyd.upstream.port import Chunk, UpstreamBroken
 

@@ -10,11 +10,11 @@ import certifi
 from mitmproxy.proxy.mode_specs import UpstreamMode
 from OpenSSL import SSL, crypto
 
-from cacheyd.protocol.reference import canonical_host
+from cacheyd.protocol.hosts import canonical_host
 from cacheyd.protocol.urls import Url, default_port
 from cacheyd.proxy.inbound.listener import make_server_context
 from cacheyd.settings.settings import ConfigError, Settings
-from cacheyd.upstream.auth import basic
+from cacheyd.upstream.token_service import basic
 
 # Keys of authorities that are public, while their roots are still trusted and nothing here reads lists of revocations:
 # "EM OV TLS CA - G3C" (https://emudhra.we-have-a-problem.com/; tools come with it).

@@ -10,10 +10,10 @@ import pytest
 
 from cacheyd.admin.commands import Commands
 from cacheyd.admin.control import CommandError, Reply
-from cacheyd.protocol.reference import OCI_MANIFEST
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_MANIFEST
 from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size
-from cacheyd.store.blobs import digest_of
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store
 from tests.support.stores import ASKED, Clock, StoppableStore, add, object_file, replace_file

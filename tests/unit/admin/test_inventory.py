@@ -5,8 +5,9 @@ import json
 import pytest
 
 from cacheyd.admin.inventory import Ambiguous, Inventory, Removal, parse_target
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, ImageName, parse_image
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.store.catalog import Snapshot
 from cacheyd.store.rows import Stored, TagVariant
 

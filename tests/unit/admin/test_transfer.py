@@ -13,10 +13,12 @@ from cacheyd.admin.tree import ACCEPT
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
-from cacheyd.protocol.manifest import Descriptor, parse_platform
-from cacheyd.protocol.reference import Kind, parse_image
-from cacheyd.settings.settings import load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.platforms import parse_platform
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.load import load
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.terminal.images import _open_blob, export, image_names, import_images

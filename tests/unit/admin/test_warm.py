@@ -15,9 +15,10 @@ from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
 from cacheyd.observe.metrics import Metrics
-from cacheyd.protocol.manifest import parse_platform
-from cacheyd.protocol.reference import Kind, parse_image
-from cacheyd.settings.settings import load
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.platforms import parse_platform
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.load import load
 from cacheyd.store.store import Store
 from cacheyd.upstream.auth import Authorizer
 from cacheyd.upstream.origins import Origins

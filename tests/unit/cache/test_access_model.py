@@ -17,10 +17,11 @@ from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.headers import HeaderList, header
-from cacheyd.protocol.reference import OCI_MANIFEST, Kind, Reference
+from cacheyd.protocol.media_types import OCI_MANIFEST
+from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import RegistrySettings, Settings
-from cacheyd.store.blobs import digest_of
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 

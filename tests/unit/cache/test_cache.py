@@ -15,12 +15,15 @@ from cacheyd.cache.answer import Answer
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import FAR_AHEAD, Cache
 from cacheyd.cache.fetch import Fetcher
-from cacheyd.cache.flight import HOLD
+from cacheyd.cache.growing import HOLD
 from cacheyd.cache.request import Request
+from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.headers import HeaderList, header
-from cacheyd.protocol.reference import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind, Reference, parse_target
-from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.protocol.targets import parse_target
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 from tests.support.memory_store import MemoryStore
@@ -231,7 +234,7 @@ async def received(answer: Answer) -> Got:
 
 @pytest.fixture
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr("cacheyd.cache.fetch.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("cacheyd.cache.blob_fetch.random.uniform", lambda low, high: 0.0)
     clock = Clock()
     store = Store(tmp_path / "cache", clock=clock)
     await store.start()

@@ -22,8 +22,11 @@ from cacheyd.cache.cooldown import (
     shown,
     why,
 )
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Reference, parse_image
-from cacheyd.settings.settings import Settings, load
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Reference
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.sights import Sight
 from cacheyd.store.store import Store

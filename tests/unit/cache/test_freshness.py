@@ -5,17 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheyd.cache import freshness as policy
-from cacheyd.protocol.reference import (
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    Reference,
-    accepted_types,
-    parse_target,
-)
-from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import digest_of
+from cacheyd.protocol.accept import accepted_types
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
 from cacheyd.store.room import to_free
 from cacheyd.store.rows import TagVariant
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from cacheyd.cache.bodies import BodyBroken
-from cacheyd.cache.flight import HOLD
+from cacheyd.cache.growing import HOLD
 from cacheyd.cache.verified import VerifiedSource
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.protocol.ranges import Part

@@ -10,7 +10,8 @@ from mitmproxy import connection
 from cacheyd.cache.answer import Answer
 from cacheyd.observe.events import Events
 from cacheyd.observe.logs import AccessLog
-from cacheyd.protocol.reference import Reference, parse_target
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
 from cacheyd.proxy.inbound.head import Head, parse_head
 from cacheyd.proxy.inbound.replies import KEPT_TOTAL, LOOK_EVERY, Replies
 from cacheyd.service.accounting import Accounting

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cacheyd.resources.budget import FLOOR, Budget, Pace
+from cacheyd.resources.budget import FLOOR, Budget
+from cacheyd.resources.pace import Pace
 
 MIB = 1 << 20
 

@@ -6,12 +6,12 @@ import gzip
 import pytest
 
 from cacheyd.protocol.codings import BadCoding
-from cacheyd.resources.budget import FLOOR, Budget, Held
-from cacheyd.resources.decoding import MAX_WAITING, NoTurn, Turns, undo
+from cacheyd.resources.budget import FLOOR, Budget, HeldBody
+from cacheyd.resources.decoding import MAX_WAITING, DecodingQueue, NoTurn, undo
 
 
 async def test_registries_have_their_turns_one_after_the_other() -> None:
-    turns, order = Turns(), list[str]()
+    turns, order = DecodingQueue(), list[str]()
 
     async def take(registry: str) -> None:
         async with turns.turn(registry):
@@ -23,7 +23,7 @@ async def test_registries_have_their_turns_one_after_the_other() -> None:
 
 
 async def test_too_many_of_one_registry_are_refused_and_who_leaves_makes_room() -> None:
-    turns = Turns()
+    turns = DecodingQueue()
     async with turns.turn("a"):
         waiting = [asyncio.ensure_future(turns._enter("a")) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0)
@@ -47,7 +47,7 @@ async def test_all_that_is_counted_is_given_back() -> None:
 
 async def test_a_body_counts_once_until_the_last_one_has_it() -> None:
     budget, body = Budget(3 * FLOOR), bytes(2 * FLOOR + 1)
-    first, second = Held(body, budget), Held(body, budget)
+    first, second = HeldBody(body, budget), HeldBody(body, budget)
     assert budget.held == len(body)
     assert budget.has_room_for(body)
     assert not budget.has_room_for(bytes(2 * FLOOR))

@@ -6,7 +6,8 @@ import pytest
 
 from cacheyd.cache.answer import Answer
 from cacheyd.cache.request import parse_request
-from cacheyd.protocol.reference import Reference, parse_target
+from cacheyd.protocol.reference import Reference
+from cacheyd.protocol.targets import parse_target
 from cacheyd.service.pieces import QUIET, Pieces
 from cacheyd.service.transfers import Transfers
 from tests.support.stores import Clock

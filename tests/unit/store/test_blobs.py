@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.store.blobs import BlobDir, Partial, digest_of, hash_file
+from cacheyd.protocol.digest import digest_of
+from cacheyd.store.blobs import BlobDir, Partial, hash_file
 
 DATA = bytes(range(256)) * 64
 DIGEST = digest_of(DATA)

@@ -9,7 +9,8 @@ from hashlib import sha256
 
 import pytest
 
-from cacheyd.protocol.reference import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Kind
+from cacheyd.protocol.media_types import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind
 from cacheyd.store.catalog import MAX_DEPTH, MAX_FAMILY, MAX_TAKEN, Catalog
 from cacheyd.store.rows import MAX_CHILDREN, Stored, TagVariant, children
 

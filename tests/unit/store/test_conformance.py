@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind
-from cacheyd.settings.settings import load
-from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.load import load
+from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import MAX_VARIANTS, Stored, TagVariant
 from cacheyd.store.shelf import BROKEN_PAUSE, MAX_REPOSITORIES, SMALL
 from cacheyd.store.store import Store

@@ -23,9 +23,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind
-from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
+from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.store import Store
 

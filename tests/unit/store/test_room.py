@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST, Kind
-from cacheyd.settings.settings import load
-from cacheyd.store.blobs import Mapped, Partial, digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.load import load
+from cacheyd.store.blobs import Mapped, Partial
 from cacheyd.store.room import FULL_PAUSE, RESERVE
 from cacheyd.store.rows import Stored
 from cacheyd.store.store import Store

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.protocol.reference import OCI_INDEX
+from cacheyd.protocol.media_types import OCI_INDEX
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.sights import HELD, MAX_HELD, MAX_HELD_BYTES, MAX_SEEN, MAX_SEEN_BYTES, SEEN, Hold, Sight, Sights, Table
 from tests.support.stores import ASKED, Clock, StoppableStore

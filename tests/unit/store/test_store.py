@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from cacheyd.protocol.reference import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Kind
-from cacheyd.store.blobs import Mapped, digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from cacheyd.protocol.reference import Kind
+from cacheyd.store.blobs import Mapped
 from cacheyd.store.index import Index, Row
 from cacheyd.store.rows import Stored, TagVariant
 from cacheyd.store.shelf import BROKEN_PAUSE, SMALL

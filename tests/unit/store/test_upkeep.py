@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from cacheyd.protocol.reference import OCI_INDEX, OCI_MANIFEST
-from cacheyd.settings.settings import Settings, load
-from cacheyd.store.blobs import Partial, digest_of
+from cacheyd.protocol.digest import digest_of
+from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
+from cacheyd.settings.load import load
+from cacheyd.settings.settings import Settings
+from cacheyd.store.blobs import Partial
 from cacheyd.store.lock import DirectoryInUse
 from cacheyd.store.shelf import BROKEN_PAUSE
 from cacheyd.store.store import Store

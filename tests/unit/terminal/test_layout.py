@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cacheyd.protocol.manifest import Descriptor, parse_platform
-from cacheyd.protocol.reference import parse_image
+from cacheyd.protocol.descriptors import Descriptor
+from cacheyd.protocol.images import parse_image
+from cacheyd.protocol.platforms import parse_platform
 from cacheyd.store.blobs import BlobDir
 from cacheyd.terminal.layout import (
     HEADER_MAX,

@@ -1,172 +1,119 @@
-"""Challenges and token answers, right ones and others."""
+"""As whom a registry is asked, and what it says to that."""
 
+import asyncio
+import base64
 import json
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cacheyd.upstream.auth import (
-    CHALLENGES_MAX,
-    TOKEN_LIFE,
-    TOKEN_MAX,
-    TOKEN_ROOM,
-    Challenge,
-    _Key,
-    _parse_token,
-    _Token,
-    _Tokens,
-    parse_challenges,
-    realm_belongs,
-)
-from cacheyd.upstream.port import UpstreamBroken
-
-REALM = "https://auth.test/token"
+from cacheyd.protocol.headers import HeaderList
+from cacheyd.settings.settings import RegistrySettings
+from cacheyd.upstream.auth import Authorizer
+from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
+from tests.support.logins import REF, Scene, given, ref_of
 
 
-def parsed(*lines: str) -> list[tuple[str, dict[str, str]]]:
-    return [(c.scheme, c.params) for c in parse_challenges(tuple(("WWW-Authenticate", line) for line in lines))]
+class Reply:
+    elsewhere = False
+
+    def __init__(self, status: int, headers: HeaderList = (), body: bytes = b"") -> None:
+        self.status = status
+        self.headers = headers
+        self._body = [body] if body else []
+
+    async def read(self) -> list[bytes]:
+        chunks, self._body = self._body, []
+        return chunks
+
+    def close(self) -> None:
+        pass
 
 
-@pytest.mark.parametrize(
-    ("line", "challenges"),
-    [
-        (f'Bearer realm="{REALM}",service="reg.test",scope="repository:a/b:pull,push"', [
-            ("bearer", {"realm": REALM, "service": "reg.test", "scope": "repository:a/b:pull,push"})]),
-        ('BEARER  Realm = "x" , SERVICE=y', [("bearer", {"realm": "x", "service": "y"})]),
-        ("Basic", [("basic", {})]),
-        ('Basic realm="a", Bearer realm="b"', [("basic", {"realm": "a"}), ("bearer", {"realm": "b"})]),
-        ("Negotiate, Basic", [("negotiate", {}), ("basic", {})]),
-        ('Negotiate YII=, Basic realm="x"', [("negotiate", {}), ("basic", {"realm": "x"})]),
-        ('Negotiate a/b+c==, Bearer realm="x"', [("negotiate", {}), ("bearer", {"realm": "x"})]),
-        (r'Bearer realm="a\"b\\c, Basic realm=\"d\""', [("bearer", {"realm": r'a"b\c, Basic realm="d"'})]),
-        ('Bearer realm="a, Basic b=c",service="d"', [("bearer", {"realm": "a, Basic b=c", "service": "d"})]),
-        ("Bearer realm=https://auth.test/token?x=y,service=z", [("bearer", {"realm": f"{REALM}?x=y", "service": "z"})]),
-        ("Bearer realm=x service=y", [("bearer", {"realm": "x", "service": "y"})]),
-        (', ,Basic realm="x",,', [("basic", {"realm": "x"})]),
-        ('Bearer realm=""', [("bearer", {"realm": ""})]),
-        ('Bearer realm="x', [("bearer", {})]),
-        ('Basic realm="x", Bearer realm="y', [("basic", {"realm": "x"}), ("bearer", {})]),
-        ('Bearer realm="x\\', [("bearer", {})]),
-        ('Bearer realm=,service="x"', [("bearer", {"service": "x"})]),
-        ('realm="x"', []),
-        ('"Bearer realm=x"', []),
-        ("My Registry", [("my", {})]),
-        ("", []),
-    ],
-)  # fmt: skip
-def test_challenges(line: str, challenges: list[tuple[str, dict[str, str]]]) -> None:
-    assert parsed(line) == challenges
+CHALLENGE = (("WWW-Authenticate", 'Bearer realm="https://reg.test/token",service="x"'),)
 
 
-def test_several_lines() -> None:
-    assert parsed('Basic realm="a"', 'Bearer realm="b"') == [("basic", {"realm": "a"}), ("bearer", {"realm": "b"})]
+class Registry:
+    """Gives tokens `t0`, `t1`, … to logins in `logins`; `says` is the status for a token."""
+
+    def __init__(self, says: Callable[[str], int]) -> None:
+        self.says = says
+        self.logins: set[str] = {"a:1"}
+        self.tokens = 0
+        self.asked: list[str] = []
+
+    async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> Reply:
+        sent = dict(headers).get("Authorization", "")
+        if "/token" in url:
+            login = base64.b64decode(sent.removeprefix("Basic ")).decode()
+            self.asked.append(f"token for {login}")
+            if login not in self.logins:
+                return Reply(401)
+            self.tokens += 1
+            return Reply(200, (), json.dumps({"token": f"t{self.tokens - 1}"}).encode())
+        token = sent.removeprefix("Bearer ")
+        self.asked.append(token)
+        return Reply(self.says(token)) if token else Reply(401, CHALLENGE)
+
+    def told(self) -> list[str]:
+        asked, self.asked = self.asked, []
+        return asked
 
 
-def test_too_long_ones_are_none() -> None:
-    line = 'Bearer realm="x"'
-    assert parsed(line + " " * (CHALLENGES_MAX - len(line))) == [("bearer", {"realm": "x"})]
-    assert parsed(line + " " * (CHALLENGES_MAX - len(line) + 1)) == []
-    assert parsed(line, " " * CHALLENGES_MAX) == []
+REQUEST = UpstreamRequest(REF, "GET", ())
 
 
-@given(st.lists(st.text(st.sampled_from('Beararlm ="\\,/\t\xff'), max_size=200), max_size=4))
-def test_any_lines_give_challenges(lines: list[str]) -> None:
-    for challenge in parse_challenges(tuple(("www-authenticate", line) for line in lines)):
-        assert isinstance(challenge, Challenge)
-        assert challenge.scheme == challenge.scheme.lower()
+def authorizer_of(scene: Scene) -> Authorizer:
+    return Authorizer(scene.settings, scene.clock)
 
 
-@pytest.mark.parametrize(
-    "realm",
-    ["https://[x", "https://evil.test\\@reg.test/", "https://reg.test@evil.test/", "https://evil.test/\thttps://reg.test/",
-     "http://reg.test/token", "https://reg.test:444/", "https://auth.test.evil.test/", "https://auth.test:8443/", "x", ""],
-)  # fmt: skip
-def test_realms_that_do_not_belong(realm: str) -> None:
-    assert not realm_belongs(realm, "https://reg.test", ("https://auth.test",))
+async def test_a_token_that_is_refused_with_403_is_replaced_once(scene: Scene) -> None:
+    scene.set(RegistrySettings(username="a", password="1"))
+    bad: set[str] = set()
+    registry, authorizer = Registry(lambda token: 403 if token in bad else 200), authorizer_of(scene)
+
+    async def ask() -> int:
+        return (await authorizer.fetch(registry, REQUEST, "https://reg.test")).status
+
+    assert await ask() == 200
+    assert registry.told() == ["", "token for a:1", "t0"]
+    bad.add("t0")
+    assert await ask() == 200
+    assert registry.told() == ["t0", "", "token for a:1", "t1"]
+    assert await ask() == 200
+    assert registry.told() == ["t1"]
+    bad.update({"t1", "t2"})
+    assert await ask() == 403
+    assert registry.told() == ["t1", "", "token for a:1", "t2"]
+    # It was not about the token.
+    assert await ask() == 403
+    assert registry.told() == ["t2"]
 
 
-@pytest.mark.parametrize(
-    "realm", ["https://reg.test/token", "https://REG.test:443/x", "https://auth.test/token?x", "https://auth.test"]
-)
-def test_realms_that_belong(realm: str) -> None:
-    assert realm_belongs(realm, "https://reg.test", ("https://auth.test",))
+async def test_many_with_a_refused_token_get_one(scene: Scene) -> None:
+    scene.set(RegistrySettings(username="a", password="1"))
+    bad: set[str] = set()
+    registry, authorizer = Registry(lambda token: 403 if token in bad else 200), authorizer_of(scene)
+    await authorizer.fetch(registry, REQUEST, "https://reg.test")
+    bad.add("t0")
+    replies = await asyncio.gather(*(authorizer.fetch(registry, REQUEST, "https://reg.test") for _ in range(10)))
+    assert {reply.status for reply in replies} == {200}
+    assert registry.tokens == 2
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["token/../other/app", "token/..", "token/./../x", "token/%2e%2e/other", "token/%2E%2e/other", "token/.%2e/other",
-     "token/%252e%252e/other", "token/%25252e./other", "token/..%2fother", "token/x%2f..%2f..%2fother", "token/..%5cother",
-     "token/..\\other", "token/..;x=y/other", "token/%2e%2e%3bx/other", "token//other", "token/x//../y", "token/%2f/other",
-     "token/.", "token/a/..?x=y", "tokens", "other", "../token/../other"],
-)  # fmt: skip
-def test_no_realm_leaves_what_is_allowed(path: str) -> None:
-    assert not realm_belongs(f"https://login.test/{path}", "https://reg.test", ("https://login.test/token",))
-    assert not realm_belongs(f"https://login.test/{path}", "https://reg.test", ("https://login.test/token/",))
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["token", "token/", "token?a=/../b", "token/x", "token/x/", "token/a.b", "token/..a/...", "token/a%20b", "token/x?y//z"],
-)
-def test_realms_below_what_is_allowed(path: str) -> None:
-    assert realm_belongs(f"https://login.test/{path}", "https://reg.test", ("https://login.test/token",))
-
-
-def test_a_token_service_at_the_port_of_https_may_be_of_a_registry_at_another_one() -> None:
-    assert realm_belongs("https://reg.test/token", "https://reg.test:5000", ())
-    assert not realm_belongs("https://reg.test:5000/token", "https://reg.test", ())
-    assert not realm_belongs("http://reg.test/token", "https://reg.test:5000", ())
-
-
-# Token answers
-
-
-@pytest.mark.parametrize(
-    ("life", "seconds"),
-    [
-        ("300", 300.0), ('"300"', 300.0), ("0", TOKEN_LIFE), ("null", TOKEN_LIFE), ("-5", TOKEN_LIFE), ("NaN", TOKEN_LIFE),
-        ("Infinity", TOKEN_LIFE), ("-Infinity", TOKEN_LIFE), ("1e999", TOKEN_LIFE),
-        ("[]", TOKEN_LIFE),
-        ('"x"', TOKEN_LIFE), ("{}", TOKEN_LIFE), ("[1]", TOKEN_LIFE), ("1.5", 1.5),
-    ],
-)  # fmt: skip
-def test_how_long_a_token_holds(life: str, seconds: float) -> None:
-    assert _parse_token(b'{"token":"x","expires_in":%s}' % life.encode()) == ("x", seconds)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        None, b"", b"{}", b"[]", b"null", b"1", b'"x"', b"\xff", b'{"token":1}', b'{"token":""}', b'{"token":"a b"}',
-        b'{"token":"a\\r\\nX: y"}', b'{"token":"a\\u0000"}', b'{"token":"\\u00fc"}', b'{"token":"\\ud800"}',
-        b'{"token":["x"]}',
-        b"[" * 100_000, b'{"a":' * 50_000, b'{"token":"x"', b'{"token":"x","expires_in":' + b"1" * 400 + b"}",
-        b'{"token":"x","expires_in":' + b"1" * 5000 + b"}",
-        json.dumps({"token": "x" * (TOKEN_MAX + 1)}).encode(),
-    ],
-)  # fmt: skip
-def test_what_is_no_token(body: bytes | None) -> None:
-    with pytest.raises(UpstreamBroken):
-        _parse_token(body)
-
-
-def test_a_long_token_is_one() -> None:
-    assert _parse_token(json.dumps({"access_token": "x" * TOKEN_MAX}).encode()) == ("x" * TOKEN_MAX, TOKEN_LIFE)
-
-
-def test_tokens_are_kept_within_their_room() -> None:
-    tokens = _Tokens()
-
-    def key(number: object) -> _Key:
-        return _Key("reg.test", "https://reg.test", str(number), "")
-
-    for number in range(2000):
-        tokens.keep(key(number), _Token("x" * TOKEN_MAX, 0.0))
-        tokens.keep(key("same"), _Token("x" * TOKEN_MAX, 0.0))
-    assert 200 < len(tokens) <= TOKEN_ROOM // TOKEN_MAX
-    assert tokens.get(key(1999))
-    for number in (*range(2000), "same"):
-        tokens.drop(key(number))
-    assert len(tokens) == 0
-    assert tokens._room == TOKEN_ROOM
+async def test_a_login_that_the_token_service_refuses_is_asked_for_again(scene: Scene) -> None:
+    scene.write(given("a:1"))
+    registry, authorizer = Registry(lambda token: 200), authorizer_of(scene)
+    assert (await authorizer.fetch(registry, REQUEST, "https://reg.test")).status == 200
+    registry.logins = {"a:2"}
+    scene.write(given("a:2"))
+    registry.told()
+    other = UpstreamRequest(ref_of("acme/other"), "GET", ())
+    assert (await authorizer.fetch(registry, other, "https://reg.test")).status == 200
+    assert registry.told() == ["", "token for a:1", "", "token for a:2", "t1"]
+    registry.logins = set()
+    third = UpstreamRequest(ref_of("acme/third"), "GET", ())
+    for _ in range(5):
+        with pytest.raises(UpstreamBroken, match="token service answered 401"):
+            await authorizer.fetch(registry, third, "https://reg.test")
+    assert scene.runs == 2

@@ -1,55 +1,24 @@
 """Request targets: what each client asks for, and what is refused at the edge."""
 
-from collections.abc import Callable
 from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cacheyd.protocol.errors import Code, RequestError
-from cacheyd.protocol.reference import (
+from cacheyd.protocol.accept import (
     CACHED_ACCEPT,
-    CACHED_TARGET,
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    MAX_ACCEPT,
-    MAX_NAME,
-    MAX_QUERY,
-    MAX_TARGET,
-    MAX_TYPE,
-    MAX_TYPES,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    Kind,
-    Page,
-    Reference,
-    _parse_cached,
     _types_cached,
     accepted_types,
-    accepts,
-    are_all,
-    canonical_registry,
-    name_to_ask,
-    names_of,
-    parse_image,
-    parse_target,
 )
+from cacheyd.protocol.errors import Code, RequestError
+from cacheyd.protocol.reference import MAX_NAME, Kind, Reference
+from cacheyd.protocol.registries import canonical_registry
+from cacheyd.protocol.targets import CACHED_TARGET, MAX_QUERY, MAX_TARGET, Page, _parse_cached, name_to_ask, parse_target
+from tests.support.targets import outcome, parsed, refused
 
 SHA256 = "sha256:" + "a1" * 32
 SHA512 = "sha512:" + "b2" * 64
-
-
-def parsed(target: str, default_registry: str = "") -> Reference:
-    reference = parse_target(target, default_registry)
-    assert isinstance(reference, Reference)
-    return reference
-
-
-def refused(target: str, default_registry: str = "") -> tuple[int, Code]:
-    with pytest.raises(RequestError) as caught:
-        parse_target(target, default_registry)
-    return caught.value.failure.status, caught.value.failure.code
 
 
 def target_of(ref: Reference) -> str:
@@ -128,14 +97,6 @@ def test_without_any_registry_the_error_says_what_is_missing() -> None:
     assert "ns" in caught.value.failure.message
 
 
-@pytest.mark.parametrize("alias", ["docker.io", "index.docker.io", "registry-1.docker.io", "registry.docker.io", "Docker.IO"])
-def test_docker_hub_has_one_canonical_name(alias: str) -> None:
-    ref = parsed(f"/v2/library/nginx/manifests/1?ns={alias}")
-
-    assert ref.registry == "docker.io"
-    assert ref.ns == alias, "OCI-Namespace echoes what the client said"
-
-
 # ns and the registry in the path: containerd's override_path, buildkit's mirrors
 
 
@@ -207,126 +168,9 @@ def test_names_of_one_part_are_checked_as_all_names() -> None:
 # ns
 
 
-@pytest.mark.parametrize(
-    ("ns", "registry"),
-    [
-        ("GHCR.io", "ghcr.io"),
-        ("reg.example:5000", "reg.example:5000"),
-        ("[fd00::1]:5000", "[fd00::1]:5000"),
-        ("[::1]", "[::1]"),
-        ("10.0.0.1", "10.0.0.1"),
-        ("my_registry", "my_registry"),
-        ("bücher.example", "xn--bcher-kva.example"),
-        ("straße.example", "xn--strae-oqa.example"),
-        ("σίσυφος.example", "xn--kxa6ajbbmh.example"),
-        ("BÜCHER.example:5000", "xn--bcher-kva.example:5000"),
-        ("host:65535", "host:65535"),
-        ("host:1", "host:1"),
-        ("127.1:5000", "127.0.0.1:5000"),
-        ("0x0a000001", "10.0.0.1"),
-        ("167772161", "10.0.0.1"),
-        ("012.0.0.1", "10.0.0.1"),
-        ("\uff11\uff10.1", "10.0.0.1"),
-        ("[0:0:0:0:0:0:0:1]", "[::1]"),
-        ("[FD00::A]:443", "[fd00::a]"),
-        ("[::ffff:10.1.2.3]:5000", "10.1.2.3:5000"),
-        ("[::FFFF:a01:203]", "10.1.2.3"),
-        ("[0:0:0:0:0:ffff:10.1.2.3]:443", "10.1.2.3"),
-        ("[64:ff9b::10.1.2.3]:5000", "[64:ff9b::a01:203]:5000"),
-        ("a" * 63 + ".example", "a" * 63 + ".example"),
-    ],
-)
-def test_registries(ns: str, registry: str) -> None:
-    assert canonical_registry(ns) == registry
-
-
-@pytest.mark.parametrize(
-    ("registry", "others"),
-    [
-        ("docker.io", ()), ("10.1.2.3:5000", ()), ("[fd00::a01:203]:5000", ()), ("[::1]:5000", ()),
-        ("[64:ff9b::a01:203]:5000", ("10.1.2.3:5000",)), ("[64:ff9b::a01:203]", ("10.1.2.3",)),
-        ("[64:ff9b:1::a01:203]:80", ("10.1.2.3:80",)), ("[2002:a01:203::1]:5000", ("10.1.2.3:5000",)),
-        ("[::a01:203]:5000", ("10.1.2.3:5000",)), ("[::ffff:0:a01:203]:5000", ("10.1.2.3:5000",)),
-        ("[2001:db8::5efe:a01:203]:5000", ("10.1.2.3:5000",)),
-    ],
-)  # fmt: skip
-def test_an_address_in_an_address_is_another_name(registry: str, others: tuple[str, ...]) -> None:
-    assert names_of(registry) == (registry, *others)
-
-
-@pytest.mark.parametrize(
-    "ns",
-    [
-        "user@ghcr.io",
-        "user:secret@ghcr.io",
-        "https://ghcr.io",
-        "ghcr.io/path",
-        "ghcr.io/",
-        "../ghcr.io",
-        "ghcr.io.",
-        "bücher.example.",
-        "a_ü.example",
-        "\u200d.example",
-        "ghcr.io?x=1",
-        "ghcr.io#x",
-        "ghcr.io\\x",
-        "ghcr.io ",
-        " ghcr.io",
-        "ghcr.io\x00",
-        "ghcr.io\r\nX-Evil: 1",
-        "ghcr.io\n",
-        "ghcr.io\t",
-        "ghcr.io\x7f",
-        "host:0",
-        "host:65536",
-        "host:99999",
-        "host:123456",
-        "host:",
-        "host:-1",
-        "host:+80",
-        "host:80:80",
-        "host:\uff18\uff10",
-        ":5000",
-        "-host",
-        "host-",
-        ".host",
-        "host..example",
-        "..",
-        ".",
-        "[::1",
-        "::1",
-        "[::1]x",
-        "[ghcr.io]",
-        "%",
-        "ü" * 64 + ".example",
-        "bücher..example",
-        "ghcr\u2100.io",
-        "a" * 256,
-        "a" * 64 + ".example",
-        "a." * 126 + "example",
-        "[1:2:3]",
-        "[::::]",
-        "[::1.2.3]",
-        "256.0.0.1",
-        "1.2.3.4.5",
-        "09.0.0.1",
-        "example.0x1g.1",
-    ],
-)
-def test_ns_that_is_no_registry(ns: str) -> None:
-    assert refused(f"/v2/a/manifests/1?ns={quote(ns, safe='')}") == (400, Code.NAME_INVALID)
-
-
 def test_an_empty_ns_is_none() -> None:
     assert parsed("/v2/ghcr.io/app/manifests/1?ns=").registry == "ghcr.io"
     assert refused("/v2/app/manifests/1?ns=") == (400, Code.NAME_INVALID)
-
-
-def test_an_error_does_not_repeat_a_long_ns() -> None:
-    with pytest.raises(RequestError) as caught:
-        canonical_registry("a" * 10_000)
-
-    assert len(caught.value.failure.body()) < 1000
 
 
 # Names, tags and digests
@@ -436,13 +280,6 @@ def test_paths_that_are_not_there(target: str) -> None:
 # Any input
 
 
-def outcome[**P, T](function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | RequestError:
-    try:
-        return function(*args, **kwargs)
-    except RequestError as error:
-        return error
-
-
 TARGETS = st.one_of(
     st.text(),
     st.text().map(lambda text: f"/v2/{text}"),
@@ -489,17 +326,6 @@ def test_any_target_is_a_reference_or_refused(target: str, default_registry: str
     assert parse_target(target_of(result)) == result
 
 
-@given(st.text())
-def test_any_registry_name_is_refused_or_has_one_safe_form(ns: str) -> None:
-    registry = outcome(canonical_registry, ns)
-    if isinstance(registry, RequestError):
-        assert registry.failure.status == 400
-    else:
-        assert canonical_registry(registry) == registry
-        assert registry.isascii()
-        assert not set(registry) & set("/\\@?#% \r\n\t\x00")
-
-
 # What is too long
 
 
@@ -527,137 +353,3 @@ def test_what_is_long_is_not_remembered() -> None:
             parse_target("/v2/a/manifests/1?ns=ghcr.io&x=".ljust(size, "a"))
             accepted_types(("a/b".ljust(size, "b"),))
         assert cached.cache_info().currsize == 1
-
-
-# Accept
-
-
-@pytest.mark.parametrize(
-    ("accept", "whole"),
-    [
-        (("a/b",) * 100, True),
-        (tuple(f"a/{number}" for number in range(MAX_TYPES)), True),
-        (tuple(f"a/{number}" for number in range(MAX_TYPES + 1)), False),
-        (("a/b" + " " * (MAX_ACCEPT - 3),), True),
-        (("a/b", " " * MAX_ACCEPT), False),
-        (("a/b, " + "c" * MAX_ACCEPT,), False),
-    ],
-)
-def test_absurd_accepts_are_told_from_others(accept: tuple[str, ...], whole: bool) -> None:
-    """What was not looked at is not taken for what was: the first type is known in any case."""
-    types = accepted_types(accept)
-    assert are_all(types) == whole
-    assert accepts(types, accept[0].partition(",")[0].strip())
-    assert len(types) <= MAX_TYPES + 2
-    assert accepted_types((*accept, "x/y")) != types
-
-
-def test_a_type_that_is_too_long_is_none() -> None:
-    assert accepted_types(("a/" + "b" * MAX_TYPE, "c/d")) == {"c/d"}
-
-
-CONTAINERD = (f"{DOCKER_MANIFEST}, {DOCKER_LIST}, {OCI_MANIFEST}, {OCI_INDEX}, */*",)
-SKOPEO = (DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX, "application/vnd.docker.distribution.manifest.v1+json")
-
-
-@pytest.mark.parametrize(
-    ("accept", "types"),
-    [
-        ((), set()),
-        (("",), set()),
-        ((",, ,",), set()),
-        (CONTAINERD, {DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX, "*/*"}),
-        (SKOPEO, set(SKOPEO)),
-        ((f"{OCI_INDEX};q=0.5, {OCI_MANIFEST} ; q=1.0",), {OCI_INDEX, OCI_MANIFEST}),
-        ((OCI_INDEX.upper(),), {OCI_INDEX}),
-        ((f"{OCI_INDEX};q=0, {OCI_MANIFEST};q=0.000",), set()),
-        ((f"{OCI_INDEX};q=0.001",), {OCI_INDEX}),
-    ],
-)
-def test_accept_lines_name_types(accept: tuple[str, ...], types: set[str]) -> None:
-    assert accepted_types(accept) == types
-
-
-@pytest.mark.parametrize(
-    ("types", "media_type", "taken"),
-    [
-        (set(), OCI_INDEX, True),
-        ({"*/*"}, OCI_INDEX, True),
-        ({"application/*"}, OCI_INDEX, True),
-        ({"text/*"}, OCI_INDEX, False),
-        ({OCI_INDEX}, OCI_INDEX, True),
-        ({OCI_INDEX}, OCI_INDEX.upper(), True),
-        ({OCI_MANIFEST}, OCI_INDEX, False),
-    ],
-)
-def test_a_type_is_taken_if_it_or_its_wildcard_is_named(types: set[str], media_type: str, taken: bool) -> None:
-    assert accepts(frozenset(types), media_type) is taken
-
-
-# Names of images
-
-
-@pytest.mark.parametrize(
-    ("name", "full"),
-    [
-        ("alpine", "docker.io/library/alpine:latest"),
-        ("alpine:3.22", "docker.io/library/alpine:3.22"),
-        ("acme/app", "docker.io/acme/app:latest"),
-        ("docker.io/alpine", "docker.io/library/alpine:latest"),
-        ("index.docker.io/library/alpine", "docker.io/library/alpine:latest"),
-        ("ghcr.io/acme/app:1.0", "ghcr.io/acme/app:1.0"),
-        ("localhost/x", "localhost/x:latest"),
-        ("localhost:5000/x", "localhost:5000/x:latest"),
-        ("localhost:5000/x:1", "localhost:5000/x:1"),
-        ("GHCR.io:443/acme/app", "ghcr.io/acme/app:latest"),
-        ("[::1]:5000/x", "[::1]:5000/x:latest"),
-        (f"ghcr.io/acme/app@{SHA256}", f"ghcr.io/acme/app@{SHA256}"),
-        (f"alpine:3.22@{SHA256}", f"docker.io/library/alpine:3.22@{SHA256}"),
-        (f"localhost:5000/x:1@{SHA512}", f"localhost:5000/x:1@{SHA512}"),
-    ],
-)
-def test_an_image_is_named_as_for_docker(name: str, full: str) -> None:
-    image = parse_image(name)
-
-    assert str(image) == full
-    assert parse_image(full) == image
-    assert image.reference == (image.digest or image.tag)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        ":1.0",
-        "Alpine",
-        "acme/App",
-        "acme//app",
-        "/app",
-        "acme/",
-        "alpine:",
-        "alpine:-x",
-        "alpine:1:2",
-        "alpine@",
-        "alpine@sha256:12",
-        "alpine@latest",
-        "ghcr.io:99999/app",
-        "user@ghcr.io/app",
-        "https://ghcr.io/acme/app",
-        "ghcr.io/" + "a" * 256,
-        "alp ine",
-        "alpine\n",
-        SHA256,
-        SHA512,
-        SHA256[:19],
-    ],
-)
-def test_what_names_no_image_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"\w"):
-        parse_image(name)
-
-
-def test_parts_of_an_image_are_references() -> None:
-    image = parse_image("ghcr.io/acme/app:1.0")
-
-    assert image.part(Kind.MANIFEST, image.reference).path == "/v2/acme/app/manifests/1.0"
-    assert image.part(Kind.BLOB, SHA256, "ghcr.io") == Reference("ghcr.io", "acme/app", Kind.BLOB, SHA256, SHA256, "ghcr.io")

@@ -1,0 +1,69 @@
+"""What every request upstream goes through, whoever needs it: rate limits, answers that can be used, errors for clients."""
+
+import time
+from collections.abc import Callable
+
+from cacheyd.cache.decoded import read_object
+from cacheyd.cache.usable import Usable
+from cacheyd.protocol.headers import HeaderList
+from cacheyd.protocol.reference import Reference
+from cacheyd.resources.budget import Budget
+from cacheyd.settings.live import Live
+from cacheyd.settings.settings import Settings
+from cacheyd.upstream.known_limits import Key, Limits
+from cacheyd.upstream.port import Relay, Upstream, UpstreamRequest, UpstreamResponse
+from cacheyd.upstream.ratelimit import RateLimited
+from cacheyd.upstream.relay import read_relay
+
+
+class Asking:
+    """Asks upstreams. Bodies that are held in memory count in `budget`."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        settings: Settings | Live,
+        *,
+        budget: Budget | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._live = Live.of(settings)
+        self.budget = budget or Budget(self._live.settings.flight_memory)
+        usable = Usable(upstream, self._live, self.budget)
+        self._limited = RateLimited(usable, self._live, self.budget, clock=clock, monotonic=monotonic)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._live.settings
+
+    @property
+    def limits(self) -> Limits:
+        """The rate limits that are in force."""
+        return self._limited.limits
+
+    def forget(self) -> None:
+        """After a change of settings: rate limits of before count no more."""
+        self._limited.forget()
+
+    async def open(
+        self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False, piece: bool = False
+    ) -> UpstreamResponse:
+        """Asks upstream. Raises Relayed for a rate limit that is in force, RequestError 502, 503 or 504 if upstream fails."""
+        return await self._limited.open(UpstreamRequest(ref, method, headers, as_client, piece))
+
+    def limit_key(self, ref: Reference, headers: HeaderList, *, as_client: bool = False) -> Key:
+        """Whom a rate limit is for: who upstream thinks that asks, and the repository."""
+        return self._limited.key(ref, headers, as_client=as_client)
+
+    async def relay(self, response: UpstreamResponse, *, from_head: bool = False) -> Relay:
+        """A response as it is, with its body in memory. If that breaks or is too large, an error gets a body of ours."""
+        return await read_relay(response, self.budget, from_head=from_head)
+
+    async def unpacked(self, ref: Reference, response: UpstreamResponse, digest: str) -> Relay:
+        """An object that came encoded and is not kept, in memory. Its digest, if known, says which bytes are the object.
+
+        Raises RequestError, also for more than 4 MiB: which bytes are the object would be known at the end only.
+        """
+        return await read_object(ref, response, digest, self.budget)

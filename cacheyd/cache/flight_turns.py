@@ -1,0 +1,77 @@
+"""Turns for flights: a flight waits for one, and another one may have to make way."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from cacheyd.cache.flight import Flight
+from cacheyd.cache.flight_table import FlightTable
+from cacheyd.protocol.errors import upstream_error
+from cacheyd.resources.slots import Slots
+from cacheyd.settings.live import Live
+from cacheyd.settings.settings import Settings
+
+# A flight that waits for its turn looks so often whether another one has to make way (seconds): one that nobody waits for,
+# or the slowest below this rate (bytes a second). None has to in its first seconds.
+LOOK_FOR_WAY, WAY_EVERY, SLOW, YOUNG = 1.0, 0.1, 64 << 10, 5.0
+
+
+class FlightTurns:
+    """So many flights at once, no registry more than half of them. The number is the one of the start."""
+
+    def __init__(
+        self, flights: FlightTable, settings: Settings | Live, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._flights = flights
+        self._live = Live.of(settings)
+        self._monotonic = monotonic
+        self._slots = Slots(self._live.settings.max_flights)
+        self._made_way = float("-inf")
+
+    async def take(self, flight: Flight) -> None:
+        """Waits for a turn; `leave` gives it back. Raises RequestError where there is none in time."""
+        registry = flight.requester.registry
+        if not self._slots.try_enter(registry):
+            await self._wait(flight, registry)
+        flight.speed.begin(self._monotonic())
+
+    def leave(self, flight: Flight) -> None:
+        """Gives the turn back."""
+        self._slots.leave(flight.requester.registry)
+
+    async def _wait(self, flight: Flight, registry: str) -> None:
+        turn = asyncio.ensure_future(self._slots.enter(registry))
+        try:
+            async with asyncio.timeout(self._live.settings.head_timeout):
+                while not (await asyncio.wait({turn}, timeout=LOOK_FOR_WAY))[0]:
+                    if not flight.demand.audience:
+                        raise upstream_error(503, "nobody waits for it any more")
+                    self._make_way(registry)
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._slots.leave(registry)
+            turn.cancel()
+            if isinstance(error, TimeoutError):
+                raise upstream_error(503, "too many objects are being fetched") from None
+            raise
+
+    def _make_way(self, registry: str) -> None:
+        """Ends one flight for those that wait: one that nobody waits for, or the slowest one of registries with more turns."""
+        now = self._monotonic()
+        if now - self._made_way < WAY_EVERY:
+            return
+        self._made_way = now
+        mine = self._slots.taken(registry)
+        old = [flight for flight in self._flights if flight.cut.error is None and 0 < flight.speed.began <= now - YOUNG]
+        if not self._slots.full:
+            old = [flight for flight in old if flight.requester.registry == registry]
+        chosen = [flight for flight in old if not flight.demand.audience] or [
+            flight for flight in old if _rate(flight, now) < SLOW and self._slots.taken(flight.requester.registry) > mine
+        ]
+        if chosen:
+            slowest = min(chosen, key=lambda flight: _rate(flight, now))
+            slowest.cut.off(upstream_error(503, "the fetch made way for others: it was slow, or nobody waited for it"))
+
+
+def _rate(flight: Flight, now: float) -> float:
+    return flight.speed.rate(flight.body.received, now)

@@ -1,0 +1,127 @@
+"""The file of a blob on its way in: opened, written, begun anew, verified, made an object."""
+
+import logging
+from collections.abc import Sequence
+
+from cacheyd.cache.claim import Claim
+from cacheyd.cache.flight import Flight, NotKept
+from cacheyd.cache.recent_failures import RecentFailures
+from cacheyd.observe.events import Events
+from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, upstream_error
+from cacheyd.protocol.reference import Reference
+from cacheyd.store.blobs import Partial
+from cacheyd.store.store import LARGE_CHUNK, Store
+from cacheyd.upstream.port import Chunk
+
+log = logging.getLogger(__name__)
+
+
+class StartOver(Exception):
+    """The fetch begins anew, from the first byte."""
+
+
+class Incoming:
+    """What a fetch does with the bytes of its flight. `claim` is their room in the store."""
+
+    def __init__(self, flight: Flight, ref: Reference, store: Store, failures: RecentFailures, events: Events) -> None:
+        self.claim = Claim(store, ref.registry)
+        self._flight = flight
+        self._body = flight.body
+        self._ref = ref
+        self._store = store
+        self._failures = failures
+        self._events = events
+
+    @property
+    def partial(self) -> Partial:
+        """The file. It is open since `open`."""
+        assert self._body.partial is not None
+        return self._body.partial
+
+    @property
+    def size(self) -> int:
+        """How many bytes are there."""
+        return self.partial.size
+
+    async def open(self) -> None:
+        """Goes on with what is there of it already. Raises NotKept where nothing can be written."""
+        if not self._store.writable:
+            raise NotKept
+        self._body.begin(await self._open_partial())
+
+    async def _open_partial(self) -> Partial:
+        try:
+            return await self._store.open_partial(self._flight.digest, self._ref.registry)
+        except OSError as error:
+            self._store.report_write_error(error)
+            raise NotKept from error
+
+    def is_whole(self) -> bool:
+        """Whether something is there, and is all of it."""
+        return bool(self.partial.size) and self.partial.verified()
+
+    async def restart(self, why: str) -> Exception:
+        """What is in the file cannot be continued: it begins anew if no client has any of it. Gives the error to raise."""
+        await self._store.discard(self.partial)
+        if self._flight.streaming and not self._body.sealed:
+            return upstream_error(502, why, digest=self._flight.digest)
+        try:
+            partial = await self._open_partial()
+        except NotKept as error:
+            return error
+        self._body.begin_anew(partial)
+        self.claim.drop()
+        return StartOver()
+
+    async def begin_decoding(self) -> Partial:
+        """All that came is encoded: the object itself goes into a new file. The encoded one, to be read; raises NotKept."""
+        encoded = self.partial
+        # Its descriptor stays open until the last piece is read.
+        self._store.release(encoded, close=False, keep=False)
+        self._body.rewind()
+        self._body.decode_into(await self._open_partial())
+        return encoded
+
+    async def keep(self, chunks: Sequence[Chunk]) -> None:
+        """Writes what came. Raises RequestError for more than was announced, NotKept where there is no room for it."""
+        await self._check_length(sum(map(len, chunks)))
+        if len(chunks) > 1 and sum(map(len, chunks)) < LARGE_CHUNK * len(chunks):
+            chunks = [b"".join(chunks)]
+        try:
+            with self._store.writing(sum(map(len, chunks))):
+                received = await self._store.append(self.partial, chunks)
+        except OSError as error:
+            self._store.report_write_error(error)
+            raise NotKept from error
+        self._body.grew(received, chunks)
+
+    async def _check_length(self, more: int) -> None:
+        """No more is written than was announced, nor more than there is room for."""
+        if self._body.size is not None and self._body.received + more > self._body.size:
+            raise await self.mismatch("upstream sent more bytes than it said")
+        if not await self.claim.use(more):
+            raise NotKept
+
+    async def mismatch(self, message: str) -> RequestError:
+        """The bytes are wrong, and none of them is kept. Gives the error to raise."""
+        self._events.verify_failure(self._ref.registry)
+        await self._store.discard(self.partial)
+        return RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": self.partial.digest}))
+
+    async def land(self) -> None:
+        """It is verified: the clients get the rest at once; after that, this waits for the disk."""
+        self._failures.landed(self._flight)
+        self._flight.landed()
+        try:
+            self._flight.keep(await self._store.commit(self.partial, within=self._ref.name))
+        except OSError as error:
+            self._store.report_write_error(error)
+        if self._flight.stored is None:
+            self._store.release(self.partial, close=False)
+            log.info("%s of %s was served but not kept", self._flight.digest, self._ref.registry)
+
+    def give_up(self, error: Exception) -> None:
+        """The fetch failed: what came stays for the next one."""
+        if self._body.partial is not None:
+            # What could not be kept is not to fill the disk either.
+            self._store.release(self._body.partial, keep=not (self._body.sealed or isinstance(error, NotKept)))

@@ -1,0 +1,83 @@
+"""Blobs that came encoded: decoded from one file on disk into another, a few at once."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+
+from cacheyd.cache.decoded import WRONG
+from cacheyd.cache.flight_turns import LOOK_FOR_WAY
+from cacheyd.cache.incoming import Incoming
+from cacheyd.protocol.codings import (
+    BLOB_SECONDS,
+    SECONDS_OF_MIB,
+    WINDOW,
+    BadCoding,
+    Decoder,
+    UnknownCoding,
+    check_known,
+)
+from cacheyd.resources.budget import Budget
+from cacheyd.resources.decoding import BLOBS, next_slice
+from cacheyd.resources.slots import Slots
+from cacheyd.store.blobs import Partial
+from cacheyd.store.store import LARGE_CHUNK, Store
+
+
+class Unpacking:
+    """Undoes the codings of blobs, each in its turn. `check_wanted` raises for one that is wanted no more."""
+
+    def __init__(self, store: Store, budget: Budget) -> None:
+        self._store = store
+        self._budget = budget
+        self._turns = Slots(BLOBS)
+
+    async def unpack(
+        self, incoming: Incoming, registry: str, codings: Sequence[str], check_wanted: Callable[[], None]
+    ) -> None:
+        """Undoes the codings of what came, which is not the object as it is: now it is on disk, and nobody has any of it.
+
+        Raises RequestError for bytes that cannot be decoded, NotKept.
+        """
+        try:
+            check_known(codings)
+        except UnknownCoding as error:
+            raise await incoming.mismatch(f"{WRONG}, nor can they be decoded: {error}") from None
+        encoded = await incoming.begin_decoding()
+        await self._take_turn(registry, check_wanted)
+        self._budget.take(WINDOW)
+        try:
+            await self._decode(incoming, encoded, codings, check_wanted)
+        except BadCoding as error:
+            raise await incoming.mismatch(f"{WRONG}: {error}") from None
+        finally:
+            self._budget.give(WINDOW)
+            self._turns.leave(registry)
+
+    async def _take_turn(self, registry: str, check_wanted: Callable[[], None]) -> None:
+        turn = asyncio.ensure_future(self._turns.enter(registry))
+        try:
+            while not (await asyncio.wait({turn}, timeout=LOOK_FOR_WAY))[0]:
+                check_wanted()
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._turns.leave(registry)
+            turn.cancel()
+            raise
+
+    async def _decode(
+        self, incoming: Incoming, encoded: Partial, codings: Sequence[str], check_wanted: Callable[[], None]
+    ) -> None:
+        decoder, at = Decoder(codings, BLOB_SECONDS, SECONDS_OF_MIB), 0
+        pieces: Iterator[bytes] = iter(())
+        try:
+            while data := await self._store.in_thread(encoded.read, at, at + LARGE_CHUNK):
+                at += len(data)
+                pieces, is_all = decoder.feed(data), False
+                while not is_all:
+                    check_wanted()
+                    batch, is_all = await next_slice(pieces)
+                    if batch:
+                        await incoming.keep(batch)
+            decoder.finish()
+        finally:
+            # An error keeps this frame, and they keep the window.
+            del decoder, pieces

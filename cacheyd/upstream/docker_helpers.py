@@ -1,0 +1,38 @@
+"""docker's credential helpers.
+
+Source: https://github.com/docker/docker-credential-helpers (the protocol of `get`).
+"""
+
+from cacheyd.protocol.registries import DOCKER_HUB
+from cacheyd.upstream.programs import DEADLINE, HelperError, checked_login, parse_answer, run
+
+# As which docker's own registry is known to helpers and in auth files.
+DOCKER_SERVER = "https://index.docker.io/v1/"
+_NOT_FOUND = "credentials not found"
+_TOKEN_USER = "<token>"  # noqa: S105
+
+
+def executable(helper: str) -> str:
+    """The program of one of docker's credential helpers."""
+    return f"docker-credential-{helper}"
+
+
+def server_of(registry: str) -> str:
+    """The server whose login a helper is asked for."""
+    return DOCKER_SERVER if registry == DOCKER_HUB else registry
+
+
+async def docker_login(helper: str, server: str, deadline: float = DEADLINE) -> str:
+    """The login that a helper of docker's has for a server, empty if it has none. Raises HelperError."""
+    name = executable(helper)
+    try:
+        output = await run([name, "get"], server.encode(), deadline)
+    except HelperError as error:
+        if _NOT_FOUND in str(error):
+            return ""
+        raise
+    answer = {key.lower(): value for key, value in parse_answer(name, output).items()}
+    username, secret = answer.get("username"), answer.get("secret")
+    if username == _TOKEN_USER:
+        raise HelperError(f"{name} gave an identity token, which cacheyd cannot use")
+    return checked_login(name, username, secret)

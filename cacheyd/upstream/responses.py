@@ -1,0 +1,42 @@
+"""Responses that hold a turn at their registry."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from cacheyd.protocol.errors import explain
+from cacheyd.upstream.port import Chunk, UpstreamBroken, UpstreamResponse
+
+log = logging.getLogger(__name__)
+
+
+class ResponseInTurn:
+    """A response that gives its turn back when its body ends, and when it is closed."""
+
+    def __init__(self, response: UpstreamResponse, leave: Callable[[], None]) -> None:
+        self._response = response
+        self._leave: Callable[[], None] | None = leave
+        self.status = response.status
+        self.headers = response.headers
+        self.elsewhere = response.elsewhere
+
+    async def read(self) -> Sequence[Chunk]:
+        """As the response's own."""
+        try:
+            chunks = await self._response.read()
+        except UpstreamBroken:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            log.error("reading an upstream's answer failed: %s", explain(error))
+            raise UpstreamBroken(f"fetching failed: {type(error).__name__}") from error
+        if not chunks:
+            self.close()
+        return chunks
+
+    def close(self) -> None:
+        """As the response's own."""
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            self._response.close()
+            leave()
