@@ -11,7 +11,7 @@ from typing import Any
 
 from cacheyd.admin.control import CommandError, Reply, closable
 from cacheyd.admin.inventory import Ambiguous, Inventory, Removal, Target, parse_target
-from cacheyd.cache import cooldown
+from cacheyd.cache.held_tags import listed, release
 from cacheyd.observe.wording import counted, shown_size
 from cacheyd.protocol.images import parse_image
 from cacheyd.protocol.reference import Kind
@@ -127,7 +127,7 @@ class Commands:
 
     async def _held(self, args: dict[str, Any]) -> AsyncIterator[Reply]:
         store = self._store
-        found = [asdict(row) for row in cooldown.listed(store, store.settings, store.clock())]
+        found = [asdict(row) for row in listed(store, store.settings, store.clock())]
         for batch in batched(found, ROWS):
             yield {"rows": batch}
         # Where no settings say so, nothing is held; but others may have been meant.
@@ -141,7 +141,7 @@ class Commands:
                 image = parse_image(name)
             except ValueError as error:
                 raise CommandError(str(error)) from None
-            digests = cooldown.release(self._store, image, self._store.clock())
+            digests = release(self._store, image, self._store.clock())
             released += [{"image": str(image), "digest": digest} for digest in digests]
             not_found += [] if digests else [str(image)]
         yield {"result": {"released": released, "not_found": not_found}}

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from cacheyd.cache import freshness as policy
+from cacheyd.cache import freshness
 from cacheyd.observe.wording import shown_size
 from cacheyd.protocol.digest import DIGEST
 from cacheyd.protocol.images import ImageName, parse_image
@@ -16,7 +16,7 @@ from cacheyd.store.store import Store
 type Handler = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
 
 # An imported tag is for all clients that take every type of manifest, as containerd does.
-ASKED = policy.asked_types(frozenset({DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}))
+ASKED = freshness.asked_types(frozenset({DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}))
 
 
 # Tags that refer to an image by its digest: cosign's, and the list of a registry without an API for it ("").

@@ -1,8 +1,8 @@
-"""When an image was made by its own word: annotations of its index or manifest, and `created` of its config.
+"""When an image was made, as the image says: annotations of its index or manifest, and `created` of its config.
 
 OCI image-spec, "Annotations" (`org.opencontainers.image.created`) and "Image Configuration" (`created`). Of an index that
-does not say it itself, one manifest of a usual platform is looked into. What is fetched for it is what a pull fetches next,
-and it is kept.
+does not say it itself, one manifest of a usual platform is looked into. What is fetched for the date is what a pull fetches
+next, so it is kept.
 """
 
 import asyncio
@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from cacheyd.cache.cooldown import parse_created
+from cacheyd.cache.age import parse_created
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import NotKept
+from cacheyd.cache.sightings import Sightings
 from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.protocol.descriptors import Descriptor, parse_descriptor, select
 from cacheyd.protocol.errors import Code, RequestError, upstream_error
@@ -25,6 +26,7 @@ from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import Mapped
 from cacheyd.store.rows import Description, Stored, TagVariant
+from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamBroken
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 CREATED = "org.opencontainers.image.created"
 # Clients wait no longer than this for a date; the look goes on for so long (seconds).
 WAIT, DEADLINE = 4.0, 30.0
-# One that failed is tried again after this time (seconds), and so many are known to have failed.
+# A look that failed is tried again after this time (seconds); so many failed ones are remembered.
 RETRY, MAX_TRIED = 60.0, 1000
 # The largest manifest and config that are looked into, and what is parsed in a thread (bytes).
 OBJECT_MAX, LARGE = 1 << 20, 64 << 10
@@ -40,15 +42,16 @@ _ACCEPT = ("Accept", ", ".join((DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_
 _MANIFESTS = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
 _USUAL = (*map(parse_platform, ("linux/amd64", "linux/arm64")), own_platform())
 
-type Learn = Callable[[Reference, str, float | None], None]
-
 
 class Created:
-    """Looks dates up, each once for all who wait for it; `learn` gets what was found (None: the image says nothing)."""
+    """Looks dates up, each once for all who wait for it, and tells the sightings what was found."""
 
-    def __init__(self, fetcher: Fetcher, learn: Learn, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: Store, fetcher: Fetcher, sightings: Sightings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
         self._fetcher = fetcher
-        self._learn = learn
+        self._sightings = sightings
         self._clock = clock
         self._looking: SingleFlight[str, float, None] = SingleFlight()
         self._tried: dict[str, float] = {}
@@ -56,7 +59,7 @@ class Created:
     async def look(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> None:
         """Looks into what a tag leads to, with the client's own login; `data` are its bytes where they are known.
 
-        Ends after a few seconds in any case; a look that takes longer goes on, and `learn` is called in the end.
+        Ends after a few seconds in any case; a look that takes longer goes on, and the sightings are told in the end.
         """
         key, now = f"{ref.name}@{variant.digest}", self._clock()
         if now < self._tried.get(key, 0.0):
@@ -80,7 +83,7 @@ class Created:
                 del self._tried[next(iter(self._tried))]
             self._tried[f"{ref.name}@{digest}"] = self._clock() + RETRY
         else:
-            self._learn(ref, digest, found)
+            self._sightings.learn(ref, digest, found)
 
     async def _find(self, image: ImageName, headers: HeaderList, digest: str, data: bytes) -> float | None:
         content = await _parse(data or await self._manifest(image, headers, digest))
@@ -107,23 +110,23 @@ class Created:
             content = await self._fetcher.manifest(image.part(Kind.MANIFEST, digest), headers, frozenset())
             if content.data:
                 return content.data
-            stored = self._fetcher.store.find(digest)
+            stored = self._store.find(digest)
         return self._read(stored)
 
     def _stored(self, image: ImageName, digest: str) -> Stored | None:
-        """What is here, and from this very registry."""
-        stored = self._fetcher.store.find(digest)
+        """The object if it is here, and came from this very registry."""
+        stored = self._store.find(digest)
         here = stored is not None and any(name.partition("/")[0] == image.registry for name in stored.within)
         return stored if here else None
 
     def _read(self, stored: Stored | None) -> bytes:
-        body = None if stored is None or stored.size > OBJECT_MAX else self._fetcher.store.body(stored)
+        body = None if stored is None or stored.size > OBJECT_MAX else self._store.body(stored)
         return bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body or b""
 
     async def _blob(self, image: ImageName, headers: HeaderList, digest: str) -> bytes:
         if (stored := self._stored(image, digest)) is not None:
             return self._read(stored)
-        fetcher, store = self._fetcher, self._fetcher.store
+        fetcher, store = self._fetcher, self._store
         response = await fetcher.open(image.part(Kind.BLOB, digest), "GET", headers)
         try:
             if response.status != 200:
@@ -158,7 +161,7 @@ def _annotated(things: Iterable[object]) -> Iterator[object]:
 
 
 def _latest(values: Iterable[object]) -> float | None:
-    """The latest of what are dates."""
+    """The latest of those values that are dates."""
     return max((found for value in values if (found := parse_created(value)) is not None), default=None)
 
 

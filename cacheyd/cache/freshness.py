@@ -1,4 +1,4 @@
-"""Pure decisions, with `now` as an argument."""
+"""How long what is known of a tag holds, and for whom: pure decisions, with `now` as an argument."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -11,8 +11,6 @@ from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant
 
 _SCHEMA_1 = frozenset({SCHEMA_1, SCHEMA_1_SIGNED, "application/json"})
-
-
 # Of more types, or longer ones, nothing is remembered: those that registries know are ten, of 80 characters at most.
 MAX_ASKED, MAX_ASKED_TYPE = 32, 127
 
@@ -30,7 +28,7 @@ _asked_cached = lru_cache(maxsize=1024)(_asked)
 
 
 def is_memorable(asked: frozenset[str]) -> bool:
-    """Whether what a tag meant for a client that asked with these types is to be remembered: they are remembered with it."""
+    """Whether to remember what a tag is for clients that ask with these types: the types are remembered, too."""
     return len(asked) <= MAX_ASKED and all(len(name) <= MAX_ASKED_TYPE for name in asked) and are_all(asked)
 
 

@@ -1,47 +1,36 @@
 """Tag lists and referrers (distribution-spec, "Content Discovery"): kept for `tag_ttl`, and served stale on outages.
 
-Admission controllers ask for the signatures of an image with every pod. Under `access = "verify"` a list is for the login
-that it was given to, and so is a 404 in any case: registries hide private repositories by it, and those that know no
-referrers say the same.
+Admission controllers ask for the signatures of an image with every pod.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from cacheyd.cache.answer import (
-    BYPASS,
-    FEW_LEFT,
-    HIT,
-    MISS,
-    STALE,
-    STALE_WARNING,
-    Answer,
-    hit_headers,
-    relay_answer,
-    why_stale,
-)
+from cacheyd.cache.answer import BYPASS, FEW_LEFT, HIT, MISS, STALE, Answer, hit_headers, why_stale
+from cacheyd.cache.bypass import Bypass
 from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.kept_lists import KeptLists, name_of_list
+from cacheyd.cache.relaying import relay_answer
+from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
 from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.protocol.errors import RequestError, upstream_error
-from cacheyd.protocol.headers import HeaderList, content_length, credentials_of, end_to_end
+from cacheyd.protocol.headers import HeaderList, content_length, end_to_end
 from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.lists import LIST_MAX, Listed
 from cacheyd.store.store import Store
-from cacheyd.upstream.port import Relay, Relayed, UpstreamBroken, UpstreamResponse, read_all
+from cacheyd.upstream.port import RegistryPolicy, Relay, Relayed, UpstreamBroken, UpstreamResponse, read_all
 from cacheyd.upstream.ratelimit import REMEMBERED_BODY
 
 # From this size on a list is looked into in a thread, one at a time (bytes).
 LARGE = 128 << 10
-# What is kept of the headers.
-_KEPT = frozenset({"content-type", "docker-distribution-api-version", "link", "oci-filters-applied"})
 _MEMBERS = {Kind.TAGS: "tags", Kind.REFERRERS: "manifests"}
-# No referrers yet, or no such lists at all: a signature may come any moment after its image (seconds).
-NOTHING_TTL = 30.0
 # A list that is not complete after so long is passed on as it comes (seconds).
 LIST_WAIT = 5.0
 
@@ -57,107 +46,81 @@ class Listings:
         self,
         store: Store,
         fetcher: Fetcher,
+        bypass: Bypass,
+        settings: Settings | Live,
         *,
+        policy: RegistryPolicy,
         clock: Callable[[], float] = time.time,
-        below_floor: Callable[[str], bool] = lambda registry: False,
     ) -> None:
-        self.store = store
         self._fetcher = fetcher
+        self._bypass = bypass
+        self._kept = KeptLists(store, settings, clock)
+        self._policy = policy
         self._clock = clock
-        self._below_floor = below_floor
         self._large = asyncio.Lock()
         self._generation = 0
         self._asking: SingleFlight[Question, Requester, tuple[Relay, bool]] = SingleFlight()
+        Live.of(settings).listen(lambda _: self.forget())
 
     def forget(self) -> None:
-        """After a change of settings: nobody joins what is being asked by the old ones, and permissions are asked for anew."""
+        """After a change of settings: nobody joins a question of before, and permissions are asked for anew."""
         self._generation += 1
-        self.store.lists.drop_personal()
+        self._kept.forget_personal()
 
     def refused(self, ref: Reference, headers: HeaderList) -> None:
-        """Upstream refuses this login something of a repository: its lists are not for it any more."""
-        if self._is_personal(ref):
-            self.store.lists.drop_personal(f"{ref.registry}/v2/{ref.repository}/", credentials_of(headers).hex())
-
-    @property
-    def _settings(self) -> Settings:
-        return self._fetcher.settings
+        """Upstream refuses this login something of a repository: the repository's lists are not for this login any more."""
+        self._kept.refused(ref, headers)
 
     def hit(self, ref: Reference, headers: HeaderList) -> Answer | None:
         """What upstream said within `tag_ttl`. Never awaits."""
-        listed = self._known(ref, headers)
-        if listed is None or not 0 <= self._clock() - listed.checked < self._ttl(ref, listed):
+        listed = self._kept.get(ref, headers)
+        if listed is None or not self._kept.is_fresh(ref, listed):
             return None
         return self._answer(ref, listed, HIT)
 
-    def _ttl(self, ref: Reference, listed: Listed) -> float:
-        registry = self._settings.registry(ref.registry)
-        # The answer is a permission, too.
-        ttl = min(registry.tag_ttl, registry.access_ttl) if registry.access == "verify" else registry.tag_ttl
-        return min(ttl, NOTHING_TTL) if ref.kind is Kind.REFERRERS and listed.empty else ttl
+    async def answer(self, request: Request) -> Answer:
+        """Upstream's list, or the last one that is known where upstream fails. Raises Relayed, RequestError."""
+        if not request.head:
+            with suppress(TooLarge):
+                return await self._list(request.ref, request.headers)
+        return await self._bypass.answer(request)
 
-    def _is_personal(self, ref: Reference) -> bool:
-        return self._settings.registry(ref.registry).access == "verify"
-
-    def _known(self, ref: Reference, headers: HeaderList) -> Listed | None:
-        lists = self.store.lists
-        if not len(lists):
-            return None
-        if not self._is_personal(ref) and (found := lists.get(_name(ref))) is not None:
-            return found
-        return lists.get(_name(ref, credentials_of(headers).hex()))
-
-    async def answer(self, ref: Reference, headers: HeaderList) -> Answer:
-        """Upstream's list, or the last one that is known where upstream fails. Raises TooLarge, Relayed, RequestError."""
-        if self._below_floor(ref.registry) and (answer := self._stale(ref, headers)):
-            answer.note = FEW_LEFT
-            return answer
+    async def _list(self, ref: Reference, headers: HeaderList) -> Answer:
+        if self._policy.below_floor(ref.registry) and (answer := self._stale(ref, headers)):
+            return answer.noted(FEW_LEFT)
         try:
             relay, kept = await self._ask(ref, headers)
         except (Relayed, RequestError) as error:
             status = error.relay.status if isinstance(error, Relayed) else error.failure.status
-            # Where lists are a login's own, it is not to bring a stale one about itself.
-            limited = status == 429 and not self._is_personal(ref)
+            # Where lists are a login's own, a client must not get a stale one by asking too often.
+            limited = status == 429 and not self._kept.is_personal(ref)
             if (limited or status >= 500) and (answer := self._stale(ref, headers)):
-                answer.note = why_stale(error)
-                return answer
+                return answer.noted(why_stale(error))
             if status in (401, 403, 404):
-                self._forget(ref, headers)
+                self._kept.forget(ref, headers)
             raise
         return relay_answer(ref, relay, MISS if kept else BYPASS, head=False)
 
     def _stale(self, ref: Reference, headers: HeaderList) -> Answer | None:
-        listed = self._known(ref, headers)
-        stale_if_error = self._settings.registry(ref.registry).stale_if_error
-        if listed is None or self._clock() - listed.checked >= stale_if_error:
+        listed = self._kept.get(ref, headers)
+        if listed is None or not self._kept.may_be_stale(ref, listed):
             return None
-        answer = self._answer(ref, listed, STALE)
-        answer.headers = (*answer.headers, STALE_WARNING)
-        return answer
+        return self._answer(ref, listed, STALE).marked_stale()
 
     def _answer(self, ref: Reference, listed: Listed, result: str) -> Answer:
         answer = relay_answer(ref, Relay(listed.status, listed.headers, listed.body), result, head=False)
-        answer.headers = (*answer.headers, *hit_headers(self._clock(), listed.checked))
-        return answer
-
-    def _forget(self, ref: Reference, headers: HeaderList) -> None:
-        """This login is told something else now; what others were given stays theirs."""
-        who = credentials_of(headers).hex()
-        for name in (_name(ref), _name(ref, who)):
-            listed = self.store.lists.get(name)
-            if listed is not None and listed.who == who and listed.status == 200:
-                self.store.lists.discard(name)
+        return answer.with_headers(*hit_headers(self._clock(), listed.checked))
 
     async def _ask(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
         """What upstream says, once for all who ask at once, and whether it is kept."""
         mine = requester_of(ref, headers)
-        whose = mine.credentials.hex() if self._is_personal(ref) else ""
-        question = self._generation, _name(ref, whose)
+        whose = mine.credentials.hex() if self._kept.is_personal(ref) else ""
+        question = self._generation, name_of_list(ref, whose)
         return await ask_once(self._asking, question, mine, lambda: self._fetch(ref, headers))
 
     async def _fetch(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
-        # What a stored login may list is not for clients that have to show their own.
-        personal = self._is_personal(ref)
+        # What a stored login may list is not for clients that have to show a login of their own.
+        personal = self._kept.is_personal(ref)
         generation = self._generation
         response = await self._fetcher.open(ref, "GET", headers, as_client=personal)
         if response.status != 200:
@@ -168,12 +131,12 @@ class Listings:
                 and ref.kind is Kind.REFERRERS
                 and len(relay.body) <= REMEMBERED_BODY
             ):
-                self._keep(ref, headers, relay, personal=True)
+                self._kept.keep(ref, headers, relay, personal=True)
             raise Relayed(relay)
         relay = Relay(200, end_to_end(response.headers), await self._read(response))
         kept = await self._is_list(ref.kind, relay.body) and generation == self._generation
         if kept:
-            self._keep(ref, headers, relay, personal=personal)
+            self._kept.keep(ref, headers, relay, personal=personal)
         return relay, kept
 
     async def _read(self, response: UpstreamResponse) -> bytes:
@@ -192,21 +155,15 @@ class Listings:
         return body
 
     async def _is_list(self, kind: Kind, body: bytes) -> bool:
-        """Whether this is a list as the specification has it: what is not is upstream's to explain, and not kept."""
+        """Whether this is a list as the specification has it. Anything else is passed on and not kept."""
         if len(body) > LARGE:
             async with self._large:
                 content = await asyncio.to_thread(_parse, body)
         else:
             content = _parse(body)
         member = _MEMBERS[kind]
-        # Some registries' encoders write an empty list so.
+        # Some registries write an empty list as null.
         return member in content and isinstance(content[member], list | None)
-
-    def _keep(self, ref: Reference, headers: HeaderList, relay: Relay, *, personal: bool) -> None:
-        who = credentials_of(headers).hex()
-        kept = tuple(item for item in relay.headers if item[0].lower() in _KEPT)
-        listed = Listed(relay.status, kept, relay.body, who, self._clock())
-        self.store.lists.set(_name(ref, who if personal else ""), listed)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -215,7 +172,3 @@ def _parse(body: bytes) -> dict[str, Any]:
         return parse_object(body)
     except ValueError:
         return {}
-
-
-def _name(ref: Reference, who: str = "") -> str:
-    return f"{ref.registry}{ref.path} {who}" if who else f"{ref.registry}{ref.path}"

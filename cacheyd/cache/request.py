@@ -1,14 +1,21 @@
 """A request as it came in, parsed once at the edge."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from cacheyd.cache.freshness import asked_types
+from cacheyd.protocol.accept import accepted_types, accepts
 from cacheyd.protocol.headers import HeaderList
+from cacheyd.protocol.ranges import Part, RangeRequest, if_range_holds, parse_range
 from cacheyd.protocol.reference import Reference
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
-    """A GET or HEAD of something in a registry, as the client sent it; `headers` are those that may go upstream."""
+    """A GET or HEAD of something in a registry, as the client sent it; `headers` are those that may go upstream.
+
+    What its other headers mean is found out when somebody asks for it, and once: most hits need little of it.
+    """
 
     method: str
     ref: Reference
@@ -22,6 +29,49 @@ class Request:
     def head(self) -> bool:
         """Whether no body is wanted."""
         return self.method == "HEAD"
+
+    @cached_property
+    def types(self) -> frozenset[str]:
+        """The media types that the client accepts."""
+        return accepted_types(self.accept)
+
+    @cached_property
+    def asked(self) -> frozenset[str]:
+        """Those of `types` by which registries choose a manifest."""
+        return asked_types(self.types)
+
+    @cached_property
+    def ranges(self) -> RangeRequest | None:
+        """What Range asks for, whether or not it is to be honoured."""
+        return parse_range(self.range)
+
+    @cached_property
+    def wanted(self) -> RangeRequest | None:
+        """The parts of the object that are asked for; None for all of it (no Range, HEAD, a stale If-Range)."""
+        if self.head or not if_range_holds(self.if_range, f'"{self.ref.digest}"'):
+            return None
+        return self.ranges
+
+    def parts(self, size: int) -> tuple[Part, ...]:
+        """The parts of `size` bytes that are to be sent; none where all of it is. Raises Unsatisfiable."""
+        wanted = self.wanted
+        parts = () if wanted is None else wanted.parts(size)
+        if wanted is None or len(wanted.specs) == 1:
+            return parts
+        # Clients that ask for several ranges do not expect one 206 part. And more than all of it in pieces is an attack, or
+        # a client that is better off with all of it (RFC 9110 section 14.2).
+        return parts if len(parts) > 1 and sum(part.length for part in parts) <= size else ()
+
+    def takes(self, media_type: str) -> bool:
+        """Whether the client accepts an object of this type; never where nobody knows the type."""
+        return bool(media_type) and accepts(self.types, media_type)
+
+    def knows(self, digest: str) -> bool:
+        """Whether the client has this object already (RFC 9110 section 13.1.2, weak comparison)."""
+        if self.if_none_match is None:
+            return False
+        tags = {tag.strip().removeprefix("W/") for tag in self.if_none_match.split(",")}
+        return "*" in tags or f'"{digest}"' in tags
 
 
 # The client's headers that an upstream is to see, and no others: never cookies, hop-by-hop headers or ns.

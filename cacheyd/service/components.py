@@ -50,27 +50,21 @@ def assemble(
     settings = live.settings
     metrics = Metrics(settings.registries)
     store = Store(settings.cache_dir, settings, clock=clock, monotonic=monotonic, on_evicted=metrics.evicted)
+    # Before all others: what they do on a change may look at the store's settings.
+    live.listen(lambda settings: _hand_over(store, settings))
     authorizer = Authorizer(live, monotonic)
     origins = Origins(transport, authorizer, live, metrics)
     fetcher = Fetcher(
         store, origins, live, budget=transport.budget, clock=clock, monotonic=monotonic, events=metrics
     )  # fmt: skip
-    cache = Cache(
-        store, fetcher, settings, clock=clock, monotonic=monotonic, on_ignored=metrics.ignored, on_held=metrics.held,
-        below_floor=origins.below_floor, check_allowed=origins.check_allowed,
-    )  # fmt: skip
+    cache = Cache(store, fetcher, live, clock=clock, monotonic=monotonic, events=metrics, policy=origins)
     # Each of the two needs the other one.
     store.in_flight = fetcher.in_flight
     components = Components(metrics, store, authorizer, origins, fetcher, cache)
-    live.listen(lambda settings: _hand_over(components, settings))
     live.listen(lambda settings: metrics.configure(settings.registries))
     return components
 
 
-def _hand_over(components: Components, settings: Settings) -> None:
-    """Goes when all of them take `Live`: then they listen by themselves."""
-    # They have no other way yet.
-    components.store.settings = settings
-    components.cache.settings = settings  # As above.
-    # What was decided by the old settings counts no more.
-    components.cache.forget()
+def _hand_over(store: Store, settings: Settings) -> None:
+    """Goes when the store takes `Live`, too."""
+    store.settings = settings  # It has no other way yet.

@@ -1,7 +1,5 @@
 """Pages of the cache itself: API version, metrics, probes, status."""
 
-from dataclasses import replace
-
 from cacheyd.admin import status
 from cacheyd.admin.status import Reporter
 from cacheyd.cache.answer import API_VERSION, Answer, text_answer
@@ -27,7 +25,7 @@ class Pages:
         """The page; `headers` are the client's."""
         match page.path:
             case "/v2/":
-                return _with(text_answer(200, b"{}", "application/json"), *API_VERSION)
+                return text_answer(200, b"{}", "application/json").with_headers(API_VERSION)
             case "/metrics":
                 return text_answer(200, self._metrics.render(), CONTENT_TYPE)
             case "/healthz":
@@ -47,8 +45,4 @@ class Pages:
         if not trouble:
             return text_answer(200, b"ready\n")
         shown = status.kept_nothing(trouble)
-        return _with(text_answer(200, f"ready; {shown}\n".encode()), "Warning", f'199 cacheyd "{shown}"')
-
-
-def _with(answer: Answer, name: str, value: str) -> Answer:
-    return replace(answer, headers=(*answer.headers, (name, value)))
+        return text_answer(200, f"ready; {shown}\n".encode()).with_headers(("Warning", f'199 cacheyd "{shown}"'))

@@ -16,7 +16,7 @@ import pytest
 from mitmproxy import http
 
 from cacheyd.admin import tree
-from cacheyd.cache import answer, cache, cooldown
+from cacheyd.cache import age, relaying, request
 from cacheyd.observe import logs
 from cacheyd.protocol import accept, codings, headers, hosts, media_types, platforms, ranges, registries, targets, urls
 from cacheyd.protocol.errors import RequestError
@@ -104,7 +104,7 @@ CASES = (
     Case("Accept lines", _as_lines, ("accept._types",)),
     Case("Range", ranges.parse_range, ("ranges._SPEC",), "bytes="),
     Case("If-Range", lambda value: ranges.if_range_holds(value, '"x"')),
-    Case("If-None-Match", lambda value: cache._not_modified(value, "sha256:x")),
+    Case("If-None-Match", lambda value: request.Request("GET", TAGS, (), if_none_match=value).knows("sha256:x")),
     Case("Content-Range", ranges.parse_content_range, ("ranges._CONTENT_RANGE",)),
     Case("Content-Range's numbers", ranges.parse_content_range, (), "bytes 0-"),
     Case("Content-Length", lambda value: headers.content_length((("content-length", value),)),
@@ -113,8 +113,8 @@ CASES = (
          ("retry_after._SECONDS", "retry_after._IMF", "retry_after._RFC850", "retry_after._ASCTIME")),
     Case("Connection", lambda value: headers.end_to_end((("connection", value),))),
     Case("ratelimit-remaining", pulls._REMAINING.fullmatch, ("pulls._REMAINING",)),
-    Case("Link", lambda value: answer._next_page(value, TAGS), ("answer._next_page",)),
-    Case("Link's query", lambda value: answer._next_page(value, TAGS), (), "<x?", intake.MAX_VALUE),
+    Case("Link", lambda value: relaying._next_page(value, TAGS), ("relaying._next_page",)),
+    Case("Link's query", lambda value: relaying._next_page(value, TAGS), (), "<x?", intake.MAX_VALUE),
     Case("challenges", lambda value: challenges.parse_challenges((("www-authenticate", value),)), ("challenges._value",)),
     Case("a challenge", challenges._challenges, ("challenges._value",), "Bearer ", challenges.CHALLENGES_MAX),
     Case("a challenge's realm", challenges._challenges, ("challenges._value",), 'Bearer realm="', challenges.CHALLENGES_MAX),
@@ -154,9 +154,9 @@ CASES = (
          ("intake._HEAD_END", "intake._INTERIM")),
     Case("Link of a list", lambda value: tree._next_query((("link", value),)), ("tree._next_query",)),
     Case("Link's page", lambda value: tree._next_query((("link", value),)), (), "<x?", intake.MAX_VALUE),
-    Case("an image's date", cooldown.parse_created, ("cooldown._CREATED",)),
-    Case("a date of many digits", cooldown._CREATED.fullmatch, (), "2025-01-01T00:00:00."),
-    Case("a digest's tag", cooldown._OF_DIGEST.fullmatch, ("cooldown._OF_DIGEST",), "sha256-" + "a" * 64 + "."),
+    Case("an image's date", age.parse_created, ("age._CREATED",)),
+    Case("a date of many digits", age._CREATED.fullmatch, (), "2025-01-01T00:00:00."),
+    Case("a digest's tag", age._OF_DIGEST.fullmatch, ("age._OF_DIGEST",), "sha256-" + "a" * 64 + "."),
     Case("access log", _access_line),
     # What an access line is made of has been parsed, and is short.
     Case("quoted in the log", logs._one_line, longest=4 << 10),

@@ -171,7 +171,7 @@ def test_a_beginning_that_was_not_kept_is_not_gone_on_with(own: Starter) -> None
 
     with RawOrigin(answer) as origin:
         settings = {"max_size": "20MiB", "progress_timeout": "20s"}
-        changed = {"HOSTILE_CONSTANTS": "cacheyd.cache.cache.LENGTH_WAIT=0.5"}
+        changed = {"HOSTILE_CONSTANTS": "cacheyd.cache.boarding.LENGTH_WAIT=0.5"}
         daemon = own.daemon(registry_table("evil.test", origin.url), settings, env=changed, kind=Launched)
         target = blob_target("a/b", digest, "evil.test")
         with Client(daemon.port, patience=30) as client:

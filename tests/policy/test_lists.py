@@ -241,7 +241,7 @@ def test_no_referrers_are_not_believed_for_long(own: Starter, status: int) -> No
     """A signature comes a moment after its image, and whoever asked between the two must not be refused for `tag_ttl`."""
     origin = own.origin(Origin())
     config = f'[registries."reg.test"]\nupstream = "{origin.url}"\ntag_ttl = "1h"'
-    env = {"HOSTILE_CONSTANTS": "cacheyd.cache.lists.NOTHING_TTL=0.3"}
+    env = {"HOSTILE_CONSTANTS": "cacheyd.cache.kept_lists.NOTHING_TTL=0.3"}
     lab = Lab(own.daemon(config, env=env, kind=Launched), {"o": origin}, own.numbers)
     repo = lab.repo()
     target = f"{path_of('referrers', repo)}?ns=reg.test"

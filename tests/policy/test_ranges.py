@@ -17,7 +17,7 @@ from tests.support.images import Blob
 from tests.support.origin import Origin
 
 SIZES = pytest.mark.parametrize("size", [5000, 300_000, 9 << 20])
-# As in cacheyd.cache.cache: further ahead than this of a flight, upstream is asked on its own.
+# As in cacheyd.cache.pieces: further ahead than this of a flight, upstream is asked on its own.
 FAR_AHEAD = 8 << 20
 
 

@@ -1,7 +1,6 @@
 """Requests that are no hits, as mitmproxy's flows: their answers, and how they end."""
 
 import time
-from dataclasses import replace
 
 from mitmproxy import http
 
@@ -55,7 +54,7 @@ class Flows:
             sent = len(answer.body)
         self._accounting.answered(flow.request.method, answer, sent, started, flow.client_conn.peername, note)
         # The flow may be kept for inspection; what it holds of the store is not.
-        flow.metadata[ANSWER] = replace(answer, source=None)
+        flow.metadata[ANSWER] = answer.without_source()
 
 
 def make_response(request: http.Request, answer: Answer, *, closing: bool) -> http.Response:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol
 
 from mitmproxy import connection
@@ -250,7 +249,7 @@ class CacheHttp1Server(Http1Server):
         """Answers, then closes: FIN first, and what the client still sends is read, so that no RST eats the answer."""
         answer = error_answer(client_error(status, Code.UNSUPPORTED, message))
         if status == 405:
-            answer = replace(answer, headers=(*answer.headers, ("Allow", "GET, HEAD")))
+            answer = answer.with_headers(("Allow", "GET, HEAD"))
         yield commands.SendData(self.conn, render_head(answer, keep_alive=False) + answer.body)
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self.state = self.discard

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.cache.access import Gone
 from cacheyd.cache.answer import Answer
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
@@ -14,8 +13,8 @@ from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.headers import HeaderList, credentials_of, header
-from cacheyd.protocol.media_types import OCI_MANIFEST
 from cacheyd.protocol.reference import Kind, Reference
+from cacheyd.settings.live import Live
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.store.rows import Stored, add_repository
 from cacheyd.store.store import Store
@@ -86,7 +85,8 @@ class Scene:
         self.store, self.clock, self.registry = store, clock, Registry()
         self.settings = Settings(retries=0, registries={"reg.test": RegistrySettings(configured=True, access="verify")})
         self.fetcher = Fetcher(store, self.registry, self.settings)
-        self.cache = Cache(store, self.fetcher, self.settings)
+        self.live = Live(self.settings)
+        self.cache = Cache(store, self.fetcher, self.live)
 
     async def ask(self, login: str, repository: str, data: bytes = DATA, method: str = "GET") -> tuple[int, bytes]:
         """Status and body."""
@@ -201,8 +201,8 @@ async def test_a_reload_that_opens_the_registry_while_upstream_is_asked(scene: S
 
     def opened() -> None:
         settings = Settings(retries=0)
-        scene.fetcher.settings = scene.cache.settings = settings
-        scene.cache.forget()
+        scene.fetcher.settings = settings
+        scene.live.change(settings)
 
     scene.registry.on_head = opened
     assert await scene.ask(ALICE, SECRET) == (200, DATA)
@@ -216,34 +216,6 @@ def test_logins_are_told_apart_by_all_their_lines() -> None:
     different = [(), ("",), ("alice",), ("", "alice"), ("alice", ""), ("alice", "bob"), ("bob", "alice"), ("bob",)]
     assert len({credentials_of(authorized(*lines)) for lines in different}) == len(different)
     assert credentials_of((("AUTHORIZATION", "alice"),)) == credentials_of(authorized("alice"))
-
-
-def test_gone_is_for_one_login_and_one_tag() -> None:
-    gone = Gone()
-    gone.add(tag("1.0"), authorized(BOB))
-    gone.add(tag("1.0"), authorized(BOB))
-    assert len(gone) == 1
-    assert gone.has(tag("1.0"), authorized(BOB))
-    assert not gone.has(tag("1.0"), authorized(ALICE))
-    assert not gone.has(tag("1.0"), ())
-    assert not gone.has(tag("1.1"), authorized(BOB))
-    assert not gone.has(tag("1.0"), (("Accept", OCI_MANIFEST), *authorized(BOB)))
-    gone.discard(tag("1.0"), authorized(ALICE))
-    gone.discard(tag("1.1"), authorized(BOB))
-    assert gone.has(tag("1.0"), authorized(BOB))
-    gone.discard(tag("1.0"), authorized(BOB))
-    assert not gone.has(tag("1.0"), authorized(BOB))
-    assert not gone
-
-
-def test_gone_is_bounded_whatever_strangers_ask_for() -> None:
-    gone = Gone(limit=100)
-    for number in range(1000):
-        gone.add(tag("one"), authorized(str(number)))
-        gone.add(tag(str(number)), ())
-    assert len(gone) == 100
-    assert gone.has(tag("999"), ())
-    assert gone._count == sum(map(len, gone._logins.values()))
 
 
 async def test_tags_that_nobody_knows_need_not_be_remembered(scene: Scene) -> None:

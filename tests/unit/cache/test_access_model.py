@@ -274,7 +274,7 @@ def told(answer: Answer, body: bytes, things: list[Thing]) -> list[Thing]:
 
 @pytest.mark.parametrize("seed", range(16))
 async def test_nobody_gets_what_is_not_his(store: Store, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.cache.cache.FAR_AHEAD", 10_000)
+    monkeypatch.setattr("cacheyd.cache.pieces.FAR_AHEAD", 10_000)
     world = World(seed)
     settings = settings_for(world, tag_ttl=300.0 if seed % 2 else 0.0)
     fetcher = Fetcher(store, world, settings)

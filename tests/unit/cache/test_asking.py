@@ -25,9 +25,9 @@ from tests.support.fetching import (
 )
 
 
-async def test_a_rate_limit_is_remembered_until_its_retry_after(scene: Scene) -> None:
+async def test_a_rate_limit_is_remembered_until_its_retry_after(fetching: Scene) -> None:
     upstream = Script(refusal(429, ("Retry-After", "60"), ("ratelimit-remaining", "0;w=21600")), whole(BLOB))
-    fetcher = scene.fetcher(upstream)
+    fetcher = fetching.fetcher(upstream)
 
     for _ in range(6):
         with pytest.raises(Relayed) as caught:
@@ -36,16 +36,16 @@ async def test_a_rate_limit_is_remembered_until_its_retry_after(scene: Scene) ->
         assert header(caught.value.relay.headers, "retry-after") == "60"
     assert len(upstream.requests) == 1
 
-    scene.clock.now += 59.9
+    fetching.clock.now += 59.9
     with pytest.raises(Relayed):
         await fetcher.flight(blob_ref(BLOB), ALICE).opened()
-    scene.clock.now += 0.1
+    fetching.clock.now += 0.1
     assert await read(fetcher.flight(blob_ref(BLOB), ALICE)) == BLOB
 
 
-async def test_a_rate_limit_is_one_clients_own(scene: Scene) -> None:
+async def test_a_rate_limit_is_one_clients_own(fetching: Scene) -> None:
     upstream = Script(refusal(429, ("Retry-After", "60")), refusal(404), refusal(404), refusal(404))
-    fetcher = scene.fetcher(upstream)
+    fetcher = fetching.fetcher(upstream)
     with pytest.raises(Relayed):
         await fetcher.open(reference("manifests/1"), "HEAD", ALICE)
 
@@ -56,18 +56,18 @@ async def test_a_rate_limit_is_one_clients_own(scene: Scene) -> None:
     assert (await fetcher.open(elsewhere, "HEAD", ALICE)).status == 404
 
 
-async def test_a_rate_limit_in_the_middle_of_a_flight_is_waited_for(scene: Scene) -> None:
+async def test_a_rate_limit_in_the_middle_of_a_flight_is_waited_for(fetching: Scene) -> None:
     upstream = Script(whole(BLOB, BLOB[:100_000], BREAK), refusal(429, ("Retry-After", "0")), rest(BLOB, 100_000))
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
 
-async def test_a_change_of_settings_ends_what_is_remembered(scene: Scene) -> None:
-    live = Live(scene.settings)
+async def test_a_change_of_settings_ends_what_is_remembered(fetching: Scene) -> None:
+    live = Live(fetching.settings)
     upstream = Script(refusal(429, ("Retry-After", "60")), refusal(404))
-    asking = Asking(upstream, live, clock=scene.clock, monotonic=scene.clock)
+    asking = Asking(upstream, live, clock=fetching.clock, monotonic=fetching.clock)
     with pytest.raises(Relayed):
         await asking.open(reference("manifests/1"), "HEAD", ALICE)
 
-    live.change(scene.settings)
+    live.change(fetching.settings)
 
     assert (await asking.open(reference("manifests/1"), "HEAD", ALICE)).status == 404

@@ -34,72 +34,72 @@ from tests.support.fetching import (
 # Resume
 
 
-async def test_a_broken_body_is_resumed_where_it_broke(scene: Scene) -> None:
+async def test_a_broken_body_is_resumed_where_it_broke(fetching: Scene) -> None:
     upstream = Script(
         whole(BLOB, BLOB[:100_000], BREAK),
         rest(BLOB, 100_000, BLOB[100_000:150_000], BREAK),
         rest(BLOB, 150_000),
     )
-    fetcher = scene.fetcher(upstream)
+    fetcher = fetching.fetcher(upstream)
 
     assert await read(fetcher.flight(blob_ref(BLOB), ALICE)) == BLOB
     assert upstream.ranges == [None, "bytes=100000-", "bytes=150000-"]
     assert all(header(request.headers, "authorization") == "Basic alice" for request in upstream.requests)
 
 
-async def test_a_body_that_ends_early_is_resumed(scene: Scene) -> None:
+async def test_a_body_that_ends_early_is_resumed(fetching: Scene) -> None:
     upstream = Script(whole(BLOB, BLOB[:100_000]), rest(BLOB, 100_000))
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
     assert upstream.ranges == [None, "bytes=100000-"]
 
 
-async def test_an_upstream_that_ignores_range_sends_all_of_it_again(scene: Scene) -> None:
+async def test_an_upstream_that_ignores_range_sends_all_of_it_again(fetching: Scene) -> None:
     upstream = Script(whole(BLOB, BLOB[:100_000], BREAK), whole(BLOB, BLOB[:99_999], BLOB[99_999:100_001], BLOB[100_001:]))
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
 
-async def test_a_failure_to_connect_while_resuming_is_tried_again(scene: Scene) -> None:
+async def test_a_failure_to_connect_while_resuming_is_tried_again(fetching: Scene) -> None:
     upstream = Script(
         whole(BLOB, BLOB[:100_000], BREAK),
         UpstreamBroken("refused", refused=True),
         refusal(503),
         rest(BLOB, 100_000),
     )
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
 
-async def test_a_body_without_progress_is_broken(scene: Scene) -> None:
-    scene.settings = load(environ={}, flags={"progress_timeout": "20ms"})
+async def test_a_body_without_progress_is_broken(fetching: Scene) -> None:
+    fetching.settings = load(environ={}, flags={"progress_timeout": "20ms"})
     upstream = Script(whole(BLOB, BLOB[:100_000], asyncio.Event()), rest(BLOB, 100_000))
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
 
-async def test_after_so_many_retries_the_clients_are_let_go(scene: Scene) -> None:
+async def test_after_so_many_retries_the_clients_are_let_go(fetching: Scene) -> None:
     upstream = Script(whole(BLOB, BLOB[:100_000], BREAK), BREAK, BREAK, BREAK)
-    fetcher = scene.fetcher(upstream)
+    fetcher = fetching.fetcher(upstream)
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
 
     with pytest.raises(BodyBroken):
         await read(flight)
 
-    assert len(upstream.requests) == 1 + scene.settings.retries
+    assert len(upstream.requests) == 1 + fetching.settings.retries
     assert isinstance(flight.error, RequestError)
     assert flight.error.failure.status == 502
-    assert scene.on_disk(BLOB) is None
+    assert fetching.on_disk(BLOB) is None
 
 
-async def test_progress_makes_the_next_break_a_first_one(scene: Scene) -> None:
+async def test_progress_makes_the_next_break_a_first_one(fetching: Scene) -> None:
     step = 70_000
     upstream = Script(whole(BLOB, BLOB[:step], BREAK))
     for at in range(step, len(BLOB), step):
         upstream.replies += [BREAK, BREAK, rest(BLOB, at, BLOB[at : at + step], BREAK)]
     upstream.replies[-1] = rest(BLOB, 4 * step)
 
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
 
-async def test_while_it_makes_no_sense_a_resuming_client_is_answered_at_once(scene: Scene) -> None:
-    fetcher = scene.fetcher(Script(whole(BLOB, BLOB[:100_000], BREAK), BREAK, BREAK, BREAK))
+async def test_while_it_makes_no_sense_a_resuming_client_is_answered_at_once(fetching: Scene) -> None:
+    fetcher = fetching.fetcher(Script(whole(BLOB, BLOB[:100_000], BREAK), BREAK, BREAK, BREAK))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
     await flight.opened()
     assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None
@@ -109,13 +109,13 @@ async def test_while_it_makes_no_sense_a_resuming_client_is_answered_at_once(sce
     failure = fetcher.recent_failure(BY_DIGEST.registry, flight.digest)
     assert failure is not None
     assert failure.failure.status == 502
-    scene.clock.now += FAILURE_PAUSE
+    fetching.clock.now += FAILURE_PAUSE
     assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None
 
 
-async def test_the_next_flight_goes_on_where_a_failed_one_stopped(scene: Scene) -> None:
+async def test_the_next_flight_goes_on_where_a_failed_one_stopped(fetching: Scene) -> None:
     upstream = Script(whole(BLOB, BLOB[:100_000], BREAK), BREAK, BREAK, BREAK, rest(BLOB, 100_000))
-    fetcher = scene.fetcher(upstream)
+    fetcher = fetching.fetcher(upstream)
     with pytest.raises(BodyBroken):
         await read(fetcher.flight(blob_ref(BLOB), ACCEPT))
 
@@ -123,8 +123,8 @@ async def test_the_next_flight_goes_on_where_a_failed_one_stopped(scene: Scene) 
     assert upstream.ranges[-1] == "bytes=100000-"
 
 
-async def test_a_stop_leaves_what_is_there_for_the_next_process(scene: Scene) -> None:
-    fetcher = scene.fetcher(Script(whole(BLOB, BLOB[:100_000], asyncio.Event())))
+async def test_a_stop_leaves_what_is_there_for_the_next_process(fetching: Scene) -> None:
+    fetcher = fetching.fetcher(Script(whole(BLOB, BLOB[:100_000], asyncio.Event())))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
     await until(flight, 100_000)
     reading = asyncio.create_task(read(flight))
@@ -137,30 +137,30 @@ async def test_a_stop_leaves_what_is_there_for_the_next_process(scene: Scene) ->
     flight.body.partial.close()  # As the end of the process does.
 
     upstream = Script(rest(BLOB, 100_000))
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
     assert upstream.ranges == ["bytes=100000-"]
 
 
 @pytest.mark.parametrize("length", [True, False])
-async def test_a_fetch_goes_on_from_an_earlier_process(scene: Scene, length: bool) -> None:
-    scene.leave_partial(BLOB, BLOB[:100_000])
+async def test_a_fetch_goes_on_from_an_earlier_process(fetching: Scene, length: bool) -> None:
+    fetching.leave_partial(BLOB, BLOB[:100_000])
     reply = rest(BLOB, 100_000)
     if not length:
         reply.headers = (("Content-Range", f"bytes 100000-{len(BLOB) - 1}/*"), ("Content-Length", str(len(BLOB) - 100_000)))
     upstream = Script(reply)
 
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
     assert upstream.ranges == ["bytes=100000-"]
 
 
-async def test_a_partial_that_is_whole_asks_nobody(scene: Scene) -> None:
-    scene.leave_partial(BLOB, BLOB)
-    fetcher = scene.fetcher(Script())
+async def test_a_partial_that_is_whole_asks_nobody(fetching: Scene) -> None:
+    fetching.leave_partial(BLOB, BLOB)
+    fetcher = fetching.fetcher(Script())
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
 
     assert await read(flight) == BLOB
     await landed(fetcher)
-    assert scene.on_disk(BLOB) == BLOB
+    assert fetching.on_disk(BLOB) == BLOB
 
 
 @pytest.mark.parametrize(
@@ -172,37 +172,37 @@ async def test_a_partial_that_is_whole_asks_nobody(scene: Scene) -> None:
         Reply(206, (("Content-Range", "bytes */300000"),), [BLOB[100_000:]]),
     ],
 )
-async def test_what_does_not_continue_is_begun_anew(scene: Scene, reply: Reply) -> None:
-    scene.leave_partial(BLOB, BLOB[:100_000])
+async def test_what_does_not_continue_is_begun_anew(fetching: Scene, reply: Reply) -> None:
+    fetching.leave_partial(BLOB, BLOB[:100_000])
     upstream = Script(Reply(reply.status, reply.headers, reply.pieces[:]), whole(BLOB))
 
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
     assert upstream.ranges == ["bytes=100000-", None]
 
 
-async def test_a_partial_longer_than_the_object_is_begun_anew(scene: Scene) -> None:
-    scene.leave_partial(BLOB, BLOB + b"more")
+async def test_a_partial_longer_than_the_object_is_begun_anew(fetching: Scene) -> None:
+    fetching.leave_partial(BLOB, BLOB + b"more")
     upstream = Script(refusal(416), whole(BLOB))
-    assert await read(scene.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
+    assert await read(fetching.fetcher(upstream).flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
 
 @pytest.mark.parametrize("reply", [refusal(416), rest(BLOB, 50_000), rest(BLOB + b"x", 100_000), whole(BLOB[:200_000])])
-async def test_what_does_not_continue_what_clients_have_is_given_up(scene: Scene, reply: Reply) -> None:
-    fetcher = scene.fetcher(Script(whole(BLOB, BLOB[:100_000], BREAK), Reply(reply.status, reply.headers, reply.pieces[:])))
+async def test_what_does_not_continue_what_clients_have_is_given_up(fetching: Scene, reply: Reply) -> None:
+    fetcher = fetching.fetcher(Script(whole(BLOB, BLOB[:100_000], BREAK), Reply(reply.status, reply.headers, reply.pieces[:])))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
 
     with pytest.raises(BodyBroken):
         await read(flight)
     assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is not None
-    assert list((scene.store.root / "partial").iterdir()) == []
+    assert list((fetching.store.root / "partial").iterdir()) == []
 
 
-async def test_rubbish_left_by_an_earlier_process_does_no_lasting_harm(scene: Scene) -> None:
-    scene.leave_partial(BLOB, b"rubbish" * 1000)
-    fetcher = scene.fetcher(Script(rest(BLOB, 7000), whole(BLOB)))
+async def test_rubbish_left_by_an_earlier_process_does_no_lasting_harm(fetching: Scene) -> None:
+    fetching.leave_partial(BLOB, b"rubbish" * 1000)
+    fetcher = fetching.fetcher(Script(rest(BLOB, 7000), whole(BLOB)))
     with pytest.raises(BodyBroken):
         await read(fetcher.flight(blob_ref(BLOB), ACCEPT))
-    scene.clock.now += MISMATCH_PAUSE
+    fetching.clock.now += MISMATCH_PAUSE
 
     assert await read(fetcher.flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
@@ -211,8 +211,8 @@ async def test_rubbish_left_by_an_earlier_process_does_no_lasting_harm(scene: Sc
 
 
 @pytest.mark.parametrize("wrong", [BLOB[:-1] + bytes([BLOB[-1] ^ 1]), b"\x00" + BLOB[1:], BLOB + b"extra", bytes(len(BLOB))])
-async def test_nobody_gets_a_complete_wrong_blob_and_it_is_not_kept(scene: Scene, wrong: bytes) -> None:
-    fetcher = scene.fetcher(Script(whole(BLOB, wrong)))
+async def test_nobody_gets_a_complete_wrong_blob_and_it_is_not_kept(fetching: Scene, wrong: bytes) -> None:
+    fetcher = fetching.fetcher(Script(whole(BLOB, wrong)))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
     await flight.opened()
     reader = FlightReader(flight, 0, flight.size)
@@ -231,14 +231,14 @@ async def test_nobody_gets_a_complete_wrong_blob_and_it_is_not_kept(scene: Scene
     assert received <= len(BLOB) - HOLD
     assert isinstance(flight.error, RequestError)
     assert (flight.error.failure.status, flight.error.failure.code) == (502, Code.DIGEST_INVALID)
-    assert scene.mismatches == ["reg.example"]
-    assert scene.on_disk(BLOB) is None
-    assert list((scene.store.root / "partial").iterdir()) == []
+    assert fetching.mismatches == ["reg.example"]
+    assert fetching.on_disk(BLOB) is None
+    assert list((fetching.store.root / "partial").iterdir()) == []
 
 
-async def test_a_body_that_runs_past_its_length_is_not_written_without_end(scene: Scene) -> None:
+async def test_a_body_that_runs_past_its_length_is_not_written_without_end(fetching: Scene) -> None:
     endless = Reply(200, (("Content-Length", str(len(BLOB))),), [BLOB] * 100)
-    fetcher = scene.fetcher(Script(endless))
+    fetcher = fetching.fetcher(Script(endless))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
     with pytest.raises(RequestError):
         await flight.settled(5)
@@ -246,22 +246,22 @@ async def test_a_body_that_runs_past_its_length_is_not_written_without_end(scene
     assert flight.received <= 3 * len(BLOB)
 
 
-async def test_after_wrong_bytes_upstream_is_left_alone_for_a_while(scene: Scene) -> None:
-    fetcher = scene.fetcher(Script(whole(BLOB, bytes(len(BLOB))), whole(BLOB)))
+async def test_after_wrong_bytes_upstream_is_left_alone_for_a_while(fetching: Scene) -> None:
+    fetcher = fetching.fetcher(Script(whole(BLOB, bytes(len(BLOB))), whole(BLOB)))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
     await flight.opened()
     with pytest.raises(RequestError):
         await flight.settled(5)
 
-    scene.clock.now += MISMATCH_PAUSE - 1
+    fetching.clock.now += MISMATCH_PAUSE - 1
     assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is not None
-    scene.clock.now += 1
+    fetching.clock.now += 1
     assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None
     assert await read(fetcher.flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
 
-async def test_a_small_wrong_blob_fails_before_a_byte_of_it_is_readable(scene: Scene) -> None:
-    fetcher = scene.fetcher(Script(whole(b"right", b"wrong")))
+async def test_a_small_wrong_blob_fails_before_a_byte_of_it_is_readable(fetching: Scene) -> None:
+    fetcher = fetching.fetcher(Script(whole(b"right", b"wrong")))
     flight = fetcher.flight(blob_ref(b"right"), ACCEPT)
     with pytest.raises(RequestError):
         await flight.settled(5)
@@ -272,9 +272,9 @@ async def test_a_small_wrong_blob_fails_before_a_byte_of_it_is_readable(scene: S
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 418, 500, 503])
-async def test_an_error_of_upstream_is_relayed_as_it_is(scene: Scene, status: int) -> None:
+async def test_an_error_of_upstream_is_relayed_as_it_is(fetching: Scene, status: int) -> None:
     challenge = ("WWW-Authenticate", 'Bearer realm="https://auth.example/token"')
-    fetcher = scene.fetcher(Script(refusal(status, challenge, ("Connection", "X-Hop"), ("X-Hop", "1"), body=b"no")))
+    fetcher = fetching.fetcher(Script(refusal(status, challenge, ("Connection", "X-Hop"), ("X-Hop", "1"), body=b"no")))
 
     with pytest.raises(Relayed) as caught:
         await fetcher.flight(blob_ref(BLOB), ACCEPT).opened()
@@ -289,9 +289,9 @@ async def test_an_error_of_upstream_is_relayed_as_it_is(scene: Scene, status: in
 
 
 @pytest.mark.parametrize("status", [204, 206, 301, 304])
-async def test_an_answer_that_makes_no_sense_is_a_bad_gateway(scene: Scene, status: int) -> None:
+async def test_an_answer_that_makes_no_sense_is_a_bad_gateway(fetching: Scene, status: int) -> None:
     with pytest.raises(RequestError) as caught:
-        await scene.fetcher(Script(Reply(status))).flight(blob_ref(BLOB), ACCEPT).opened()
+        await fetching.fetcher(Script(Reply(status))).flight(blob_ref(BLOB), ACCEPT).opened()
     assert caught.value.failure.status == 502
 
 
@@ -303,8 +303,8 @@ async def test_an_answer_that_makes_no_sense_is_a_bad_gateway(scene: Scene, stat
         (UpstreamBroken("not allowed", refused=True), 503),
     ],
 )
-async def test_an_upstream_that_cannot_be_had(scene: Scene, error: UpstreamBroken, status: int) -> None:
-    fetcher = scene.fetcher(Script(error))
+async def test_an_upstream_that_cannot_be_had(fetching: Scene, error: UpstreamBroken, status: int) -> None:
+    fetcher = fetching.fetcher(Script(error))
     with pytest.raises(RequestError) as caught:
         await fetcher.flight(blob_ref(BLOB), ACCEPT).opened()
 
@@ -314,18 +314,18 @@ async def test_an_upstream_that_cannot_be_had(scene: Scene, error: UpstreamBroke
     )
 
 
-async def test_an_error_body_that_is_too_large_or_breaks_is_left_out(scene: Scene) -> None:
-    fetcher = scene.fetcher(Script(Reply(500, (), [b"x" * 1_000_000] * 3), Reply(500, (), [b"x", BREAK])))
+async def test_an_error_body_that_is_too_large_or_breaks_is_left_out(fetching: Scene) -> None:
+    fetcher = fetching.fetcher(Script(Reply(500, (), [b"x" * 1_000_000] * 3), Reply(500, (), [b"x", BREAK])))
     for _ in range(2):
         with pytest.raises(Relayed) as caught:
             await fetcher.flight(blob_ref(BLOB), ACCEPT).opened()
         assert caught.value.relay.body == b""
 
 
-async def test_an_error_that_nobody_thought_of_ends_the_flight(scene: Scene) -> None:
+async def test_an_error_that_nobody_thought_of_ends_the_flight(fetching: Scene) -> None:
     reply = whole(BLOB)
     reply.headers = None  # type: ignore[assignment]
-    fetcher = scene.fetcher(Script(reply))
+    fetcher = fetching.fetcher(Script(reply))
     with pytest.raises(RequestError) as caught:
         await fetcher.flight(blob_ref(BLOB), ACCEPT).opened()
     assert caught.value.failure.status == 502

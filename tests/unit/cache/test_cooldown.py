@@ -2,33 +2,24 @@
 
 import asyncio
 import hashlib
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.cache.cooldown import (
-    EARLIEST,
-    Ageless,
-    Cooldown,
-    believed,
-    listed,
-    parse_created,
-    reference_of,
-    release,
-    ripe_at,
-    shown,
-    why,
-)
+from cacheyd.cache.admission import Admission
+from cacheyd.cache.cooldown import Cooldown
+from cacheyd.cache.held_tags import listed, release
+from cacheyd.cache.sightings import Sightings, reference_of
+from cacheyd.observe.events import Events
 from cacheyd.protocol.images import parse_image
 from cacheyd.protocol.media_types import OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Reference
+from cacheyd.settings.live import Live
 from cacheyd.settings.load import load
 from cacheyd.settings.settings import Settings
 from cacheyd.store.rows import TagVariant
-from cacheyd.store.sights import Sight
 from cacheyd.store.store import Store
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import Clock
@@ -42,101 +33,17 @@ def digest(number: int) -> str:
     return "sha256:" + hashlib.sha256(str(number).encode()).hexdigest()
 
 
-# Dates
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("2020-05-06T07:08:09Z", 1588748889.0),
-        ("2020-05-06t07:08:09z", 1588748889.0),
-        ("2020-05-06T07:08:09.123456789Z", 1588748889.0),
-        ("2020-05-06T09:08:09+02:00", 1588748889.0),
-        ("2013-01-01T00:00:00Z", EARLIEST),
-        ("2012-12-31T23:59:59Z", None),
-        ("1980-01-01T00:00:01Z", None),
-        ("1970-01-01T00:00:00Z", None),
-        ("0001-01-01T00:00:00Z", None),
-        ("0001-01-01T00:00:00+14:00", None),
-        ("9999-12-31T23:59:59-14:00", 253402351199.0),
-        ("2020-02-30T00:00:00Z", None),
-        ("2020-05-06T07:08:09", None),
-        ("2020-05-06", None),
-        ("2020-05-06T07:08:09+99:99", None),
-        ("٢٠٢٠-05-06T07:08:09Z", None),
-        ("2020-05-06T07:08:09." + "1" * 100 + "Z", None),
-        ("", None),
-        (1588748889, None),
-        (None, None),
-        ({}, None),
-    ],
-)
-def test_a_date(text: object, found: float | None) -> None:
-    assert parse_created(text) == found
-
-
-@given(st.text() | st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})"))
-def test_whatever_a_date_is_it_is_no_error(text: str) -> None:
-    assert believed(parse_created(text), NOW) <= NOW
-
-
-@given(st.floats(allow_nan=False, min_value=0, max_value=1e15))
-def test_any_time_can_be_shown(at: float) -> None:
-    assert shown(at).endswith("Z")
-
-
-def test_dates_to_come_say_nothing() -> None:
-    assert believed(NOW + 1, NOW) == 0
-    assert believed(NOW, NOW) == NOW
-    assert believed(None, NOW) == 0
-
-
-@pytest.mark.parametrize(
-    ("sight", "evidence", "at"),
-    [
-        (Sight(NOW), "any", NOW + DAY),
-        (Sight(NOW, 0.0), "any", NOW + DAY),
-        (Sight(NOW, NOW - DAY), "any", NOW),
-        (Sight(NOW, NOW - DAY), "seen", NOW + DAY),
-        (Sight(NOW - DAY, NOW), "any", NOW),
-        (Sight(NOW, released=True), "seen", 0.0),
-    ],
-)
-def test_when_it_may_be_served(sight: Sight, evidence: str, at: float) -> None:
-    assert ripe_at(sight, DAY, evidence) == at
-
-
-def test_why_it_is_held() -> None:
-    assert why(Sight(NOW, NOW - 60), 3 * DAY, "any") == (
-        "younger than 3d: created 2023-11-14T22:12:20Z, first seen here 2023-11-14T22:13:20Z"
-    )
-    assert why(Sight(NOW, NOW - 60), 5400, "seen") == "younger than 90m: first seen here 2023-11-14T22:13:20Z"
-    assert why(Sight(NOW), 1.5, "any") == "younger than 1.5s: first seen here 2023-11-14T22:13:20Z"
-
-
-# Which tags
-
-
-def test_which_tags_have_an_age() -> None:
-    settings = load(environ={}, flags={"min_age": "1d", "min_ages": "reg.test/lab/img:free=0,*/*:latest=7d,ghcr.io=2d"})
-    ages = Ageless(settings)
-    wanted = {
-        "reg.test/lab/img:1.0": DAY,
-        "reg.test/lab/img:free": 0,
-        "reg.test/lab/img:latest": 7 * DAY,
-        "ghcr.io/a/b:1": 2 * DAY,
-        "docker.io/nginx:latest": 7 * DAY,
-        f"reg.test/lab/img:sha256-{'0' * 64}.sig": 0,
-        f"reg.test/lab/img:sha512-{'0' * 128}": 0,
-        f"reg.test/lab/img:sha256-{'0' * 65}": DAY,
-        f"reg.test/lab/img:sha256-{'0' * 64}-x": DAY,
-    }
-    assert {name: ages.of(reference_of(name)) for name in wanted} == wanted
-    assert ages.of(replace(TAG, reference=digest(1), digest=digest(1))) == 0
-    assert not Ageless(load(environ={}, flags={"min_ages": "*/*:latest=0"})).any
-
-
 # The decisions
+
+
+class Told(Events):
+    """What happened to tags."""
+
+    def __init__(self) -> None:
+        self.actions: list[str] = []
+
+    def held(self, registry: str, action: str) -> None:
+        self.actions.append(action)
 
 
 class Bench:
@@ -145,23 +52,27 @@ class Bench:
     def __init__(self, created: dict[str, float | None] | None = None, **flags: str) -> None:
         self.clock, self.monotonic = Clock(NOW), Clock(5.0)
         self.store = MemoryStore(clock=self.clock)
-        self.told: list[str] = []
+        self.events = Told()
         self.created = created or {}
         self.asked = 0
         self.start(**flags)
 
     def start(self, **flags: str) -> None:
         self.settings: Settings = load(environ={}, flags={"min_age": "1d"} | flags)
-        self.cooldown = Cooldown(
-            cast("Store", self.store), self.settings, clock=self.clock, monotonic=self.monotonic,
-            on_held=lambda registry, action: self.told.append(action),
-        )  # fmt: skip
-        self.cooldown.look = self._look
+        self.live = Live(self.settings)
+        store = cast("Store", self.store)
+        self.sightings = Sightings(store, clock=self.clock, monotonic=self.monotonic)
+        self.cooldown = Cooldown(store, self.sightings, self.live)
+        self.admission = Admission(store, self.sightings, self.cooldown, self, self.live, self.events)
 
-    async def _look(self, ref: Reference, headers: object, variant: TagVariant, data: bytes) -> None:
+    @property
+    def told(self) -> list[str]:
+        return self.events.actions
+
+    async def look(self, ref: Reference, headers: object, variant: TagVariant, data: bytes) -> None:
         self.asked += 1
         if variant.digest in self.created:
-            self.cooldown.learn(ref, variant.digest, self.created[variant.digest])
+            self.sightings.learn(ref, variant.digest, self.created[variant.digest])
 
     def sleep(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -170,7 +81,7 @@ class Bench:
     def upstream(self, number: int, asked: frozenset[str] = ASKED, ref: Reference = TAG) -> str | None:
         """Upstream says that the tag has this digest; what a client gets."""
         variant = TagVariant(asked, digest(number), OCI_INDEX, 10, self.clock.now)
-        assert asyncio.run(self.cooldown.admit(ref, (), variant, b""))
+        assert asyncio.run(self.admission.admit(ref, (), variant, b""))
         if self.cooldown.held_until(ref, variant.digest) is None:
             return variant.digest
         previous = self.cooldown.previous(ref, asked)
@@ -235,7 +146,7 @@ def test_audit_says_what_it_lets_through() -> None:
     bench = Bench({digest(1): NOW - 2 * DAY})
     bench.upstream(1)
     bench.upstream(2)
-    bench.cooldown.configure(load(environ={}, flags={"min_age": "1d", "min_age_action": "audit"}))
+    bench.live.change(load(environ={}, flags={"min_age": "1d", "min_age_action": "audit"}))
     assert bench.told == ["held", "audited"]
     assert bench.cooldown.count() == 0
 
@@ -314,7 +225,7 @@ def test_without_an_age_nothing_is_remembered() -> None:
     bench = Bench(min_age="0s")
     variant = TagVariant(ASKED, digest(1), OCI_INDEX, 10, NOW)
     assert not bench.cooldown.active
-    assert not asyncio.run(bench.cooldown.admit(TAG, (), variant, b""))
+    assert not asyncio.run(bench.admission.admit(TAG, (), variant, b""))
     assert len(bench.store.sights.seen) == 0
 
 
@@ -336,9 +247,9 @@ def test_new_settings_let_go_what_they_do_not_hold() -> None:
     bench = Bench({digest(1): NOW - 2 * DAY})
     bench.upstream(1)
     bench.upstream(2)
-    bench.cooldown.configure(load(environ={}, flags={"min_age": "1h"}))
+    bench.live.change(load(environ={}, flags={"min_age": "1h"}))
     assert bench.upstream(2) == digest(1)
-    bench.cooldown.configure(load(environ={}))
+    bench.live.change(load(environ={}))
     assert [v.digest for v in bench.tag] == [digest(2)]
     assert not bench.cooldown.active
 

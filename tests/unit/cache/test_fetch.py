@@ -31,22 +31,22 @@ from tests.support.fetching import (
 # Blobs
 
 
-async def test_a_blob_is_fetched_once_for_all_and_kept(scene: Scene) -> None:
+async def test_a_blob_is_fetched_once_for_all_and_kept(fetching: Scene) -> None:
     upstream = Script(whole(BLOB, *[BLOB[i : i + 50_000] for i in range(0, len(BLOB), 50_000)]))
-    fetcher = scene.fetcher(upstream)
+    fetcher = fetching.fetcher(upstream)
 
     bodies = await asyncio.gather(*(read(fetcher.flight(blob_ref(BLOB), ACCEPT), start) for start in (0, 5, 299_999)))
 
     assert bodies == [BLOB, BLOB[5:], BLOB[299_999:]]
     assert upstream.requests == [UpstreamRequest(blob_ref(BLOB), "GET", ACCEPT)]
     await landed(fetcher)
-    assert scene.on_disk(BLOB) == BLOB
+    assert fetching.on_disk(BLOB) == BLOB
 
 
-async def test_who_comes_late_joins_the_same_flight(scene: Scene) -> None:
+async def test_who_comes_late_joins_the_same_flight(fetching: Scene) -> None:
     more = asyncio.Event()
     upstream = Script(whole(BLOB, BLOB[:200_000], more, BLOB[200_000:]))
-    fetcher = scene.fetcher(upstream)
+    fetcher = fetching.fetcher(upstream)
     first = fetcher.flight(blob_ref(BLOB), ACCEPT)
     await until(first, 200_000)
 
@@ -59,38 +59,38 @@ async def test_who_comes_late_joins_the_same_flight(scene: Scene) -> None:
     assert len(upstream.requests) == 1
 
 
-async def test_a_flight_needs_no_client_to_complete(scene: Scene) -> None:
-    fetcher = scene.fetcher(Script(whole(BLOB)))
+async def test_a_flight_needs_no_client_to_complete(fetching: Scene) -> None:
+    fetcher = fetching.fetcher(Script(whole(BLOB)))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
     reading = asyncio.create_task(read(flight))
     await asyncio.sleep(0)
     reading.cancel()
 
     await landed(fetcher)
-    assert scene.on_disk(BLOB) == BLOB
+    assert fetching.on_disk(BLOB) == BLOB
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 @pytest.mark.parametrize("data", [b"", b"small", BLOB])
-async def test_blobs_of_any_size(scene: Scene, data: bytes, algorithm: str) -> None:
-    fetcher = scene.fetcher(Script(whole(data)))
+async def test_blobs_of_any_size(fetching: Scene, data: bytes, algorithm: str) -> None:
+    fetcher = fetching.fetcher(Script(whole(data)))
     flight = fetcher.flight(blob_ref(data, algorithm), ACCEPT)
     assert await read(flight) == data
     await landed(fetcher)
-    assert scene.store.find(digest_of(data, algorithm)) is not None
+    assert fetching.store.find(digest_of(data, algorithm)) is not None
 
 
-async def test_the_length_may_be_unknown_until_the_end(scene: Scene) -> None:
-    fetcher = scene.fetcher(Script(whole(BLOB, length=False)))
+async def test_the_length_may_be_unknown_until_the_end(fetching: Scene) -> None:
+    fetcher = fetching.fetcher(Script(whole(BLOB, length=False)))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
 
     assert await read(flight) == BLOB
     assert flight.size == len(BLOB)
 
 
-async def test_responses_are_closed(scene: Scene) -> None:
+async def test_responses_are_closed(fetching: Scene) -> None:
     reply, missing = whole(BLOB), refusal(404)
-    fetcher = scene.fetcher(Script(reply, missing))
+    fetcher = fetching.fetcher(Script(reply, missing))
     await read(fetcher.flight(blob_ref(BLOB), ACCEPT))
     with pytest.raises(Relayed):
         await fetcher.flight(blob_ref(b"other"), ACCEPT).opened()
@@ -108,10 +108,10 @@ def open_files(folder: Path) -> list[str]:
     return [path for path in found if path.startswith(f"{folder}/")]
 
 
-async def test_no_descriptor_stays_open(scene: Scene) -> None:
+async def test_no_descriptor_stays_open(fetching: Scene) -> None:
     async def fetch(n: int) -> None:
         data = random.Random(n).randbytes(HOLD + n)
-        fetcher = scene.fetcher(Script(whole(data)))
+        fetcher = fetching.fetcher(Script(whole(data)))
         flight = fetcher.flight(blob_ref(data), ACCEPT)
         assert await read(flight) == data
         await landed(fetcher)
@@ -120,17 +120,17 @@ async def test_no_descriptor_stays_open(scene: Scene) -> None:
         await fetch(n)
     gc.collect()
     # Of this store's files only: what tests before this one left to the collector comes and goes.
-    assert open_files(scene.store.root / "partial") + open_files(scene.store.root / "blobs") == []
+    assert open_files(fetching.store.root / "partial") + open_files(fetching.store.root / "blobs") == []
 
 
 # How many at once
 
 
-async def test_more_flights_than_allowed_wait_their_turn(scene: Scene) -> None:
-    scene.settings = load(environ={}, flags={"max_flights": "1"})
+async def test_more_flights_than_allowed_wait_their_turn(fetching: Scene) -> None:
+    fetching.settings = load(environ={}, flags={"max_flights": "1"})
     more = asyncio.Event()
     upstream = Script(whole(BLOB, BLOB[:100_000], more, BLOB[100_000:]), whole(b"small"))
-    fetcher = scene.fetcher(upstream)
+    fetcher = fetching.fetcher(upstream)
     first, second = fetcher.flight(blob_ref(BLOB), ACCEPT), fetcher.flight(blob_ref(b"small"), ACCEPT)
     await until(first, 100_000)
     assert len(upstream.requests) == 1
@@ -140,10 +140,10 @@ async def test_more_flights_than_allowed_wait_their_turn(scene: Scene) -> None:
     assert [await read(first), await read(second)] == [BLOB, b"small"]
 
 
-async def test_who_waits_for_too_long_is_sent_on(scene: Scene) -> None:
-    scene.settings = load(environ={}, flags={"max_flights": "1", "head_timeout": "20ms"})
+async def test_who_waits_for_too_long_is_sent_on(fetching: Scene) -> None:
+    fetching.settings = load(environ={}, flags={"max_flights": "1", "head_timeout": "20ms"})
     more = asyncio.Event()
-    fetcher = scene.fetcher(Script(whole(BLOB, BLOB[:100_000], more, BLOB[100_000:]), whole(b"small")))
+    fetcher = fetching.fetcher(Script(whole(BLOB, BLOB[:100_000], more, BLOB[100_000:]), whole(b"small")))
     first = fetcher.flight(blob_ref(BLOB), ACCEPT)
     with pytest.raises(RequestError) as caught:
         await fetcher.flight(blob_ref(b"small"), ACCEPT).opened()

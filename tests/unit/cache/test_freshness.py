@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheyd.cache import freshness as policy
+from cacheyd.cache import freshness
 from cacheyd.protocol.accept import accepted_types
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
@@ -39,11 +39,11 @@ def tag(name: str) -> Reference:
 
 def variant(types: frozenset[str], media_type: str, *, checked: float = 1000.0) -> TagVariant:
     """What was learnt from a client that sent `types` and got `media_type`."""
-    return TagVariant(policy.asked_types(types), digest_of(media_type.encode()), media_type, 10, checked)
+    return TagVariant(freshness.asked_types(types), digest_of(media_type.encode()), media_type, 10, checked)
 
 
 def same(learnt: TagVariant, types: frozenset[str]) -> bool:
-    return policy.same_answer(learnt, policy.asked_types(types), types)
+    return freshness.same_answer(learnt, freshness.asked_types(types), types)
 
 
 # Accept
@@ -52,8 +52,8 @@ def same(learnt: TagVariant, types: frozenset[str]) -> bool:
 def test_what_registries_choose_by() -> None:
     everything = {DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}
 
-    assert policy.asked_types(CONTAINERD) == policy.asked_types(SKOPEO) == policy.asked_types(DOCKER) == everything
-    assert policy.asked_types(CURL) == policy.asked_types(NOTHING) == frozenset()
+    assert freshness.asked_types(CONTAINERD) == freshness.asked_types(SKOPEO) == freshness.asked_types(DOCKER) == everything
+    assert freshness.asked_types(CURL) == freshness.asked_types(NOTHING) == frozenset()
 
 
 @pytest.mark.parametrize("first", [CONTAINERD, SKOPEO, DOCKER])
@@ -132,7 +132,7 @@ def test_the_newest_variant_that_is_right_is_found() -> None:
     index = variant(SKOPEO, OCI_INDEX, checked=3.0)
 
     def find(*variants: TagVariant, types: frozenset[str]) -> TagVariant | None:
-        return policy.find_variant(list(variants), policy.asked_types(types), types)
+        return freshness.find_variant(list(variants), freshness.asked_types(types), types)
 
     assert find(old, new, index, types=ONE_PLATFORM) == new
     assert find(old, index, types=ONE_PLATFORM) == old
@@ -158,7 +158,7 @@ def test_the_newest_variant_that_is_right_is_found() -> None:
     ],
 )
 def test_a_tag_is_fresh_for_its_time_to_live(age: float, ttl: float, fresh: bool) -> None:
-    assert policy.is_fresh(variant(CONTAINERD, OCI_INDEX, checked=0.0), ttl, now=age) is fresh
+    assert freshness.is_fresh(variant(CONTAINERD, OCI_INDEX, checked=0.0), ttl, now=age) is fresh
 
 
 @pytest.mark.parametrize(
@@ -166,25 +166,25 @@ def test_a_tag_is_fresh_for_its_time_to_live(age: float, ttl: float, fresh: bool
     [(0.0, 600.0, True), (599.9, 600.0, True), (600.0, 600.0, False), (0.0, 0.0, False), (-5.0, 600.0, True)],
 )
 def test_a_tag_may_be_stale_for_a_while(age: float, limit: float, may: bool) -> None:
-    assert policy.may_be_stale(variant(CONTAINERD, OCI_INDEX, checked=0.0), limit, now=age) is may
+    assert freshness.may_be_stale(variant(CONTAINERD, OCI_INDEX, checked=0.0), limit, now=age) is may
 
 
 def test_how_long_a_tag_holds() -> None:
-    assert policy.tag_ttl(settings(), tag("1.27")) == 300.0
-    assert policy.tag_ttl(settings(tag_ttl="1h"), tag("1.27")) == 3600.0
+    assert freshness.tag_ttl(settings(), tag("1.27")) == 300.0
+    assert freshness.tag_ttl(settings(tag_ttl="1h"), tag("1.27")) == 3600.0
 
 
 def test_latest_is_always_asked_for_again() -> None:
-    assert policy.tag_ttl(settings(tag_ttl="1h"), tag("latest")) == 0.0
-    assert policy.tag_ttl(settings(tag_ttl="1h", tag_ttls="v*=24h"), tag("latest")) == 0.0
-    assert policy.tag_ttl(settings(tag_ttl="1h"), tag("latest-alpine")) == 3600.0
+    assert freshness.tag_ttl(settings(tag_ttl="1h"), tag("latest")) == 0.0
+    assert freshness.tag_ttl(settings(tag_ttl="1h", tag_ttls="v*=24h"), tag("latest")) == 0.0
+    assert freshness.tag_ttl(settings(tag_ttl="1h"), tag("latest-alpine")) == 3600.0
 
 
 @pytest.mark.parametrize(
     ("name", "seconds"), [("v1.2.3", 86400.0), ("v1.2", 60.0), ("dev-7", 5.0), ("DEV-7", 300.0), ("1.27", 300.0)]
 )
 def test_the_first_pattern_that_matches_counts(name: str, seconds: float) -> None:
-    assert policy.tag_ttl(settings(tag_ttls="v*.*.*=24h,v*=1m,dev-*=5s"), tag(name)) == seconds
+    assert freshness.tag_ttl(settings(tag_ttls="v*.*.*=24h,v*=1m,dev-*=5s"), tag(name)) == seconds
 
 
 # Eviction
@@ -229,12 +229,12 @@ def test_room_for_one_object(size: int, expected: int) -> None:
     [
         (CONTAINERD, True),
         (NOTHING, True),
-        (frozenset(f"a/{number}" for number in range(policy.MAX_ASKED)), True),
-        (frozenset(f"a/{number}" for number in range(policy.MAX_ASKED + 1)), False),
+        (frozenset(f"a/{number}" for number in range(freshness.MAX_ASKED)), True),
+        (frozenset(f"a/{number}" for number in range(freshness.MAX_ASKED + 1)), False),
         (frozenset({"a/" + "b" * 125}), True),
         (frozenset({"a/" + "b" * 126}), False),
         (accepted_types(("a/b", " " * 5000)), False),
     ],
 )
 def test_what_is_remembered_of_a_tag(types: frozenset[str], memorable: bool) -> None:
-    assert policy.is_memorable(policy.asked_types(types)) == memorable
+    assert freshness.is_memorable(freshness.asked_types(types)) == memorable

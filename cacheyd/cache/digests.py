@@ -1,0 +1,76 @@
+"""Manifests from upstream: those that are asked for by digest, and the content of a tag."""
+
+import time
+from collections.abc import Callable
+
+from cacheyd.cache.access import Access
+from cacheyd.cache.answer import MISS, Answer, object_headers
+from cacheyd.cache.bypass import Bypass
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.flight import NotKept
+from cacheyd.cache.heads import ASK_WITH_GET, Heads, is_complete
+from cacheyd.cache.relaying import relay_answer
+from cacheyd.cache.request import Request
+from cacheyd.cache.stored import StoredAnswers
+from cacheyd.store.store import Store
+from cacheyd.upstream.port import Relayed
+
+
+class Digests:
+    """Answers with a manifest that is not here. Each method raises Relayed, RequestError."""
+
+    def __init__(
+        self,
+        store: Store,
+        fetcher: Fetcher,
+        access: Access,
+        stored: StoredAnswers,
+        heads: Heads,
+        bypass: Bypass,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._access = access
+        self._stored = stored
+        self._heads = heads
+        self._bypass = bypass
+        self._clock = clock
+
+    async def answer(self, request: Request) -> Answer:
+        """The answer for a manifest that is asked for by its digest, and that `Hits` could not find for this client."""
+        ref = request.ref
+        stored = self._store.find(ref.digest) if ref.digest else None
+        known = stored is not None and bool(stored.media_type) and self._access.may_serve(ref, stored)
+        if stored is not None and known and not request.head and not request.takes(stored.media_type):
+            # It is here, but not of a type that this client takes: upstream knows what to say.
+            return await self._bypass.answer(request)
+        return await self.from_upstream(request)
+
+    async def from_upstream(self, request: Request) -> Answer:
+        """What upstream has by this digest."""
+        if request.head:
+            relay = await self._heads.answer(request)
+            if is_complete(relay):
+                return relay_answer(request.ref, relay, MISS, head=True)
+            if relay.status not in ASK_WITH_GET:
+                raise Relayed(relay)
+        return await self.content(request)
+
+    async def content(self, request: Request) -> Answer:
+        """The manifest itself, by tag or digest."""
+        ref = request.ref
+        try:
+            content = await self._fetcher.manifest(ref, request.headers, request.asked)
+        except NotKept:
+            # Too large to be held in memory.
+            return await self._bypass.answer(request, MISS)
+        if content.stored and not content.data:
+            stored = self._store.find(content.digest)
+            answer = self._stored.of_object(request, stored, content.media_type, MISS, self._clock()) if stored else None
+            return answer or await self._bypass.answer(request, MISS)
+        headers = object_headers(ref, content.digest, content.media_type, MISS)
+        if request.knows(content.digest):
+            return Answer(304, headers, length=None, result=MISS, ref=ref)
+        body = b"" if request.head else content.data
+        return Answer(200, headers, body, length=len(content.data), result=MISS, ref=ref)

@@ -1,0 +1,96 @@
+"""What is served in place of what a tag leads to upstream, while that is too young (`min_age`)."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from cacheyd.cache.access import Access
+from cacheyd.cache.admission import Admission
+from cacheyd.cache.answer import HELD, Answer
+from cacheyd.cache.cooldown import Cooldown
+from cacheyd.cache.digests import Digests
+from cacheyd.cache.freshness import is_fresh, tag_ttl
+from cacheyd.cache.heads import stated_digest
+from cacheyd.cache.request import Request
+from cacheyd.cache.stored import StoredAnswers
+from cacheyd.protocol.headers import HeaderList
+from cacheyd.settings.live import Live
+from cacheyd.settings.settings import Settings
+from cacheyd.store.rows import TagVariant
+from cacheyd.upstream.port import Relayed
+
+
+class StandIns:
+    """Answers for tags that are held."""
+
+    def __init__(
+        self,
+        access: Access,
+        cooldown: Cooldown,
+        admission: Admission,
+        stored: StoredAnswers,
+        digests: Digests,
+        settings: Settings | Live,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._access = access
+        self._cooldown = cooldown
+        self._admission = admission
+        self._stored = stored
+        self._digests = digests
+        self._live = Live.of(settings)
+        self._clock = clock
+
+    def refuse_held(self, request: Request) -> None:
+        """Raises RequestError where upstream said lately that the tag is too young, and nothing else may be served."""
+        ref, asked = request.ref, request.asked
+        hold = self._cooldown.hold(ref, asked)
+        if hold is None or self._cooldown.allows(ref) or self._access.is_gone(ref, request.headers):
+            return
+        until = self._cooldown.held_until(ref, hold.candidate.digest)
+        fresh = is_fresh(hold.candidate, tag_ttl(self._live.settings, ref), self._clock())
+        if until is not None and fresh and self._cooldown.previous(ref, asked) is None:
+            raise self._cooldown.refusal(ref, hold.candidate.digest, until)
+
+    async def instead(self, request: Request, headers: HeaderList, answer: Answer | None = None) -> Answer | None:
+        """What is served in place of what upstream says that a tag is, if that is too young; None if it is not.
+
+        `headers` are those of what upstream said, or of the answer that was made of it. Raises RequestError 403 where nothing
+        else can be served.
+        """
+        ref, cooldown = request.ref, self._cooldown
+        if not cooldown.active:
+            return None
+        digest = stated_digest(headers)
+        until = cooldown.held_until(ref, digest)
+        if until is None:
+            return None
+        found, as_it_is = None, False
+        try:
+            while found is None and (previous := cooldown.previous(ref, request.asked)) is not None:
+                found = await self._by_digest(request, previous)
+                if found is None:
+                    self._admission.lost(ref, previous.digest, request.asked)
+            as_it_is = found is None and cooldown.allows(ref)
+        finally:
+            if answer is not None and answer.source is not None and not as_it_is:
+                answer.source.close()
+        if as_it_is:
+            return None
+        if found is None:
+            raise cooldown.refusal(ref, digest, until)
+        return found.marked_held(digest, until)
+
+    async def _by_digest(self, request: Request, variant: TagVariant) -> Answer | None:
+        """What a tag was before, from disk or else from upstream; None if it is not there any more."""
+        ref = request.ref
+        if self._stored.is_here(ref, variant.digest) and (answer := self._stored.of_tag(request, variant, HELD)):
+            return answer
+        by_digest = replace(request, ref=replace(ref, reference=variant.digest, digest=variant.digest))
+        try:
+            answer = await self._digests.from_upstream(by_digest)
+        except Relayed as error:
+            if error.relay.status != 404:
+                raise
+            return None
+        return answer.in_place_of(ref)

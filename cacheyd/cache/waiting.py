@@ -1,0 +1,78 @@
+"""Clients that wait for upstreams: how many may, and how long for a rate limit that is over in a moment."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from cacheyd.cache.answer import Answer
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.cache.request import Request
+from cacheyd.protocol.errors import RequestError, cache_error
+from cacheyd.settings.live import Live
+from cacheyd.settings.settings import Settings
+from cacheyd.upstream.patience import Patience
+from cacheyd.upstream.port import RegistryPolicy, Relayed
+
+# Clients of one registry may be half of those who wait, but so many in any case.
+FEW_WAITING = 64
+
+type Ask = Callable[[Request], Awaitable[Answer]]
+type HasLeft = Callable[[], bool]
+
+
+class Waiting:
+    """Counts the clients that wait, `max_waiting` at most."""
+
+    def __init__(self, fetcher: Fetcher, settings: Settings | Live, policy: RegistryPolicy) -> None:
+        self._fetcher = fetcher
+        self._live = Live.of(settings)
+        self._policy = policy
+        self._count = 0
+        self._of_registry: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return self._count
+
+    async def answer(self, request: Request, ask: Ask, gone: HasLeft) -> Answer:
+        """What `ask` brings, again where a rate limit allows it. Raises Relayed, and RequestError for those who are too many.
+
+        `gone` says whether the client has left.
+        """
+        registry, most = request.ref.registry, self._live.settings.max_waiting
+        if self._count >= most or self._of_registry[registry] >= max(FEW_WAITING, most // 2):
+            raise cache_error("too many clients are waiting for upstreams", 503)
+        self._count += 1
+        self._of_registry[registry] += 1
+        try:
+            self._policy.check_allowed(request.ref)
+            return await self._patiently(request, ask, gone)
+        finally:
+            self._count -= 1
+            self._of_registry[registry] -= 1
+            if not self._of_registry[registry]:
+                del self._of_registry[registry]
+
+    async def _patiently(self, request: Request, ask: Ask, gone: HasLeft) -> Answer:
+        """Rate limits that are over in a moment are waited for here, where no turn is held and a client may leave."""
+        ref, limits = request.ref, self._fetcher.limits
+        began = limits.clock()
+        try:
+            return await ask(request)
+        except (Relayed, RequestError) as error:
+            if error.again_at is None:
+                raise
+            limited = error
+        most = self._live.settings.registry(ref.registry).retry_after_max
+        thing = ref.kind, ref.reference, ref.query, request.method
+        patience = Patience(limits, self._fetcher.limit_key(ref, request.headers), thing, began, most)
+        while await patience.outlast(limited, gone):
+            try:
+                async with asyncio.timeout(patience.left):
+                    answer = await ask(request)
+                patience.succeeded()
+                return answer
+            except TimeoutError:
+                break
+            except (Relayed, RequestError) as error:
+                limited = error
+        raise limited
