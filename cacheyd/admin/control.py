@@ -2,39 +2,26 @@
 
 A line of JSON asks: `{"command": "ls", "args": {...}}`. Lines of JSON answer: any number of `{"progress": {...}}` and
 `{"rows": [...]}`, the first one at once, then one `{"result": {...}}` or `{"error": "text"}`. One request per connection.
-Who may write to the socket's file (mode 0600) may do all of it.
+Whoever may write to the socket's file (mode 0600) may do everything.
 """
 
-import asyncio
 import contextlib
 import json
-import logging
 import os
-import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-log = logging.getLogger(__name__)
-
-type Reply = dict[str, Any]
-type Runner = Callable[[str, dict[str, Any]], AsyncIterator[Reply]]
+from typing import Any, TypedDict
 
 NAME = "control.sock"
-# The longest request (bytes), how long it may take to come, and how often the socket is looked for (seconds).
-REQUEST_MAX, REQUEST_WAIT, LOOK_EVERY = 1 << 20, 10.0, 2.0
-# How long a client waits for the first line (seconds): it comes before any work.
-ANSWER_WAIT = 10.0
-_BACKLOG = 16
-_ANSWERING = b'{"progress": {}}\n'
 
 
-class NoServer(Exception):
-    """Nobody listens on the socket."""
+class Reply(TypedDict, total=False):
+    """One line of an answer: it has one of these members."""
 
-
-class NotAnswering(Exception):
-    """Somebody listens, but does not answer, or stopped in the middle."""
+    progress: Any
+    rows: Sequence[Any]
+    result: Any
+    error: str
 
 
 class CommandError(Exception):
@@ -42,7 +29,7 @@ class CommandError(Exception):
 
 
 @contextlib.contextmanager
-def _short(directory: Path) -> Iterator[str]:
+def short_path(directory: Path) -> Iterator[str]:
     """The directory by a name short enough for a socket: its address has room for 107 bytes (unix(7))."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -51,162 +38,8 @@ def _short(directory: Path) -> Iterator[str]:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def as_owner(directory: Path) -> Iterator[None]:
-    """Lets root work as the directory's owner: cacheyd could not write what root makes in it. Raises OSError."""
-    status = directory.stat()
-    if os.geteuid() != 0 or not status.st_uid:
-        yield
-        return
-    group = os.getegid()
-    os.setegid(status.st_gid)
-    try:
-        os.seteuid(status.st_uid)
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
-
-
-class ControlServer:
-    """Answers on the socket. `run` is what commands do; `is_ours` says whether the directory is this process' own."""
-
-    def __init__(self, directory: Path, run: Runner, is_ours: Callable[[], bool] = lambda: True) -> None:
-        self._directory = directory
-        self._run = run
-        self._is_ours = is_ours
-        self._server: asyncio.Server | None = None
-        self._file: tuple[int, int] | None = None
-        self._failing = False
-        self._keeping: asyncio.Task[None] | None = None
-        self._clients: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> None:
-        """Listens, and sees to it that the socket stays. Raises nothing: without it the cache works as well."""
-        await self.ensure()
-        self._keeping = asyncio.create_task(self._keep())
-
-    async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_EVERY)
-            await self.ensure()
-
-    async def ensure(self) -> None:
-        """Makes the socket where it is not there (any more): the directory may be wiped at any time."""
-        if not self._is_ours() or (self._file is not None and self._identify() == self._file):
-            return
-        try:
-            await self._listen()
-            self._failing = False
-        except OSError as error:
-            if not self._failing:
-                log.warning("no tools can be used beside this process: %s: %s", self._path(), error.strerror or error)
-            self._failing = True
-
-    async def _listen(self) -> None:
-        """Puts a socket in place of whatever is there, such as that of a killed process; raises OSError."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            # Before it has a name, so that nobody else gets in between.
-            os.fchmod(listener.fileno(), 0o600)
-            with _short(self._directory) as directory:
-                new = f"{directory}/.{NAME}.{os.getpid()}"
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(new)
-                listener.bind(new)
-                status = os.stat(new)
-                os.rename(new, f"{directory}/{NAME}")
-                server = await asyncio.start_unix_server(self._connected, sock=listener, limit=REQUEST_MAX, backlog=_BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        if self._server is not None:
-            self._server.close()
-        self._server, self._file = server, (status.st_dev, status.st_ino)
-
-    def _path(self) -> Path:
-        return self._directory / NAME
-
-    def _identify(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._path())
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
-    async def close(self) -> None:
-        """Takes the socket away and ends what runs."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-        if self._server is not None:
-            self._server.close()
-        if self._file is not None and self._identify() == self._file:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path())
-        self._file = None
-        for client in self._clients:
-            client.cancel()
-        tasks = [*self._clients, *([self._keeping] if self._keeping else [])]
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    # Connections
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._clients.add(task)
-        try:
-            await self._serve(reader, writer)
-        except ConnectionError:
-            pass  # The client left.
-        except asyncio.CancelledError:
-            pass  # Closing; the streams' own callback would report it as an error.
-        except Exception:
-            log.exception("the control socket failed")
-        finally:
-            self._clients.discard(task)
-            writer.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(_ANSWERING)
-        try:
-            async with asyncio.timeout(REQUEST_WAIT):
-                line = await reader.readline()
-            command, args = _parse_request(line)
-        except TimeoutError:
-            return
-        except ValueError as error:
-            writer.write(_line({"error": f"not a request: {error}"}))
-            await writer.drain()
-            return
-        work = asyncio.create_task(self._answer(command, args, writer))
-        left = asyncio.create_task(_hang_up(reader))
-        try:
-            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            work.cancel()
-            left.cancel()
-            await asyncio.gather(work, left, return_exceptions=True)
-
-    async def _answer(self, command: str, args: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        try:
-            async with contextlib.aclosing(closable(self._run(command, args))) as replies:
-                async for reply in replies:
-                    writer.write(_line(reply))
-                    await writer.drain()
-        except CommandError as error:
-            writer.write(_line({"error": str(error)}))
-        except ConnectionError:
-            return
-        except Exception:
-            log.exception("the command %r failed", command)
-            writer.write(_line({"error": f"{command} failed; the log of the running cacheyd says why"}))
-        with contextlib.suppress(ConnectionError):
-            await writer.drain()
-
-
-async def closable(replies: AsyncIterator[Reply]) -> AsyncGenerator[Reply]:
-    """The same replies; what makes them ends when this is closed, and not some time later."""
+async def closable[T](replies: AsyncIterator[T]) -> AsyncGenerator[T]:
+    """The same replies. Closing this ends the generator behind them at once, and not some time later."""
     try:
         async for reply in replies:
             yield reply
@@ -215,75 +48,6 @@ async def closable(replies: AsyncIterator[Reply]) -> AsyncGenerator[Reply]:
             await replies.aclose()
 
 
-async def _hang_up(reader: asyncio.StreamReader) -> None:
-    with contextlib.suppress(ConnectionError):
-        while await reader.read(1 << 16):
-            pass
-
-
-def _parse_request(line: bytes) -> tuple[str, dict[str, Any]]:
-    try:
-        request = json.loads(line)
-    except RecursionError:
-        raise ValueError("too deep") from None
-    if not isinstance(request, dict):
-        raise ValueError("expected an object")
-    command, args = request.get("command"), request.get("args", {})
-    if not isinstance(command, str) or not isinstance(args, dict):
-        raise ValueError("expected a command and its args")
-    return command, args
-
-
-def _line(reply: Reply) -> bytes:
-    return json.dumps(reply, separators=(",", ":")).encode() + b"\n"
-
-
-def is_served(directory: Path) -> bool:
-    """Whether somebody listens on the directory's socket. Raises PermissionError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(ANSWER_WAIT)
-        try:
-            with _short(directory) as short:
-                connection.connect(f"{short}/{NAME}")
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            return False
-        except (TimeoutError, BlockingIOError, ConnectionError):
-            return True  # It does, and does not get to it.
-    return True
-
-
-def request(directory: Path, command: str, args: dict[str, Any], *, wait: float = ANSWER_WAIT) -> Iterator[Reply]:
-    """Asks the process that has the directory; blocks between replies. The first reply comes within `wait` seconds.
-
-    Raises NoServer, NotAnswering, PermissionError and CommandError.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(wait)
-        try:
-            with _short(directory) as short:
-                connection.connect(f"{short}/{NAME}")
-            connection.sendall(_line({"command": command, "args": args}))
-            with connection.makefile("rb") as lines:
-                first = _read_reply(lines.readline())
-                connection.settimeout(None)
-                yield first
-                while True:
-                    yield (reply := _read_reply(lines.readline()))
-                    if "result" in reply:
-                        return
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            raise NoServer from None
-        except (TimeoutError, BlockingIOError, ConnectionError):
-            raise NotAnswering from None
-
-
-def _read_reply(line: bytes) -> Reply:
-    try:
-        reply = json.loads(line)
-    except ValueError:
-        reply = None
-    if not isinstance(reply, dict):
-        raise NotAnswering
-    if "error" in reply:
-        raise CommandError(str(reply["error"]))
-    return reply
+def encoded(line: Reply | Mapping[str, Any]) -> bytes:
+    """A request or a reply as it goes over the socket."""
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"

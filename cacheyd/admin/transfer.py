@@ -2,21 +2,28 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, TypedDict
 
+from cacheyd.admin.command import Command, telling
+from cacheyd.admin.image_orders import Export, ImportCheck, ImportObject, ImportRoom, ImportTag
 from cacheyd.cache import freshness
 from cacheyd.observe.wording import shown_size
-from cacheyd.protocol.digest import DIGEST
-from cacheyd.protocol.images import ImageName, parse_image
+from cacheyd.protocol.images import ImageName
 from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from cacheyd.store import partials
 from cacheyd.store.rows import INDEXES, TagVariant
 from cacheyd.store.store import Store
 
-type Handler = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
-
 # An imported tag is for all clients that take every type of manifest, as containerd does.
 ASKED = freshness.asked_types(frozenset({DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}))
+
+
+class Exported(TypedDict):
+    """A manifest or index that is to be exported under a name; `size` in bytes."""
+
+    name: str
+    digest: str
+    media_type: str
+    size: int
 
 
 # Tags that refer to an image by its digest: cosign's, and the list of a registry without an API for it ("").
@@ -25,44 +32,45 @@ REFERRING = ("", ".sig", ".att", ".sbom")
 REFERRERS_DEPTH = 2
 
 
-def export_handler(store: Store) -> Handler:
-    """Answers `export`: the roots of `images`, all that they need marked as used just now, so that it is not evicted.
+def export_command(store: Store) -> Command[Export]:
+    """The command `export`."""
+    return telling(Export, lambda order: export(store, order))
 
-    With `referrers`, also those that the cache has under tags that refer to them: signatures, SBOMs.
+
+async def export(store: Store, order: Export) -> AsyncIterator[dict[str, Any]]:
+    """Gives the roots of images, all that they need marked as used just now, so that it is not evicted.
+
+    With `referrers`, also those that the cache has under tags that refer to them: signatures, SBOMs. Raises ValueError.
     """
-
-    async def handler(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        found, missing = [], []
-        for name in args["images"]:
-            image = parse_image(name)
-            root = _root(store, image)
-            if root is None:
-                missing.append(str(image))
-            else:
-                found.append({"name": str(image), **root})
-                if args.get("referrers"):
-                    found += _referrers(store, image, root["digest"])
-        if missing:
-            names = " ".join(missing)
-            raise ValueError(f"not in the cache: {names}; cacheyd warm {names} fetches it")
-        unique = {item["name"]: item for item in found}
-        for item in unique.values():
-            _touch(store, item["digest"])
-        yield {"images": list(unique.values())}
-
-    return handler
+    found: list[Exported] = []
+    missing = []
+    for image in order.images:
+        root = _root(store, image)
+        if root is None:
+            missing.append(str(image))
+        else:
+            found.append(root)
+            if order.referrers:
+                found += _referrers(store, image, root["digest"])
+    if missing:
+        names = " ".join(missing)
+        raise ValueError(f"not in the cache: {names}; cacheyd warm {names} fetches it")
+    unique = {item["name"]: item for item in found}
+    for item in unique.values():
+        _touch(store, item["digest"])
+    yield {"images": list(unique.values())}
 
 
-def _referrers(store: Store, image: ImageName, root: str) -> list[dict[str, Any]]:
+def _referrers(store: Store, image: ImageName, root: str) -> list[Exported]:
     """What the cache has under tags that refer to an image, to its platforms, or to what refers to it."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Exported] = {}
     subjects = [root]
     for _ in range(REFERRERS_DEPTH):
         tags = [f"{digest.replace(':', '-')}{end}" for digest in _manifests(store, subjects) for end in REFERRING]
         subjects = []
         for name in (ImageName(image.registry, image.repository, tag) for tag in tags):
             if str(name) not in found and (there := _root(store, name)) is not None:
-                found[str(name)] = {"name": str(name), **there}
+                found[str(name)] = there
                 subjects.append(there["digest"])
     return list(found.values())
 
@@ -78,18 +86,20 @@ def _manifests(store: Store, roots: list[str]) -> list[str]:
     return list(seen)
 
 
-def _root(store: Store, image: ImageName) -> dict[str, Any] | None:
+def _root(store: Store, image: ImageName) -> Exported | None:
     """The manifest or index that a name stands for, if it is here."""
     if image.digest:
         stored = store.find(image.digest)
         if stored is None or not stored.media_type or image.name not in stored.within:
             return None
-        return {"digest": stored.digest, "media_type": stored.media_type, "size": stored.size}
+        return {"name": str(image), "digest": stored.digest, "media_type": stored.media_type, "size": stored.size}
     variants = store.tag_variants(image.registry, image.repository, image.tag)
     here = [variant for variant in variants if store.find(variant.digest) is not None]
     # What clients were told who take an index; others may have been given one platform.
     best = max(here, key=lambda variant: (bool(INDEXES & variant.asked), variant.checked), default=None)
-    return {"digest": best.digest, "media_type": best.media_type, "size": best.size} if best else None
+    if best is None:
+        return None
+    return {"name": str(image), "digest": best.digest, "media_type": best.media_type, "size": best.size}
 
 
 def _touch(store: Store, root: str) -> None:
@@ -102,40 +112,50 @@ def _touch(store: Store, root: str) -> None:
             todo += stored.needs
 
 
-def import_handlers(store: Store, clock: Callable[[], float] = time.time) -> dict[str, Handler]:
-    """Answers `import-room` (for so many bytes), `import-object` (a file in CACHE_DIR/partial becomes an object),
-    `import-check` (which of these objects are gone again?) and `import-tag`.
-    """
+class Importer:
+    """Takes the objects and tags of an import in, one command for each step."""
 
-    async def room(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        size = args["size"]
-        if not store.writable or not await store.make_room(int(size)):
-            raise ValueError(f"there is no room for an object of {shown_size(size)}, or the disk refuses writes")
-        yield {"size": size}
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
 
-    async def take(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        name, digest, media_type, within = args["file"], args["digest"], args["media_type"], args["within"]
-        if not partials.IMPORT.fullmatch(name) or not DIGEST.fullmatch(digest) or not within:
-            raise ValueError("not a file of an import")
-        first, *others = [parse_image(repository).name for repository in within]
-        stored = await store.adopt_file(store.root / "partial" / name, digest, media_type, first)
+    def commands(self) -> tuple[Command[Any], ...]:
+        """These commands."""
+        return (
+            telling(ImportRoom, self.room),
+            telling(ImportObject, self.take),
+            telling(ImportCheck, self.check),
+            telling(ImportTag, self.tag),
+        )
+
+    async def room(self, order: ImportRoom) -> AsyncIterator[dict[str, Any]]:
+        """Makes room for an object. Raises ValueError where there is none."""
+        if not self._store.writable or not await self._store.make_room(order.size):
+            raise ValueError(f"there is no room for an object of {shown_size(order.size)}, or the disk refuses writes")
+        yield {"size": order.size}
+
+    async def take(self, order: ImportObject) -> AsyncIterator[dict[str, Any]]:
+        """Makes a file in CACHE_DIR/partial an object. Raises ValueError where it cannot be kept."""
+        store, digest = self._store, order.digest
+        first, *others = order.within
+        stored = await store.adopt_file(store.root / "partial" / order.file, digest, order.media_type, first)
         if stored is None:
             raise ValueError(f"{digest} could not be kept: there is no room, or the disk refuses writes")
         for repository in others:
             store.add_repository(stored, repository)
         yield {"digest": digest}
 
-    async def check(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        yield {"gone": [digest for digest in args["digests"] if store.find(digest) is None]}
+    async def check(self, order: ImportCheck) -> AsyncIterator[dict[str, Any]]:
+        """Says which of these objects are gone again."""
+        yield {"gone": [digest for digest in order.digests if self._store.find(digest) is None]}
 
-    async def tag(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        image = parse_image(args["image"])
-        stored = store.find(args["digest"])
+    async def tag(self, order: ImportTag) -> AsyncIterator[dict[str, Any]]:
+        """Has a tag stand for a manifest. Raises ValueError where the manifest is not here."""
+        store, image = self._store, order.image
+        stored = store.find(order.digest)
         if stored is None or not stored.media_type:
-            raise ValueError(f"{args['digest']} is no manifest that is here")
-        variant = TagVariant(ASKED, stored.digest, stored.media_type, stored.size, clock())
+            raise ValueError(f"{order.digest} is no manifest that is here")
+        variant = TagVariant(ASKED, stored.digest, stored.media_type, stored.size, self._clock())
         store.set_tag(image.registry, image.repository, image.tag, variant)
         store.sights.let_go(f"{image.name}:{image.tag}")
         yield {"image": str(image)}
-
-    return {"import-room": room, "import-object": take, "import-check": check, "import-tag": tag}

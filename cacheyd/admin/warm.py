@@ -1,29 +1,29 @@
 """Pulls images into the cache ahead of their clients, through the same decisions and flights as clients' pulls."""
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from cacheyd.admin.orders import MAX_LAYERS
-from cacheyd.admin.tree import Failed, Reason, Session, Tree, close, told
+from cacheyd.admin.command import Command, telling
+from cacheyd.admin.image_orders import Warm
+from cacheyd.admin.reasons import Reason, told
+from cacheyd.admin.referrers import Referrers
+from cacheyd.admin.session import Failed, Session, close
+from cacheyd.admin.tree import Tree
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.flight import Flight, NotKept
 from cacheyd.cache.flight_reader import FlightReader
 from cacheyd.observe.wording import counted
 from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.errors import RequestError
-from cacheyd.protocol.images import ImageName, parse_image
-from cacheyd.protocol.platforms import Platform, own_platform, parse_platform
+from cacheyd.protocol.images import ImageName
 from cacheyd.protocol.reference import Kind
 from cacheyd.upstream.port import Transport
 
 log = logging.getLogger(__name__)
 
-LAYERS = 4
 # A layer's progress is told so often (seconds), and not while so many events wait for their reader.
 TELL_EVERY, MAX_UNREAD = 0.2, 1000
 SKIPPED = "SKIPPED"
@@ -31,46 +31,10 @@ SKIPPED = "SKIPPED"
 type Event = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be warmed. `platforms` None means all; `logins` are `user:password` by the image's full name.
-
-    `referrers` says that signatures, SBOMs and whatever else refers to the images are wanted, too.
-    """
-
-    images: tuple[ImageName, ...]
-    platforms: tuple[Platform, ...] | None
-    logins: Mapping[str, str] = field(default_factory=dict)
-    layers: int = LAYERS
-    referrers: bool = False
-
-
-def parse_order(args: Mapping[str, Any]) -> Order:
-    """An order as it comes from a client. Raises ValueError."""
-    images, platforms, logins = args.get("images"), args.get("platforms", []), args.get("logins", {})
-    layers, referrers = args.get("layers", LAYERS), args.get("referrers", False)
-    if not (_texts(images) and images):
-        raise ValueError("no image is named")
-    if platforms is not None and not _texts(platforms):
-        raise ValueError("platforms must be a list of texts")
-    if not isinstance(logins, dict) or not _texts(list(logins.values())):
-        raise ValueError("logins must be texts by image")
-    if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
-        raise ValueError(f"from 1 to {MAX_LAYERS} layers can be fetched at once")
-    if not isinstance(referrers, bool):
-        raise ValueError("referrers must be true or false")
-    wanted = None if platforms is None else tuple(map(parse_platform, platforms)) or (own_platform(),)
-    return Order(tuple(map(parse_image, dict.fromkeys(images))), wanted, logins, layers, referrers)
-
-
-def _texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
 class Warmer:
     """Warms one order: images in sequence, the layers of each side by side. `tell` gets the events."""
 
-    def __init__(self, cache: Cache, transport: Transport, order: Order, tell: Callable[[Event], None]) -> None:
+    def __init__(self, cache: Cache, transport: Transport, order: Warm, tell: Callable[[Event], None]) -> None:
         self._cache = cache
         self._transport = transport
         self._order = order
@@ -78,7 +42,7 @@ class Warmer:
         self._turns = asyncio.Semaphore(order.layers)
 
     async def run(self) -> Event:
-        """All of it; how many images are complete, how many are not, and how many are but for what refers to them."""
+        """Warms all images; how many are complete, how many are not, and how many are but for what refers to them."""
         failed = without = 0
         for image in self._order.images:
             outcome = await self._image(image)
@@ -89,21 +53,22 @@ class Warmer:
         return {"images": len(self._order.images), "failed": failed, **more}
 
     async def _image(self, image: ImageName) -> Event:
-        """One image; how it went: `failed`, or `done` if all of it is in the cache now. Never raises Failed.
+        """Warms one image; the event that tells how it went: `failed`, or `done` if all of it is in the cache now.
 
-        What refers to it may be missing even so: then `done` says why.
+        What refers to it may still be missing: then `done` says why. Never raises Failed.
         """
         name = str(image)
         self._tell({"event": "image", "image": name})
         session = Session(self._cache, self._transport, image, self._order.logins.get(name, ""))
         tree = Tree(session, self._order.platforms, attested=self._order.referrers)
+        referrers = Referrers(session, tree)
         try:
             root = await tree.grow(image.reference)
         except Failed as error:
             return self._failed(name, str(error))
         own, count = frozenset(tree.blobs), len(tree.reasons)
         if self._order.referrers:
-            await tree.grow_referrers()
+            await referrers.grow()
         lacks = await self._lacks(name, session, tree)
         if reasons := [*tree.reasons[:count], *(lack for lack in lacks if lack.what in own)]:
             return self._failed(name, told(reasons))
@@ -111,7 +76,7 @@ class Warmer:
         log.info("warmed %s: %s, %d bytes", name, root, size)
         done: Event = {"event": "done", "image": name, "digest": root, "bytes": size}
         if self._order.referrers:
-            done["referrers"] = tree.referrers
+            done["referrers"] = referrers.count
         if session.held:
             done["held"] = session.held
         if reasons := [*tree.reasons[count:], *(lack for lack in lacks if lack.what not in own)]:
@@ -134,13 +99,13 @@ class Warmer:
         return [*found, *(Reason(digest, why) for digest in gone)]
 
     async def _layers(self, name: str, session: Session, blobs: Mapping[str, Descriptor]) -> list[Reason]:
-        """Configs and layers; why some of them are not there."""
+        """Fetches configs and layers; gives the reasons for those that are not there then."""
         async with asyncio.TaskGroup() as group:
             tasks = {blob.digest: group.create_task(self._layer(name, session, blob)) for blob in blobs.values()}
         return [Reason(digest, why) for digest, task in tasks.items() if (why := task.result())]
 
     async def _layer(self, name: str, session: Session, blob: Descriptor) -> str:
-        """Has a layer in the cache; why it is not there."""
+        """Fetches a layer into the cache. Gives the reason if it is not there then, else an empty text."""
         event = {"event": "layer", "image": name, "digest": blob.digest, "size": blob.size}
         if blob.foreign:
             self._tell({**event, "event": "layer-done", "result": SKIPPED})
@@ -155,7 +120,7 @@ class Warmer:
         return ""
 
     async def _fetch(self, session: Session, blob: Descriptor, progress: Callable[[int], None]) -> str:
-        """Has the blob in the cache, and says where it came from. Raises Failed."""
+        """Fetches the blob into the cache, and says where it came from. Raises Failed."""
         progress(0)
         answer = await session.get(Kind.BLOB, blob.digest)
         flight = answer.source.flight if isinstance(answer.source, FlightReader) else None
@@ -192,7 +157,7 @@ class Warmer:
         return "not kept: there is no room on the disk"
 
 
-async def warm(cache: Cache, transport: Transport, order: Order) -> AsyncGenerator[Event]:
+async def warm(cache: Cache, transport: Transport, order: Warm) -> AsyncGenerator[Event]:
     """Warms an order while it is iterated over; the last event is the summary. Flights go on when it is left."""
     events: asyncio.Queue[Event | None] = asyncio.Queue()
 
@@ -211,12 +176,6 @@ async def warm(cache: Cache, transport: Transport, order: Order) -> AsyncGenerat
         await asyncio.gather(task, return_exceptions=True)
 
 
-def warm_handler(cache: Cache, transport: Transport) -> Callable[[dict[str, Any]], AsyncIterator[Event]]:
-    """Answers the command `warm`, whose arguments are those of `parse_order`."""
-
-    async def handler(args: dict[str, Any]) -> AsyncIterator[Event]:
-        async with contextlib.aclosing(warm(cache, transport, parse_order(args))) as events:
-            async for event in events:
-                yield event
-
-    return handler
+def warm_command(cache: Cache, transport: Transport) -> Command[Warm]:
+    """The command `warm`: each event is told as progress."""
+    return telling(Warm, lambda order: warm(cache, transport, order))

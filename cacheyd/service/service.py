@@ -4,12 +4,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
-from cacheyd.admin.commands import Commands, plain
-from cacheyd.admin.control import ControlServer
+from cacheyd.admin.command import Command
+from cacheyd.admin.commands import Commands
+from cacheyd.admin.server import ControlServer
 from cacheyd.admin.status import Reporter
-from cacheyd.admin.transfer import export_handler, import_handlers
-from cacheyd.admin.warm import warm_handler
+from cacheyd.admin.transfer import Importer, export_command
+from cacheyd.admin.warm import warm_command
 from cacheyd.observe.logs import AccessLog
 from cacheyd.service.accounting import Accounting
 from cacheyd.service.answering import Answering
@@ -102,10 +104,9 @@ class Service:
 
 def _commands(parts: Components, transport: ServiceTransport, reporter: Reporter) -> Commands:
     """What the tools may ask for."""
-    images = {
-        "warm": warm_handler(parts.cache, transport),
-        "export": export_handler(parts.store),
-        **import_handlers(parts.store),
-    }
-    extra = {name: plain(handler) for name, handler in images.items()}
-    return Commands(parts.store, extra, running=reporter.counters)
+    further: list[Command[Any]] = [
+        warm_command(parts.cache, transport),
+        export_command(parts.store),
+        *Importer(parts.store).commands(),
+    ]
+    return Commands(parts.store, further, running=reporter.counters)

@@ -14,17 +14,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cacheyd.admin import control
-from cacheyd.admin.control import CommandError, NoServer, NotAnswering
+from cacheyd.admin import client
+from cacheyd.admin.client import NoServer, NotAnswering
+from cacheyd.admin.control import CommandError
+from cacheyd.admin.orders import Order
 from cacheyd.settings.settings import ConfigError, Settings
 from cacheyd.store.check import check_directory
-from cacheyd.terminal import images
-from cacheyd.terminal.tools import set_up_log, why_unusable
+from cacheyd.terminal.asking import set_up_log, why_unusable
+from cacheyd.terminal.images import Call, UsageError
+from cacheyd.terminal.layout.words import LayoutError
+from cacheyd.terminal.transfer import run_export, run_import
+from cacheyd.terminal.warm import run_warm
 
 # A process that is about to end, or has just begun, gets so long to let go of the directory or to answer (seconds).
 PATIENCE = 3.0
 # A cacheyd of the command's own has to answer within this time (seconds).
 START_WAIT = 30.0
+
+RUN = {"warm": run_warm, "export": run_export, "import": run_import}
 
 
 class SessionError(Exception):
@@ -34,14 +41,14 @@ class SessionError(Exception):
 def run(args: Namespace, settings: Settings) -> int:
     """Runs `warm`, `export` or `import`; the exit code."""
 
-    def call(command: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for reply in control.request(settings.cache_dir, command, options):
+    def call(order: Order) -> Iterator[dict[str, Any]]:
+        for reply in client.request(settings.cache_dir, order.command, order.args()):
             if value := reply.get("progress"):
                 yield value
 
     try:
         with _cache(settings, make=args.command != "export"):
-            return images.run(args, call, settings.cache_dir)
+            return run_with(args, call, settings.cache_dir)
     except (SessionError, CommandError) as error:
         print(f"cacheyd: {error}", file=sys.stderr)
     except (NoServer, NotAnswering):
@@ -55,21 +62,37 @@ def run(args: Namespace, settings: Settings) -> int:
     return 1
 
 
+def run_with(args: Namespace, call: Call, root: Path) -> int:
+    """Runs one of the three commands against the cache in `root`; the exit code. What `call` raises goes on."""
+    try:
+        return RUN[args.command](args, call, root)
+    except UsageError as error:
+        print(f"cacheyd: {error}", file=sys.stderr)
+        return 2
+    except LayoutError as error:
+        print(f"cacheyd: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # Nobody reads what it prints.
+    except OSError as error:
+        print(f"cacheyd: {error.filename or 'the tar file'}: {error.strerror or error}", file=sys.stderr)
+    return 1
+
+
 @contextmanager
 def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
-    """Somebody who answers on the control socket meanwhile."""
-    if control.is_served(settings.cache_dir):
+    """Within the block a cacheyd answers on the control socket: the one that runs, or one of our own."""
+    if client.is_served(settings.cache_dir):
         yield
         return
     if not make and not settings.cache_dir.is_dir():
         raise SessionError(f"{settings.cache_dir} does not exist")
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    with control.as_owner(settings.cache_dir):
+    with client.as_owner(settings.cache_dir):
         _check_writable(settings.cache_dir)
     from cacheyd.proxy import daemon  # noqa: F401, PLC0415 - the directory's owner need not be able to read the code.
 
-    with control.as_owner(settings.cache_dir):
-        own = _Own(settings)
+    with client.as_owner(settings.cache_dir):
+        own = _OwnCacheyd(settings)
         own.start()
         try:
             own.wait()
@@ -87,8 +110,8 @@ def _check_writable(directory: Path) -> None:
             raise
 
 
-class _Own(threading.Thread):
-    """A cacheyd on a free port of the loopback: transfers need all of it but the clients."""
+class _OwnCacheyd(threading.Thread):
+    """A cacheyd for the time of the command, on a free port of the loopback: transfers need all of it but the clients."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(name="cacheyd")
@@ -116,14 +139,14 @@ class _Own(threading.Thread):
         await self._daemon.run()
 
     def wait(self) -> None:
-        """Until it answers. Raises SessionError, after it has said why, if it does not."""
+        """Waits until it answers. Raises SessionError if it does not; the reason has been printed then."""
         deadline = time.monotonic() + START_WAIT
-        while not control.is_served(self._settings.cache_dir):
+        while not client.is_served(self._settings.cache_dir):
             if self._ended.wait(0.05) or time.monotonic() > deadline:
                 raise SessionError(f"{self._settings.cache_dir} cannot be used")
 
     def stop(self) -> None:
-        """Ends it, and waits for that."""
+        """Ends it, and waits for its end."""
         if self._loop is not None and not self._ended.is_set():
             with suppress(RuntimeError):  # It has just ended.
                 self._loop.call_soon_threadsafe(self._daemon.stop)

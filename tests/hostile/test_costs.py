@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mitmproxy import http
 
-from cacheyd.admin import tree
+from cacheyd.admin import referrers
 from cacheyd.cache import age, relaying, request
 from cacheyd.observe import logs
 from cacheyd.protocol import accept, codings, headers, hosts, media_types, platforms, ranges, registries, targets, urls
@@ -152,8 +152,8 @@ CASES = (
     Case("zstd frames", partial(_decode, "zstd"), (), "\x28\xb5\x2f\xfd"),
     Case("end of a response head", lambda value: intake._HEAD_END.search(value.encode("latin-1")),
          ("intake._HEAD_END", "intake._INTERIM")),
-    Case("Link of a list", lambda value: tree._next_query((("link", value),)), ("tree._next_query",)),
-    Case("Link's page", lambda value: tree._next_query((("link", value),)), (), "<x?", intake.MAX_VALUE),
+    Case("Link of a list", lambda value: referrers.next_query((("link", value),)), ("referrers.next_query",)),
+    Case("Link's page", lambda value: referrers.next_query((("link", value),)), (), "<x?", intake.MAX_VALUE),
     Case("an image's date", age.parse_created, ("age._CREATED",)),
     Case("a date of many digits", age._CREATED.fullmatch, (), "2025-01-01T00:00:00."),
     Case("a digest's tag", age._OF_DIGEST.fullmatch, ("age._OF_DIGEST",), "sha256-" + "a" * 64 + "."),
@@ -175,13 +175,13 @@ TRUSTED = {
     "environment._SERVICE": "the environment", "environment._SERVICE_URL": "the same",
     "patterns.PART": "settings", "patterns._registry": "no wildcard in it",
     "pins._with_one_registry": "settings", "pins._read": "settings",
-    "workloads._YAML_LINE": "files that an operator names", "workloads._NO_TEXT": "the same",
+    "workloads._YAML_LINE": "files that an operator names", "documents._NO_TEXT": "the same",
     "images._BARE_DIGEST": "names in settings, arguments and such files",
     "patterns.glob": "settings, against names of at most 255 characters: see tests/unit/settings/test_rules.py",
     "credential_providers._PART": "answers of credential providers", "programs._NAMED": "their errors, 1,000 characters",
     "programs._LONG": "the same", "programs._USER_INFO": "the same", "programs.clean": "the same",
-    "inventory._SHORT_DIGEST": "arguments of commands", "inventory.parse_target": "arguments of commands",
-    "layout._BLOB": "archives that an operator imports", "layout._checked_path": "the same",
+    "selection._SHORT_DIGEST": "arguments of commands", "selection.parse_target": "arguments of commands",
+    "unpacking._BLOB": "archives that an operator imports", "unpacking._checked_path": "the same",
     "blobs._HEX": "names of files in the cache directory",
     "partials.IMPORT": "the same", "partials._FETCH": "the same",
 }  # fmt: skip

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cacheyd.admin import control
+from cacheyd.admin import client
+from cacheyd.admin.orders import Order
 from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.images import parse_image
 from cacheyd.store.blobs import BlobDir
-from cacheyd.terminal.images import import_images
-from cacheyd.terminal.layout import Image, write_layout
+from cacheyd.terminal.layout.words import Image
+from cacheyd.terminal.layout.writing import write_layout
+from cacheyd.terminal.transfer import import_images
 from tests.faults.daemon import Daemon
 from tests.faults.scene import blob_target, manifest_target, registry_table
 from tests.policy.conftest import Starter
@@ -56,8 +58,8 @@ def tar_of(content: Content, name: str) -> bytes:
 def take(daemon: Daemon, tar: Path) -> None:
     """`cacheyd import`, as a process of its own would do it."""
 
-    def call(command: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for reply in control.request(daemon.cache_dir, command, options):
+    def call(order: Order) -> Iterator[dict[str, Any]]:
+        for reply in client.request(daemon.cache_dir, order.command, order.args()):
             if value := reply.get("progress"):
                 yield value
 

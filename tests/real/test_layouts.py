@@ -8,7 +8,10 @@ import pytest
 from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.images import parse_image
 from cacheyd.protocol.platforms import own_platform
-from cacheyd.terminal.layout import Image, Unpacked, images_in, write_layout
+from cacheyd.terminal.layout.reading import images_in
+from cacheyd.terminal.layout.unpacking import Unpacked
+from cacheyd.terminal.layout.words import Image
+from cacheyd.terminal.layout.writing import write_layout
 from tests.real.conftest import MakeCache, need
 from tests.real.containerd import Containerd, write_hosts
 from tests.real.lab import SHORT_REGISTRY, Lab, contents, image_for, new_image, registry_table

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cacheyd.admin.command import Command
 from cacheyd.admin.commands import Commands
 from cacheyd.admin.control import CommandError, Reply
 from cacheyd.protocol.digest import digest_of
@@ -81,7 +82,7 @@ async def test_images_are_listed(commands: Commands, store: Store) -> None:
 
 
 async def test_rows_come_in_pieces(commands: Commands, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheyd.admin.commands.ROWS", 2)
+    monkeypatch.setattr("cacheyd.admin.command.ROWS", 2)
     await pull(store, APP, "1.0", b"config 1", BASE)
     assert [len(reply.get("rows", ())) for reply in await replies(commands, "ls", blobs=True)] == [2, 1, 0]
 
@@ -180,7 +181,7 @@ async def test_further_commands(store: Store) -> None:
     async def warm(args: dict[str, Any]) -> AsyncIterator[Reply]:
         yield {"result": args}
 
-    assert await result(Commands(store, {"warm": warm}), "warm", image="alpine") == {"image": "alpine"}
+    assert await result(Commands(store, [Command("warm", dict, warm)]), "warm", image="alpine") == {"image": "alpine"}
 
 
 @pytest.mark.parametrize(

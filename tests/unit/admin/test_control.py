@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from cacheyd.admin import control
-from cacheyd.admin.control import CommandError, ControlServer, NoServer, NotAnswering, Reply, request
+from cacheyd.admin.client import NoServer, NotAnswering, request
+from cacheyd.admin.control import CommandError, Reply
+from cacheyd.admin.server import REQUEST_MAX, ControlServer
 
 
 async def run(command: str, args: dict[str, Any]) -> AsyncIterator[Reply]:
@@ -91,7 +93,7 @@ async def test_a_command_that_fails_is_logged(server: ControlServer, tmp_path: P
     "line",
     [
         b"\n", b"nonsense\n", b"[]\n", b"{}\n", b'{"command": 1}\n', b'{"command": "ls", "args": []}\n', b"[" * 10**5 + b"\n",
-        b"\xff\n", b"x" * (control.REQUEST_MAX + 10),
+        b"\xff\n", b"x" * (REQUEST_MAX + 10),
     ],
     ids=["empty", "no json", "a list", "no command", "a number", "args", "deep", "bytes", "too long"],
 )  # fmt: skip
@@ -100,7 +102,7 @@ async def test_wrong_requests(server: ControlServer, tmp_path: Path, line: bytes
 
 
 async def test_who_says_nothing_is_hung_up_on(server: ControlServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "REQUEST_WAIT", 0.05)
+    monkeypatch.setattr("cacheyd.admin.server.REQUEST_WAIT", 0.05)
     assert await raw(tmp_path, b"") == [{"progress": {}}]
 
 
@@ -161,7 +163,7 @@ async def test_the_socket_comes_back_after_a_wipe(
 
 
 async def test_it_comes_back_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr("cacheyd.admin.server.LOOK_EVERY", 0.02)
     server = ControlServer(tmp_path, run)
     await server.start()
     (tmp_path / control.NAME).unlink()

@@ -2,14 +2,18 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cacheyd.admin.transfer import ASKED, export_handler, import_handlers
-from cacheyd.admin.tree import ACCEPT
+from cacheyd.admin import transfer
+from cacheyd.admin.image_orders import Export, ImportCheck, ImportObject, ImportRoom, ImportTag
+from cacheyd.admin.orders import Order
+from cacheyd.admin.session import ACCEPT
+from cacheyd.admin.transfer import ASKED, Importer
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
@@ -21,9 +25,11 @@ from cacheyd.protocol.reference import Kind
 from cacheyd.settings.load import load
 from cacheyd.store.rows import TagVariant
 from cacheyd.store.store import Store
-from cacheyd.terminal.images import _open_blob, export, image_names, import_images
-from cacheyd.terminal.layout import Image as Carried
-from cacheyd.terminal.layout import IncompleteError, LayoutError, write_layout
+from cacheyd.terminal.images import image_names
+from cacheyd.terminal.layout.words import Image as Carried
+from cacheyd.terminal.layout.words import IncompleteError, LayoutError
+from cacheyd.terminal.layout.writing import write_layout
+from cacheyd.terminal.transfer import _open_blob, export, import_images
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest, UpstreamResponse
 from tests.support.images import Image, Index, make_image, make_index
 
@@ -43,14 +49,22 @@ class Node:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.handlers = {"export": export_handler(store), **import_handlers(store)}
+        importer = Importer(store)
+        self.handlers: dict[type[Order], Callable[[Any], AsyncIterator[dict[str, Any]]]] = {
+            Export: partial(transfer.export, store),
+            ImportRoom: importer.room,
+            ImportObject: importer.take,
+            ImportCheck: importer.check,
+            ImportTag: importer.tag,
+        }
         self._loop = asyncio.get_running_loop()
 
-    def call(self, command: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        async def collect() -> list[dict[str, Any]]:
-            return [reply async for reply in self.handlers[command](args)]
+    async def run(self, kind: type[Order], args: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is told of an order that comes over the socket."""
+        return [reply async for reply in self.handlers[kind](kind.parse(args))]
 
-        yield from asyncio.run_coroutine_threadsafe(collect(), self._loop).result(10)
+    def call(self, order: Order) -> Iterator[dict[str, Any]]:
+        yield from asyncio.run_coroutine_threadsafe(self.run(type(order), order.args()), self._loop).result(10)
 
     async def export(self, target: Path, *names: str, platforms: Any = None) -> int:
         return await asyncio.to_thread(export, self.call, self.store.root, image_names(names), platforms, str(target))
@@ -146,7 +160,7 @@ async def test_what_is_evicted_during_an_export_is_still_in_it(nodes: list[Node]
             return super().write(data)
 
     out = Pipe()
-    (root,) = [reply async for reply in one.handlers["export"]({"images": [NAME]})]
+    (root,) = await one.run(Export, {"images": [NAME]})
     assert root["images"][0]["digest"] == image.digest
     found = Carried(parse_image(NAME), Descriptor(image.digest, len(image.manifest), image.media_type))
     write_layout(out, [found], lambda digest: _open_blob(one.store.root, digest), None)
@@ -214,14 +228,14 @@ async def test_what_the_cache_has_no_room_for_is_a_failure(nodes: list[Node], tm
     image = make_image(layers=2)
     await one.add(NAME, image)
     await one.export(tmp_path / "x.tar", NAME)
-    tag = other.handlers["import-tag"]
+    tag = other.handlers[ImportTag]
 
-    async def evict_meanwhile(args: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def evict_meanwhile(order: ImportTag) -> AsyncIterator[dict[str, Any]]:
         await other.store.remove([image.layers[0].digest], "size")
-        async for reply in tag(args):
+        async for reply in tag(order):
             yield reply
 
-    other.handlers["import-tag"] = evict_meanwhile
+    other.handlers[ImportTag] = evict_meanwhile
 
     with pytest.raises(LayoutError, match="1 of 4 objects were removed again"):
         await other.take(tmp_path / "x.tar")
@@ -248,7 +262,7 @@ async def test_a_broken_tar_leaves_nothing(nodes: list[Node], tmp_path: Path) ->
 async def test_only_files_of_imports_are_adopted(nodes: list[Node], file: str) -> None:
     args = {"file": file, "digest": digest_of(b""), "media_type": "", "within": ["ghcr.io/acme/app"]}
     with pytest.raises(ValueError, match="not a file of an import"):
-        [reply async for reply in nodes[0].handlers["import-object"](args)]
+        await nodes[0].run(ImportObject, args)
 
 
 async def test_a_file_that_has_another_digest_is_not_adopted(nodes: list[Node]) -> None:
@@ -257,11 +271,11 @@ async def test_a_file_that_has_another_digest_is_not_adopted(nodes: list[Node]) 
     args = {"file": "import.1-0-00000000", "digest": digest_of(b"right"), "media_type": "", "within": ["ghcr.io/acme/app"]}
 
     with pytest.raises(ValueError, match="could not be kept"):
-        [reply async for reply in one.handlers["import-object"](args)]
+        await one.run(ImportObject, args)
 
     assert one.store.find(digest_of(b"right")) is None
 
 
 async def test_a_tag_needs_its_manifest(nodes: list[Node]) -> None:
     with pytest.raises(ValueError, match="no manifest that is here"):
-        [reply async for reply in nodes[0].handlers["import-tag"]({"image": NAME, "digest": digest_of(b"x")})]
+        await nodes[0].run(ImportTag, {"image": NAME, "digest": digest_of(b"x")})

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from cacheyd.terminal import workloads
-from cacheyd.terminal.workloads import MAX_PROBLEMS, MAX_SIGNS, read_images
+from cacheyd.terminal import documents, workloads
+from cacheyd.terminal.documents import MAX_SIGNS
+from cacheyd.terminal.findings import MAX_PROBLEMS
+from cacheyd.terminal.workloads import read_images, read_list
 
 POD = {
     "apiVersion": "v1",
@@ -283,7 +285,7 @@ def test_what_cannot_be_read_is_refused(text: bytes) -> None:
 def test_more_than_can_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workloads, "MAX_TEXT", 1 << 20)
     assert refusal(b"a" * ((1 << 20) + 1)) == "more than 1 MiB"
-    monkeypatch.setattr(workloads, "MAX_VALUES", 1000)
+    monkeypatch.setattr(documents, "MAX_VALUES", 1000)
     assert "more than 1000 values" in refusal("a: [" + "1," * 2000 + "]")
 
 
@@ -309,7 +311,7 @@ def test_aliases_cost_nothing(merge: bool) -> None:
 
 
 def test_merged_keys_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workloads, "MAX_VALUES", 20_000)
+    monkeypatch.setattr(documents, "MAX_VALUES", 20_000)
     large = ", ".join(f"k{n}: v" for n in range(1000))
     text = f"a: &a {{{large}}}\n" + "".join(f"b{n}: {{<<: *a}}\n" for n in range(100))
     assert "more than 20000 values" in refusal(text)
@@ -393,3 +395,8 @@ def test_the_pods_of_a_large_cluster_are_not_too_many() -> None:
     began = time.monotonic()
     assert found(text) == [f"ghcr.io/acme/app{n}:1" for n in range(3)]
     assert time.monotonic() - began < 6
+
+
+def test_a_list_has_comments_and_empty_lines() -> None:
+    lines = "# nodes\nalpine:3.22   # base\n\n  ghcr.io/acme/app:1.0\n#\n"
+    assert read_list(lines.splitlines()) == ["alpine:3.22", "ghcr.io/acme/app:1.0"]
