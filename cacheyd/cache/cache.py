@@ -63,9 +63,9 @@ class Cache:
         sightings = Sightings(store, clock=clock, monotonic=monotonic)
         self.cooldown = Cooldown(store, sightings, live)
         admission = Admission(store, sightings, self.cooldown, Created(store, fetcher, sightings), live, events)
-        # From outside, as they need each other: the admission fetches images to learn their dates, and the fetcher asks the
+        # Told afterwards, as they need each other: the admission fetches images to learn their dates, and the fetcher asks the
         # admission what becomes of a tag.
-        fetcher.admit = admission.admit
+        fetcher.manifests.admitted_by(admission.admit)
         stored = StoredAnswers(store, self.access, clock)
         pieces = Pieces(fetcher, monotonic)
         bypass = Bypass(store, fetcher, pieces, live)
