@@ -1,28 +1,86 @@
-"""The status page, for people who open the cache in a browser."""
+"""The state of a running cache, in one report: the status page shows it, `cacheyd stats` sends it, the metrics read it."""
 
 import html
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from cacheyd import __version__
+from cacheyd.cache.cache import Cache
+from cacheyd.cache.fetch import Fetcher
+from cacheyd.observe.metrics import Metrics
+from cacheyd.observe.report import Report, StoreReport
 from cacheyd.observe.wording import counted, shown_size
+from cacheyd.protocol.reference import Kind
+from cacheyd.settings.live import Live
+from cacheyd.store.store import Store
+from cacheyd.upstream.origins import Origins
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What the page shows. `started` is in seconds since the epoch, sizes are in bytes; `trouble` says why nothing is kept."""
+class Reporter:
+    """Makes reports. What counts as the start is when this object was made."""
 
-    started: float
-    hits: int
-    misses: int
-    manifests: int
-    blobs: int
-    stored: int
-    flights: int
-    cache_dir: str
-    free: int | None
-    registries: tuple[str, ...]
-    trouble: str = ""
+    def __init__(
+        self,
+        live: Live,
+        metrics: Metrics,
+        store: Store,
+        origins: Origins,
+        fetcher: Fetcher,
+        cache: Cache,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._live = live
+        self._metrics = metrics
+        self._store = store
+        self._origins = origins
+        self._fetcher = fetcher
+        self._cache = cache
+        self._monotonic = monotonic
+        self._started = monotonic()
+
+    def report(self) -> Report:
+        """How things are now."""
+        hits, misses = self._metrics.totals()
+        return Report(
+            uptime=self._monotonic() - self._started,
+            hits=hits,
+            misses=misses,
+            sent=self._metrics.sent(),
+            evictions=self._metrics.evictions(),
+            flights=len(self._fetcher.flights),
+            waiting=self._cache.waiting,
+            upstreams_dead=len(self._origins.breaker.dead()),
+            tags_held=self._cache.cooldown.count(),
+            registries=tuple(sorted(self._live.settings.registries)),
+            store=self._store_report(),
+        )
+
+    def _store_report(self) -> StoreReport:
+        store = self._store
+        return StoreReport(
+            cache_dir=str(self._live.settings.cache_dir),
+            objects={str(kind): count for kind, count in store.counts.items()},
+            size=store.size,
+            free=store.blobs.free(),
+            partial_bytes=store.partial_bytes,
+            writable=not (store.refusal or store.ousted),
+            full=store.room.full,
+            scrubbed=store.upkeep.scrubbed,
+            scrub_dropped=store.upkeep.dropped,
+            write_errors=store.write_errors,
+            trouble=store.trouble,
+        )
+
+    def counters(self) -> dict[str, object]:
+        """What happened since the start, for `cacheyd stats`."""
+        now = self.report()
+        total = now.hits + now.misses
+        return {
+            "version": __version__, "uptime": now.uptime, "hits": now.hits, "misses": now.misses,
+            "hit_ratio": now.hits / total if total else None, "bytes": dict(now.sent),
+            "evictions": dict(now.evictions), "flights": now.flights, "waiting": now.waiting,
+        }  # fmt: skip
 
 
 def kept_nothing(trouble: str) -> str:
@@ -37,24 +95,22 @@ def _duration(seconds: float) -> str:
     return f"{days} d {hours} h {minutes} min"
 
 
-def render(status: Status) -> bytes:
+def render(report: Report) -> bytes:
     """The page: no scripts, nothing from elsewhere."""
-    total = status.hits + status.misses
-    ratio = f"{100 * status.hits / total:.1f} %" if total else "no requests yet"
-    free = "unknown" if status.free is None else shown_size(status.free)
+    store, total = report.store, report.hits + report.misses
+    ratio = f"{100 * report.hits / total:.1f} %" if total else "no requests yet"
+    free = "unknown" if store.free is None else shown_size(store.free)
+    manifests, blobs = store.objects[Kind.MANIFEST], store.objects[Kind.BLOB]
     rows = [
         ("Version", __version__),
-        ("Running for", _duration(time.time() - status.started)),
-        ("Hits", f"{status.hits} of {total} requests ({ratio})"),
-        (
-            "Stored",
-            f"{counted(status.manifests, 'manifest')} and {counted(status.blobs, 'blob')}, {shown_size(status.stored)}",
-        ),
-        ("Being fetched", str(status.flights)),
-        ("Cache directory", f"{status.cache_dir} ({free} free)"),
-        ("Configured registries", ", ".join(status.registries) or "none: any registry is served"),
+        ("Running for", _duration(report.uptime)),
+        ("Hits", f"{report.hits} of {total} requests ({ratio})"),
+        ("Stored", f"{counted(manifests, 'manifest')} and {counted(blobs, 'blob')}, {shown_size(store.size)}"),
+        ("Being fetched", str(report.flights)),
+        ("Cache directory", f"{store.cache_dir} ({free} free)"),
+        ("Configured registries", ", ".join(report.registries) or "none: any registry is served"),
     ]
-    alarm = f'<p role="alert"><strong>{html.escape(kept_nothing(status.trouble))}</strong></p>' if status.trouble else ""
+    alarm = f'<p role="alert"><strong>{html.escape(kept_nothing(store.trouble))}</strong></p>' if store.trouble else ""
     cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -1,4 +1,4 @@
-"""What happened, told by whoever saw it: the one port at which metrics listen, and whatever else wants to know."""
+"""The one port for what happens in a cache: every part tells it here, and metrics listen."""
 
 
 class Events:

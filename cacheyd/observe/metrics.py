@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from cacheyd import __version__
 from cacheyd.observe.events import Events
+from cacheyd.observe.report import Report
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -47,7 +48,7 @@ class _Plain(Collector):
             ),
         ):
             family = CounterMetricFamily(name, text)
-            family.name = name
+            family.name = name  # The constructor drops a `_total`, and puts it after each sample's name.
             family.add_metric([], value)
             for index, sample in enumerate(family.samples):
                 family.samples[index] = sample._replace(name=name)
@@ -55,12 +56,77 @@ class _Plain(Collector):
             yield family
 
 
+# Gauges, then counters (their names without `_total`), that are read when somebody looks.
+_GAUGES: tuple[tuple[str, str, Callable[[Report], float]], ...] = (
+    ("cacheyd_flights", "Objects being fetched", lambda now: now.flights),
+    ("cacheyd_waiting", "Clients that wait for upstreams", lambda now: now.waiting),
+    ("cacheyd_upstreams_dead", "Origins that are left alone now", lambda now: now.upstreams_dead),
+    ("cacheyd_tags_held", "Tags that are held now", lambda now: now.tags_held),
+    ("cacheyd_store_bytes", "Bytes stored", lambda now: now.store.size),
+    ("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda now: now.store.free or 0),
+    ("cacheyd_store_writable", "0 while the disk refuses writes", lambda now: now.store.writable),
+    ("cacheyd_store_full", "1 while there is no room and nothing may go", lambda now: now.store.full),
+    ("cacheyd_store_partial_bytes", "Bytes in files being fetched", lambda now: now.store.partial_bytes),
+)
+_COUNTERS: tuple[tuple[str, str, Callable[[Report], float]], ...] = (
+    ("cacheyd_scrub_bytes", "Bytes checked in the background", lambda now: now.store.scrubbed),
+    (
+        "cacheyd_scrub_dropped",
+        "Stored objects that did not have their digest any more",
+        lambda now: now.store.scrub_dropped,
+    ),
+    ("cacheyd_store_write_errors", "Writes that the disk refused", lambda now: now.store.write_errors),
+)
+
+
 class _Watched(Collector):
-    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
-        self._read = read
+    """The state of a running cache, looked at once for all its metrics."""
+
+    def __init__(self, look: Callable[[], Report]) -> None:
+        self._look = look
 
     def collect(self) -> Iterable[Metric]:
-        return self._read()
+        now = self._look()
+        for name, text, read in _GAUGES:
+            yield GaugeMetricFamily(name, text, value=float(read(now)))
+        for name, text, read in _COUNTERS:
+            yield CounterMetricFamily(name, text, value=float(read(now)))
+        family = GaugeMetricFamily("cacheyd_store_objects", "Objects stored", labels=["kind"])
+        for kind, count in now.store.objects.items():
+            family.add_metric([kind], count)
+        yield family
+
+
+class _Labels:
+    """Names of registries as labels: the configured ones, and the first 50 others; anybody may ask for any name."""
+
+    def __init__(self, registries: Iterable[str]) -> None:
+        self._known = set(registries)
+        self._others: set[str] = set()
+
+    def add(self, registries: Iterable[str]) -> None:
+        """These are configured, too."""
+        self._known |= set(registries)
+
+    def of(self, registry: str) -> str:
+        """The label of a registry."""
+        if registry in self._known or registry in self._others:
+            return registry
+        if len(self._others) < MAX_LABELS:
+            self._others.add(registry)
+            return registry
+        return "other"
+
+
+class _Upstreams:
+    """What upstreams answered, and after what time."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter("cacheyd_upstream_requests", "Requests to upstreams", ["registry", "code"], registry=registry)
+        self.seconds = Histogram("cacheyd_upstream_seconds", "Time to the head of an upstream's response", registry=registry)
+        self.remaining = Gauge(
+            "cacheyd_ratelimit_remaining", "Pulls left, as the registry's last answer said", ["registry"], registry=registry
+        )
 
 
 class Metrics(Events):
@@ -75,12 +141,11 @@ class Metrics(Events):
         self._requests = Counter(
             "cacheyd_requests", "Requests by what became of them", ["registry", "kind", "result"], registry=r
         )
+        # The labels of all requests, which are few, are looked up once.
+        self._children: dict[tuple[str, str, str], Counter] = {}
         self._bytes = Counter("cacheyd_bytes", "Body bytes sent to clients, by where they came from", ["source"], registry=r)
-        self._upstream = Counter("cacheyd_upstream_requests", "Requests to upstreams", ["registry", "code"], registry=r)
-        self._seconds = Histogram("cacheyd_upstream_seconds", "Time to the head of an upstream's response", registry=r)
-        self._remaining = Gauge(
-            "cacheyd_ratelimit_remaining", "Pulls left, as the registry's last answer said", ["registry"], registry=r
-        )
+        self._sources = {source: self._bytes.labels(source) for source in ("disk", "upstream")}
+        self._upstreams = _Upstreams(r)
         self._stale = Counter("cacheyd_stale_served", "Tags served although upstream failed", ["registry"], registry=r)
         self._held = Counter(
             "cacheyd_held",
@@ -92,19 +157,7 @@ class Metrics(Events):
         self._verify = Counter("cacheyd_verify_failures", "Objects whose bytes did not have their digest", registry=r)
         info = Gauge("cacheyd_build_info", "The version that runs", ["version"], registry=r)
         info.labels(__version__).set(1)
-        self._known = set(registries)
-        self._others: set[str] = set()
-        self._children: dict[tuple[str, str, str], Counter] = {}
-        self._sources = {source: self._bytes.labels(source) for source in ("disk", "upstream")}
-
-    def _label(self, registry: str) -> str:
-        """Bounded: configured registries and the first 50 others; anybody may ask for any name."""
-        if registry in self._known or registry in self._others:
-            return registry
-        if len(self._others) < MAX_LABELS:
-            self._others.add(registry)
-            return registry
-        return "other"
+        self._labels = _Labels(registries)
 
     @staticmethod
     def _code(code: str) -> str:
@@ -119,7 +172,7 @@ class Metrics(Events):
             self._plain.hits += 1
         elif result:
             self._plain.misses += 1
-        key = (self._label(registry) if registry else "", kind, result.lower() or "error")
+        key = (self._labels.of(registry) if registry else "", kind, result.lower() or "error")
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = self._requests.labels(*key)
@@ -131,7 +184,7 @@ class Metrics(Events):
 
     def held(self, registry: str, action: str) -> None:
         """A tag led to something too young: `held`, `refused`, `allowed` or `audited`."""
-        self._held.labels(self._label(registry), action).inc()
+        self._held.labels(self._labels.of(registry), action).inc()
 
     def ignored(self) -> None:
         """A tag that is always asked of upstream was asked for."""
@@ -139,12 +192,12 @@ class Metrics(Events):
 
     def upstream(self, registry: str, code: str, seconds: float) -> None:
         """An upstream answered (or failed: `error`, `timeout`, `dead`) after `seconds`."""
-        self._upstream.labels(self._label(registry), self._code(code)).inc()
-        self._seconds.observe(seconds)
+        self._upstreams.requests.labels(self._labels.of(registry), self._code(code)).inc()
+        self._upstreams.seconds.observe(seconds)
 
     def ratelimit(self, registry: str, remaining: int) -> None:
         """The registry said how many pulls are left."""
-        self._remaining.labels(self._label(registry)).set(remaining)
+        self._upstreams.remaining.labels(self._labels.of(registry)).set(remaining)
 
     def evicted(self, reason: str, count: int) -> None:
         """Objects were removed to make room."""
@@ -152,34 +205,15 @@ class Metrics(Events):
 
     def configure(self, registries: Iterable[str]) -> None:
         """These registries have a label of their own from now on."""
-        self._known |= set(registries)
+        self._labels.add(registries)
 
     def verify_failure(self, registry: str) -> None:
         """An upstream sent bytes that do not have their digest."""
         self._verify.inc()
 
-    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when somebody looks."""
-        Gauge(name, text, registry=self.registry).set_function(read)
-
-    def watch_total(self, name: str, text: str, read: Callable[[], int]) -> None:
-        """A counter (`name` without `_total`) that is kept elsewhere."""
-
-        def collect() -> Iterable[Metric]:
-            yield CounterMetricFamily(name, text, value=read())
-
-        self.registry.register(_Watched(collect))
-
-    def watch_kinds(self, name: str, text: str, read: Callable[[], dict[str, float]]) -> None:
-        """A gauge by kind that is read when somebody looks."""
-
-        def collect() -> Iterable[Metric]:
-            family = GaugeMetricFamily(name, text, labels=["kind"])
-            for kind, value in read().items():
-                family.add_metric([kind], value)
-            yield family
-
-        self.registry.register(_Watched(collect))
+    def watch(self, look: Callable[[], Report]) -> None:
+        """Shows the state of a running cache, too; `look` is called when somebody wants to see the metrics."""
+        self.registry.register(_Watched(look))
 
     def totals(self) -> tuple[int, int]:
         """Hits and misses so far."""
@@ -187,13 +221,11 @@ class Metrics(Events):
 
     def sent(self) -> dict[str, int]:
         """Body bytes sent so far, from `disk` and from `upstream`."""
-        found = self.registry.get_sample_value
-        return {source: int(found("cacheyd_bytes_total", {"source": source}) or 0) for source in self._sources}
+        return _by_label(self._bytes, "source")
 
     def evictions(self) -> dict[str, int]:
         """Objects removed so far, by reason."""
-        samples = [sample for family in self._evictions.collect() for sample in family.samples]
-        return {sample.labels["reason"]: int(sample.value) for sample in samples}
+        return _by_label(self._evictions, "reason")
 
     def render(self) -> bytes:
         """The text format that Prometheus scrapes."""
@@ -201,3 +233,8 @@ class Metrics(Events):
         for name in (b"cache_hits", b"cache_misses", b"cache_miss_by_ignore"):
             text = text.replace(b"# TYPE %s gauge" % name, b"# TYPE %s counter" % name)
         return text
+
+
+def _by_label(counter: Counter, label: str) -> dict[str, int]:
+    samples = [sample for family in counter.collect() for sample in family.samples]
+    return {sample.labels[label]: int(sample.value) for sample in samples}

@@ -59,7 +59,7 @@ class Daemon:
 
     def stop(self) -> None:
         """Begins the graceful stop; called again, ends the patience with running transfers."""
-        self._addon.hurry()
+        self._addon.cut_short()
         self._master.shutdown()
 
     async def run(self) -> int:

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from cacheyd.proxy.outbound import trust
-from cacheyd.proxy.outbound.trust import forbidden_kind, forbidden_name, kin_kinds
+from cacheyd.proxy.outbound import guard
+from cacheyd.proxy.outbound.guard import forbidden_kind, forbidden_name, related_kinds
 from tests.faults.daemon import Daemon
 from tests.hostile.netns import ALSO_HERE, HERE, THERE, Neighbour, with_neighbour
 from tests.hostile.peers import RawOrigin, head, whole
@@ -78,9 +78,9 @@ def test_forbidden_by_name(name: str) -> None:
 
 def test_what_belongs_together() -> None:
     """Never cloud metadata, whatever leads there; this host's interfaces are for all to see, its loopback is not."""
-    assert kin_kinds(["loopback"]) == {"loopback", "this host"}
-    assert kin_kinds(["this host", ""]) == {"this host"}
-    assert kin_kinds(["metadata", "multicast", "reserved", ""]) == set()
+    assert related_kinds(["loopback"]) == {"loopback", "this host"}
+    assert related_kinds(["this host", ""]) == {"this host"}
+    assert related_kinds(["metadata", "multicast", "reserved", ""]) == set()
 
 
 # This host
@@ -91,11 +91,11 @@ def test_this_hosts_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ADDRESS
     own = ipaddress.ip_address(ADDRESS)
     for binds_any in (False, True):
-        monkeypatch.setattr(trust, "_binds_any", lambda version, found=binds_any: found)
-        assert trust.is_own(own)
+        monkeypatch.setattr(guard, "_binds_any", lambda version, found=binds_any: found)
+        assert guard.is_own(own)
         assert forbidden_kind(ADDRESS) == "this host"
-        assert not trust.is_own(ipaddress.ip_address("192.0.2.7"))
-        assert not trust.is_own(ipaddress.ip_address("2001:db8::7"))
+        assert not guard.is_own(ipaddress.ip_address("192.0.2.7"))
+        assert not guard.is_own(ipaddress.ip_address("2001:db8::7"))
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_as_many_wait_as_may(own: Starter) -> None:
 
 def test_nobody_waits_longer_than_a_start_takes(own: Starter) -> None:
     origin = own.origin(Origin())
-    environ = {"HOSTILE_SLOW_START": "2.5", "HOSTILE_CONSTANTS": "cacheyd.proxy.addon.START_PATIENCE=1"}
+    environ = {"HOSTILE_SLOW_START": "2.5", "HOSTILE_CONSTANTS": "cacheyd.service.readiness.START_PATIENCE=1"}
     daemon = own.daemon(registry_table("reg.test", origin.url), env=environ, kind=Early)
     watch = Stopwatch()
     assert daemon.get(TARGET).status == 503

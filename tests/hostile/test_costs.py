@@ -22,7 +22,7 @@ from cacheyd.protocol import accept, codings, headers, hosts, media_types, platf
 from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.proxy.inbound import head
-from cacheyd.proxy.outbound import intake, transport, trust
+from cacheyd.proxy.outbound import guard, intake, transport
 from cacheyd.upstream import challenges, pulls, realms, retry_after, token_service
 from cacheyd.upstream.port import UpstreamBroken
 
@@ -130,7 +130,7 @@ CASES = (
          ("urls._SCHEME", "urls.resolve")),
     Case("Location's path", lambda value: urls.resolve("https://reg.test/v2/", value), (), "/"),
     Case("Location's scheme", lambda value: urls.resolve("https://reg.test/v2/", value), (), "https"),
-    Case("name behind a proxy", trust.forbidden_name),
+    Case("name behind a proxy", guard.forbidden_name),
     Case("request head", lambda value: head.parse_head(value.encode("latin-1")),
          ("head._METHOD", "head._TARGET", "head._VERSION")),
     Case("request header", lambda value: head.parse_head(b"GET / HTTP/1.1\r\n" + value.encode("latin-1")),

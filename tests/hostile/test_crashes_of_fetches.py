@@ -22,29 +22,30 @@ MANIFEST = b'{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.
 # Deadlines are 20 s and more; a crash is told within (seconds), on a machine that is busy.
 QUICK = 3.0
 CONNECTION, TRANSPORT = "cacheyd.proxy.outbound.connection", "cacheyd.proxy.outbound.transport"
+READER, DIALING = "cacheyd.proxy.outbound.fetch_reader", "cacheyd.proxy.outbound.dialing"
 # Where it may happen, on the way to a head.
 FAULTS = (
     f"{CONNECTION}.FetchConnection.send",
     f"{CONNECTION}.FetchConnection.handle_hook",
     f"{CONNECTION}.FetchConnection.handle_connection",
     f"{CONNECTION}.FetchConnection._start_tls",
-    f"{CONNECTION}.FetchConnection.pass_body",
-    f"{CONNECTION}.FetchConnection.appetite",
-    f"{CONNECTION}.FetchConnection.swallow",
+    f"{READER}.FetchReader.pass_body",
+    f"{READER}.Meter.appetite",
+    f"{READER}.FetchReader.swallow",
     f"{CONNECTION}.FetchConnection.drain_writers",
-    f"{CONNECTION}._Requests._handle_event",
+    "cacheyd.proxy.outbound.submit.Requests._handle_event",
     f"{CONNECTION}.make_connection",
     "cacheyd.proxy.outbound.exchange.Exchange.head",
     "cacheyd.proxy.outbound.intake.problem_of",
     "cacheyd.proxy.outbound.intake.StrictHttp1Client.read_headers",
     "cacheyd.proxy.outbound.names.Names.addresses",
-    "cacheyd.proxy.outbound.wire.Wire.read",
-    f"{TRANSPORT}.MitmTransport._dial",
+    "cacheyd.proxy.outbound.socket_reader.SocketReader.read",
+    f"{DIALING}.Dialer.dial",
     f"{TRANSPORT}.MitmTransport._follow",
-    f"{TRANSPORT}.MitmTransport._origin",
-    f"{TRANSPORT}.MitmTransport._ssl_context",
+    f"{TRANSPORT}.route",
+    f"{DIALING}.Dialer.ssl_context",
     f"{TRANSPORT}._make_request",
-    f"{TRANSPORT}.start_connection",
+    f"{DIALING}.start_connection",
     f"{TRANSPORT}.take_head",
     "mitmproxy.proxy.layers.http._http1.Http1Client.send",
     "mitmproxy.proxy.layers.tls.TLSLayer.tls_interact",
@@ -61,7 +62,7 @@ BODY_FAULTS = (
     "cacheyd.cache.blob_fetch.BlobFetch._begin", "cacheyd.cache.blob_fetch.BlobFetch._receive",
     "cacheyd.proxy.outbound.exchange.Exchange.data",
     "cacheyd.proxy.outbound.exchange.Exchange.end", "cacheyd.proxy.outbound.exchange.Exchange.read",
-    f"{TRANSPORT}.FetchResponse.read", f"{TRANSPORT}.MitmTransport.release",
+    "cacheyd.proxy.outbound.response.FetchResponse.read", "cacheyd.proxy.outbound.pool.Pool.release",
 )  # fmt: skip
 
 

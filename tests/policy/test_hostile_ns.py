@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from cacheyd.proxy.outbound.trust import forbidden_name
+from cacheyd.proxy.outbound.guard import forbidden_name
 from tests.faults.client import Stopwatch
 from tests.faults.scene import blob_target, manifest_target
 from tests.policy.conftest import Starter

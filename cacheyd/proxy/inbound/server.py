@@ -22,7 +22,7 @@ from cacheyd.cache.answer import Answer, error_answer
 from cacheyd.cache.bodies import WINDOW, BodyBroken, MappedReader, Source
 from cacheyd.protocol.errors import Code, client_error, upstream_error
 from cacheyd.proxy.inbound.head import BadHead, Head, HeadBuffer, parse_head, render_head
-from cacheyd.proxy.inbound.link import CacheydTurnHook, Link
+from cacheyd.proxy.inbound.link import CacheydTurnHook, ClientLink
 
 # A request body that is longer is refused: nothing here wants one (bytes).
 MAX_BODY = 64 << 10
@@ -59,11 +59,11 @@ type MakePump = Callable[[connection.Client, Source], tuple[PumpState, Callable[
 class Hits(Protocol):
     """Where the server gets its answers from."""
 
-    def quick(self, raw: bytes, client: connection.Client) -> bytes | None:
+    def kept(self, raw: bytes, client: connection.Client) -> bytes | None:
         """A whole response to this head, if it was answered a moment ago and still holds."""
 
     def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
-        """Offers a whole response for `quick`."""
+        """Offers a whole response for `kept`."""
 
     def hit(self, head: Head) -> Answer | None:
         """The answer from disk, None if the request has to become a flow. Each answer is followed by `sent`."""
@@ -82,12 +82,14 @@ class CacheHttp1Server(Http1Server):
 
     buf: HeadBuffer
 
-    def __init__(self, context: Context, hits: Hits, make_pump: MakePump, link: Link) -> None:
+    def __init__(self, context: Context, hits: Hits, make_pump: MakePump, link: ClientLink) -> None:
         super().__init__(context)
         self.buf = HeadBuffer()
         self._hits = hits
         self._make_pump = make_pump
-        self._link = link
+        self._outgoing = link.outgoing
+        self._incoming = link.incoming
+        self._incoming.read_by(self)
         self._discarded = 0
         # When the connection is closed, and who will look then: each alarm costs memory until it rings.
         self._deadline: float | None = None
@@ -130,10 +132,10 @@ class CacheHttp1Server(Http1Server):
         answered = 0
         while self.state == self.read_headers:
             # What is pipelined is not answered faster than the client takes it, nor before everybody else.
-            if self._link.full or answered == TURN:
-                yield CacheydTurnHook(self._link)
+            if self._outgoing.full or answered == TURN:
+                yield CacheydTurnHook(self._outgoing)
                 answered = 0
-                if self._link.over:
+                if self._outgoing.over:
                     yield commands.CloseConnection(self.conn)
                     self.state = self.done
                     return
@@ -146,8 +148,8 @@ class CacheHttp1Server(Http1Server):
                 if self._deadline is not None:
                     # It came in pieces.
                     self._deadline = None
-                    self._link.keep_head(0)
-                if (reply := self._hits.quick(raw, self.context.client)) is not None:
+                    self._incoming.keep_head(0)
+                if (reply := self._hits.kept(raw, self.context.client)) is not None:
                     yield commands.SendData(self.conn, reply)
                     continue
                 head = parse_head(raw)
@@ -158,15 +160,15 @@ class CacheHttp1Server(Http1Server):
 
     def _await_head(self) -> layer.CommandGenerator[None]:
         size = len(self.buf)
-        if not self._link.keep_head(size if size > LITTLE_HEAD else 0):
-            self._link.keep_head(0)
+        if not self._incoming.keep_head(size if size > LITTLE_HEAD else 0):
+            self._incoming.keep_head(0)
             yield from self._refuse(503, "too many large request heads at once")
             return
         if not size:
             self._deadline = None
         elif self._deadline is None:
             yield from self._watch(HEAD_DEADLINE)
-        self._link.hungry()
+        self._incoming.hungry()
 
     @property
     def behind(self) -> bool:
@@ -232,8 +234,9 @@ class CacheHttp1Server(Http1Server):
         if connection_header := self.request.headers.get("connection"):
             # mitmproxy compares its tokens as they are written.
             self.request.headers["connection"] = connection_header.lower()
+        # The target is used as this parser read it,
         self.request.data.path = head.target.encode("latin-1")
-        self.request.data.authority = b""
+        self.request.data.authority = b""  # and what an absolute one named does not count.
         yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, head.body == 0))
         if self.state == self.read_headers:
             self.body_reader = make_body_reader(head.body)
@@ -251,7 +254,7 @@ class CacheHttp1Server(Http1Server):
         yield commands.CloseTcpConnection(self.conn, half_close=True)
         self.state = self.discard
         self.buf.maybe_extract_at_most(len(self.buf))
-        self._link.hungry()
+        self._incoming.hungry()
         yield from self._watch(LINGER)
 
     def discard(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -268,7 +271,7 @@ class CacheHttp1Server(Http1Server):
             self._deadline = None
         yield from super().mark_done(request=request, response=response)
         if self.state == self.read_headers:
-            self._link.hungry()
+            self._incoming.hungry()
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """As in the base class, but errors before a response are OCI JSON."""

@@ -1,7 +1,7 @@
 """Bodies that cacheyd produces, pumped into a response with backpressure.
 
 mitmproxy drains its writers only when a peer sends something, so a body that a layer produces has none: here a blocking
-hook stands before each piece. It waits for the client to take what was sent (`link` has the deadline on that) and for the
+hook stands before each piece. It waits for the client to take what was sent (`outgoing` has the deadline on that) and for the
 next piece to exist.
 """
 
@@ -31,6 +31,7 @@ from cacheyd.cache.bodies import WINDOW, BodyBroken, Source
 from cacheyd.protocol.errors import Code, client_error, explain
 from cacheyd.proxy.inbound.head import render_head
 from cacheyd.proxy.inbound.link import ClientLink
+from cacheyd.proxy.inbound.outgoing import Outgoing
 from cacheyd.proxy.inbound.server import TLS_WINDOW, CacheHttp1Server, Hits
 from cacheyd.resources.budget import Budget
 
@@ -53,24 +54,24 @@ class Pump:
         self.error: str | None = None
         self.sent = 0
 
-    async def advance(self, link: ClientLink | None, budget: Budget) -> None:
+    async def advance(self, outgoing: Outgoing | None, budget: Budget) -> None:
         """Waits until the client has taken what was sent and there is a next piece."""
         self.piece = b""
         try:
-            if link is None:
+            if outgoing is None:
                 raise BodyBroken("the client has left")
-            await link.taken()
-            link.hold(budget, 0)
+            await outgoing.taken()
+            outgoing.hold(budget, 0)
             rest = self._rest or await self.source.read()
             limit = budget.share(2 * TLS_WINDOW) // 2 if self._copied else WINDOW
             self.piece, self._rest = rest[:limit], rest[limit:]
-            await link.taken()
-            link.hold(budget, 2 * len(self.piece) if self._copied else _in_memory(self.piece))
+            await outgoing.taken()
+            outgoing.hold(budget, 2 * len(self.piece) if self._copied else _in_memory(self.piece))
         except (BodyBroken, OSError) as error:
             # What was sent stays where it is until the client takes it, or the connection is gone.
             self.error = str(error) or "broken"
         except Exception as error:
-            # Else this would be the right end of a body whose length nobody knows.
+            # Otherwise this would look like the right end of a body of unknown length.
             log.error("sending a body failed: %s", explain(error))
             self.piece, self.error = b"", f"failed: {type(error).__name__}"
         self.sent += len(self.piece)
@@ -121,7 +122,7 @@ class CacheHttpStream(HttpStream):
         error = ResponseProtocolError(self.stream_id, message, ErrorCode.GENERIC_SERVER_ERROR)
         yield SendHttp(error, self.context.client)
         self.client_state = self.server_state = self.state_errored
-        self.flow.live = False
+        self.flow.live = False  # As mitmproxy's own stream does at the end.
         yield DropStream(self.stream_id)
 
 
@@ -130,7 +131,7 @@ class CacheHttpLayer(HttpLayer):
 
     def __init__(self, context: Context, hits: Hits, link: ClientLink) -> None:
         super().__init__(context, HTTPMode.transparent)
-        self.connections[context.client] = link.reader = CacheHttp1Server(context.fork(), hits, self._pump, link)
+        self.connections[context.client] = CacheHttp1Server(context.fork(), hits, self._pump, link)
 
     def _pump(self, client: connection.Client, source: Source) -> tuple[Pump, Callable[[], commands.Command]]:
         pump = Pump(client, source)

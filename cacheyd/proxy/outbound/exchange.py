@@ -5,13 +5,10 @@ from collections.abc import Callable
 
 from mitmproxy import http
 
+from cacheyd.proxy.outbound.body_buffer import BUFFER, BodyBuffer
 from cacheyd.resources.budget import Budget
 from cacheyd.upstream.port import Chunk, UpstreamBroken
 
-# What may wait in memory of one body until it is on disk; the upstream is not read while there is more (bytes).
-BUFFER = 4 << 20
-# Pieces below this size are put together up to so many bytes: each object of its own costs a hundred bytes.
-TINY, JOINED = 4 << 10, 64 << 10
 # A body in more pieces than this with fewer bytes than that on average is an attack on the CPU: honest ones have thousands.
 MANY_PIECES, FEW_BYTES = 5_000, 32
 # What is passed on of a message that may quote a peer (characters).
@@ -22,26 +19,25 @@ class Exchange:
     """The response as it comes: fed by layers, read by `fetch`. What it holds counts against the budget."""
 
     def __init__(self, budget: Budget | None = None) -> None:
-        self.budget = budget or Budget(BUFFER * 32)
+        self._body = BodyBuffer(budget or Budget(BUFFER * 32))
         self.response: http.Response | None = None
         self.error: str | None = None
         self._hopeless = False
         self._cut = False
         self.complete = False
         # Called when somebody begins to wait for more of the body.
-        self.on_hungry: Callable[[], None] | None = None
+        self._on_hungry: Callable[[], None] | None = None
         self.hungry = False
         # How many pieces came through the layers, and their bytes.
         self.pieces = 0
         self.piece_bytes = 0
-        self._chunks: list[Chunk] = []
-        # What waits to be read, and what was read last and is on its way to the disk or a client.
-        self._buffered = 0
-        self._reading = 0
         self._over = False
         self._changed = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+
+    @property
+    def budget(self) -> Budget:
+        """What counts the bytes that it holds."""
+        return self._body.budget
 
     def head(self, response: http.Response) -> None:
         """The head has arrived."""
@@ -52,15 +48,7 @@ class Exchange:
         """A part of the body has arrived."""
         if self._over or self._hopeless:
             return
-        last = self._chunks[-1] if self._chunks else b""
-        if len(data) < TINY and isinstance(last, bytearray) and len(last) < JOINED:
-            last += data
-        else:
-            self._chunks.append(bytearray(data) if len(data) < TINY else data)
-        self._buffered += len(data)
-        self.budget.take(len(data))
-        if self._buffered >= self.budget.share(BUFFER):
-            self._room.clear()
+        self._body.add(data)
         self._changed.set()
 
     def piece(self, data: bytes) -> None:
@@ -71,8 +59,12 @@ class Exchange:
             self.fail("the body comes in absurdly small pieces", hopeless=True)
         self.data(data)
 
+    def tell_when_hungry(self, wake: Callable[[], None] | None) -> None:
+        """`wake` is called whenever somebody begins to wait for more of the body; None ends that."""
+        self._on_hungry = wake
+
     def end(self) -> None:
-        """The body is complete, as far as anybody can see."""
+        """The body is complete, as far as the layers can see."""
         self.complete = not self._cut
         self._changed.set()
 
@@ -84,12 +76,12 @@ class Exchange:
             self._hopeless = hopeless
             if hopeless:
                 # What came of it is of no use.
-                self._chunks.clear()
-        self._room.set()
+                self._body.chunks.clear()
+        self._body.open()
         self._changed.set()
 
     def cut(self, message: str) -> None:
-        """The connection did not end as it ought to, which is all that says where this body ends."""
+        """The connection did not end in order, and nothing else says where this body ends."""
         if not self.complete:
             self._cut = True
             self.fail(message)
@@ -97,14 +89,11 @@ class Exchange:
     def over(self) -> None:
         """Nobody reads it any more."""
         self._over = True
-        self._chunks.clear()
-        self.budget.give(self._buffered + self._reading)
-        self._buffered = self._reading = 0
-        self._room.set()
+        self._body.drop()
 
     async def room(self) -> None:
         """Waits until more of the body may be read from the network."""
-        await self._room.wait()
+        await self._body.room()
 
     async def wait_head(self) -> http.Response:
         """The head of the response. Raises UpstreamBroken."""
@@ -120,23 +109,19 @@ class Exchange:
 
     async def read(self) -> list[Chunk]:
         """What has come since the last read; empty at the end. Raises UpstreamBroken."""
-        self.budget.give(self._reading)
-        self._reading = 0
-        while not self._chunks:
+        self._body.written()
+        while not self._body.chunks:
             if self.complete and not self._hopeless:
                 return []
             if self.error is not None:
                 raise self._broken(self.error)
             self._changed.clear()
             self.hungry = True
-            if self.on_hungry is not None:
-                self.on_hungry()
+            if self._on_hungry is not None:
+                self._on_hungry()
             await self._changed.wait()
             self.hungry = False
-        chunks, self._chunks = self._chunks, []
-        self._buffered, self._reading = 0, self._buffered
-        self._room.set()
-        return chunks
+        return self._body.take()
 
 
 def without_end[M: http.Message](message: M) -> M:
@@ -145,6 +130,7 @@ def without_end[M: http.Message](message: M) -> M:
     mitmproxy's check of a None in their places leaves an exception that refers to itself, and with it the frames of all
     callers: what they hold, the descriptor of a flight's file for one, would stay open until the garbage collector comes by.
     """
+    # A message has no other way to be without them.
     message.data.trailers = None
-    message.data.timestamp_end = None
+    message.data.timestamp_end = None  # Nor this.
     return message

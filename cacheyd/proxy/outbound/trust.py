@@ -1,13 +1,8 @@
-"""Which hosts are trusted with what: TLS contexts, addresses, proxies."""
+"""Which hosts are trusted with what: TLS contexts, origins, proxies."""
 
-import errno
 import hashlib
 import ipaddress
-import socket
-from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -15,7 +10,7 @@ import certifi
 from mitmproxy.proxy.mode_specs import UpstreamMode
 from OpenSSL import SSL, crypto
 
-from cacheyd.protocol.hosts import canonical_host, embedded
+from cacheyd.protocol.hosts import canonical_host
 from cacheyd.protocol.urls import Url, default_port
 from cacheyd.proxy.inbound.listener import make_server_context
 from cacheyd.settings.settings import ConfigError, Settings
@@ -24,8 +19,6 @@ from cacheyd.upstream.token_service import basic
 # Keys of authorities that are public, while their roots are still trusted and nothing here reads lists of revocations:
 # "EM OV TLS CA - G3C" (https://emudhra.we-have-a-problem.com/; tools come with it).
 COMPROMISED = frozenset({"63ecefee431d49523bc1136c4e72d0206a477086caf606cd5cf025686c109cf8"})
-
-type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +35,8 @@ class Trust:
 class Origin:
     """Where a connection goes to: scheme, host and port, how it is trusted, and the proxy on the way there.
 
-    `trusted_address` says that it may be at any address; `kin` are hosts where, if one of them is at a forbidden kind of
-    address, this one may be at the same kind.
+    `trusted_address` says that it may be at any address; `registry_hosts` are the hosts of the registry that
+    led here: if one of them is at a forbidden kind of address, this one may be at the same kind.
     """
 
     scheme: str
@@ -52,7 +45,7 @@ class Origin:
     trust: Trust = Trust()
     trusted_address: bool = False
     proxy: str = ""
-    kin: tuple[str, ...] = ()
+    registry_hosts: tuple[str, ...] = ()
 
     @property
     def authority(self) -> str:
@@ -145,104 +138,6 @@ def _require_host(conn: SSL.Connection, host: bytes) -> None:
 def _require_ip(conn: SSL.Connection, packed: bytes) -> None:
     param = SSL._lib.SSL_get0_param(conn._ssl)  # type: ignore[attr-defined]
     SSL._openssl_assert(SSL._lib.X509_VERIFY_PARAM_set1_ip(param, packed, len(packed)) == 1)  # type: ignore[attr-defined]
-
-
-# Where clouds tell a machine its secrets, besides link-local addresses: Azure, Oracle, Alibaba, AWS, Google, Oracle, Linode,
-# Scaleway. All of 169.254.0.0/16 is among them, as no registry is there and so much else is (ECS, EKS).
-_METADATA = tuple(
-    map(
-        ipaddress.ip_network,
-        (
-            "169.254.0.0/16", "168.63.129.16/32", "192.0.0.192/32", "100.100.100.200/32", "fe80::a9fe:a9fe/128",
-            "fd00:ec2::/112", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128", "fd00:a9fe:a9fe::1/128", "fd00:42::42/128",
-        ),
-    )
-)  # fmt: skip
-_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
-# Names that lead to such addresses where nobody here looks them up.
-_METADATA_NAMES = frozenset(
-    {
-        "metadata", "metadata.google.internal", "metadata.goog", "metadata.azure.internal", "metadata.tencentyun.com",
-        "instance-data", "instance-data.ec2.internal",
-    }
-)  # fmt: skip
-_LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
-# What an operator runs at one kind of address may lead on to another one of these kinds.
-_KIN = {
-    "loopback": ("loopback", "this host"),
-    "unspecified": ("loopback", "unspecified", "this host"),
-    "this host": ("this host",),
-    "link-local": ("link-local",),
-}
-
-
-def forbidden_kind(address: str) -> str:
-    """What is wrong with an address that only a configured registry may have: this host, its link, cloud metadata, groups.
-
-    Empty for all others. Private networks are not forbidden: registries are there. Nor are most reserved IPv6 addresses,
-    NAT64 among them.
-    """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    return next((kind for one in (*embedded(ip), ip) if (kind := _kind(one))), "") or ("this host" if is_own(ip) else "")
-
-
-def _kind(ip: Address) -> str:
-    reserved = ip.version == 4 and ip.is_reserved  # 240.0.0.0/4 and the broadcast address.
-    kinds = {
-        "loopback": ip.is_loopback, "unspecified": ip.is_unspecified or ip in _THIS_NETWORK,
-        "metadata": any(ip in network for network in _METADATA), "link-local": ip.is_link_local,
-        "multicast": ip.is_multicast, "reserved": reserved,
-    }  # fmt: skip
-    return next((kind for kind, found in kinds.items() if found), "")
-
-
-def is_own(ip: Address) -> bool:
-    """Whether an address is one of this host's interfaces: those the kernel lets a socket be bound to."""
-    if _binds_any(ip.version):
-        # Bound to what it is not (haproxy and keepalived want that): then, whether packets there would come from there.
-        with closing(_socket(ip.version, socket.SOCK_DGRAM)) as sock:
-            try:
-                sock.connect((str(ip), 9))  # Sends nothing.
-            except OSError:
-                return False
-            return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]) == ip
-    return _binds(ip)
-
-
-@cache
-def _binds_any(version: int) -> bool:
-    """Whether `net.ipv4.ip_nonlocal_bind`, or IPv6's own, is set: an address for documentation is nobody's."""
-    return _binds(ipaddress.ip_address("192.0.2.1" if version == 4 else "2001:db8::1"))
-
-
-def _binds(ip: Address) -> bool:
-    try:
-        with closing(_socket(ip.version, socket.SOCK_STREAM)) as sock:
-            sock.bind((str(ip), 0))
-    except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    return True
-
-
-def _socket(version: int, kind: socket.SocketKind) -> socket.socket:
-    return socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, kind)
-
-
-def forbidden_name(host: str) -> str:
-    """What is wrong with a host by its name alone, empty for nothing: behind a proxy nobody here looks it up."""
-    name = host.rstrip(".").lower()
-    try:
-        name = canonical_host(f"[{name}]" if ":" in name and name[:1] != "[" else name).strip("[]")
-        return forbidden_kind(name)
-    except ValueError:
-        if name in _LOCAL_NAMES or name.endswith(".localhost"):
-            return "loopback"
-        return "metadata" if name in _METADATA_NAMES else ""
-
-
-def kin_kinds(kinds: Iterable[str]) -> set[str]:
-    """The kinds of addresses where something may be that belongs to what is at these."""
-    return {kin for kind in kinds for kin in _KIN.get(kind, ())}
 
 
 def proxy_mode(proxy: str) -> UpstreamMode:

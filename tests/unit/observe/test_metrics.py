@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cacheyd.observe.metrics import CONTENT_TYPE, MAX_LABELS, Metrics
+from cacheyd.observe.report import Report, StoreReport
 
 PLAIN = ("cache_hits", "cache_misses", "cache_miss_by_ignore")
 
@@ -119,14 +120,19 @@ def test_fifty_others_have_a_label_of_their_own() -> None:
     assert MAX_LABELS == 50
 
 
+def report(flights: int, objects: dict[str, int]) -> Report:
+    """The state of a cache that has these objects."""
+    store = StoreReport("/cache", objects, 5, None, 0, True, False, 0, 0, 0, "")
+    return Report(1.0, 0, 0, {}, {}, flights, 0, 0, 0, (), store)
+
+
 def test_gauges_are_read_when_somebody_looks() -> None:
     metrics = Metrics()
-    flights = [1.0]
-    metrics.watch("cacheyd_flights", "Objects being fetched", lambda: flights[0])
-    metrics.watch_kinds("cacheyd_store_objects", "Objects stored", lambda: {"blob": 3.0, "manifest": 2.0})
+    flights = [1]
+    metrics.watch(lambda: report(flights[0], {"blob": 3, "manifest": 2}))
 
     assert value(metrics, "cacheyd_flights") == 1
-    flights[0] = 7.0
+    flights[0] = 7
     assert value(metrics, "cacheyd_flights") == 7
     assert value(metrics, 'cacheyd_store_objects{kind="blob"}') == 3
 
@@ -136,8 +142,7 @@ def busy_metrics() -> Metrics:
     metrics.request("docker.io", "blob", "HIT", 10)
     metrics.request('odd"name\\', "blob", "MISS", 10)
     metrics.upstream("docker.io", "200", 0.2)
-    metrics.watch("cacheyd_flights", "Objects being fetched", lambda: 1.0)
-    metrics.watch_kinds("cacheyd_store_objects", "Objects stored", lambda: {"blob": 3.0})
+    metrics.watch(lambda: report(1, {"blob": 3}))
     return metrics
 
 

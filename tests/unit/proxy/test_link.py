@@ -13,7 +13,7 @@ from mitmproxy import connection
 
 from cacheyd.cache.bodies import BodyBroken
 from cacheyd.proxy.inbound import link as link_module
-from cacheyd.proxy.inbound.link import ClientLink, Idle
+from cacheyd.proxy.inbound.link import ClientLink
 from cacheyd.settings.settings import Settings
 from tests.support.stores import eventually
 
@@ -61,33 +61,33 @@ async def side() -> AsyncIterator[Side]:
 
 async def test_what_is_taken_at_once_is_not_waited_for(side: Side) -> None:
     side.writer.write(b"x")
-    assert not side.link.full
-    await side.link.taken()
+    assert not side.link.outgoing.full
+    await side.link.outgoing.taken()
 
 
 async def test_waits_until_all_is_taken(side: Side) -> None:
     side.writer.write(LARGE)
-    assert side.link.full
-    waiting = asyncio.create_task(side.link.taken())
+    assert side.link.outgoing.full
+    waiting = asyncio.create_task(side.link.outgoing.taken())
     loop, left = asyncio.get_running_loop(), len(LARGE)
     while left:
         left -= len(await loop.sock_recv(side.client, left))
     await waiting
-    assert not side.link.full
+    assert not side.link.outgoing.full
 
 
 async def test_who_takes_nothing_is_given_up_then_aborted(side: Side) -> None:
     side.writer.write(LARGE)
     started = time.monotonic()
     with pytest.raises(BodyBroken, match="took nothing"):
-        await side.link.taken()
+        await side.link.outgoing.taken()
     assert time.monotonic() - started >= PROGRESS
     assert not side.lost
     with pytest.raises(BodyBroken, match="took nothing"):
-        await side.link.taken()
+        await side.link.outgoing.taken()
     await eventually(lambda: side.lost)
     with pytest.raises(BodyBroken, match="has left"):
-        await side.link.taken()
+        await side.link.outgoing.taken()
 
 
 async def test_where_nobody_waits_the_handler_is_ended(side: Side) -> None:
@@ -119,7 +119,7 @@ async def test_the_least_rate(side: Side, rate: int, lasts: bool) -> None:
 
 async def test_a_client_that_leaves_wakes_who_waits(side: Side) -> None:
     side.writer.write(LARGE)
-    waiting = asyncio.create_task(side.link.taken())
+    waiting = asyncio.create_task(side.link.outgoing.taken())
     await asyncio.sleep(0)
     side.client.close()
     with pytest.raises(BodyBroken, match="has left"):
@@ -127,23 +127,24 @@ async def test_a_client_that_leaves_wakes_who_waits(side: Side) -> None:
 
 
 async def test_a_turn_ends_with_the_client(side: Side) -> None:
-    await side.link.turn()
-    assert not side.link.over
+    await side.link.outgoing.turn()
+    assert not side.link.outgoing.over
     side.writer.write(LARGE)
-    await side.link.turn()
-    assert side.link.over
+    await side.link.outgoing.turn()
+    assert side.link.outgoing.over
 
 
 async def test_nothing_is_read_while_the_reader_is_behind(side: Side) -> None:
-    side.link.reader = reader = Reader()
+    reader = Reader()
+    side.link.incoming.read_by(reader)
     reader.behind = True
     reading = asyncio.create_task(side.handler.drain_writers())
     await asyncio.sleep(0.01)
-    side.link.hungry()
+    side.link.incoming.hungry()
     await asyncio.sleep(0.01)
     assert not reading.done()
     reader.behind = False
-    side.link.hungry()
+    side.link.incoming.hungry()
     await asyncio.wait_for(reading, 1)
 
 
@@ -155,18 +156,3 @@ async def test_a_handshake_that_takes_too_long_ends(side: Side, monkeypatch: pyt
     assert side.cancelled == []
     side.link.expect_handshake()
     await eventually(lambda: side.cancelled)
-
-
-async def test_idle_is_counted_by_a_clock_that_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[bool] = []
-    idle = Idle(0.1, lambda: ended.append(True))
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    with idle.disarm():
-        await asyncio.sleep(0.15)
-        assert not ended
-    await asyncio.sleep(0.05)
-    idle.register_activity()
-    await asyncio.sleep(0.06)
-    assert not ended
-    await eventually(lambda: ended)
-    idle.stop()

@@ -1,6 +1,8 @@
 """How long a client may take for a head, how far it is read ahead, and whose turn it is, one event at a time."""
 
 import time
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -9,7 +11,9 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import ResponseEndOfMessage, ResponseHeaders
 
-from cacheyd.proxy.inbound.link import CacheydTurnHook, Link
+from cacheyd.proxy.inbound.incoming import Incoming
+from cacheyd.proxy.inbound.link import CacheydTurnHook
+from cacheyd.proxy.inbound.outgoing import Outgoing
 from cacheyd.proxy.inbound.server import (
     BEHIND,
     HEAD_DEADLINE,
@@ -33,10 +37,12 @@ class Side:
         client.state = connection.ConnectionState.OPEN
         context = Context(client, options.Options())
         self.client = client
-        self.link = Mock(spec=Link, full=False, over=False)
+        self.outgoing = Mock(spec=Outgoing, full=False, over=False)
+        self.incoming = Mock(spec=Incoming)
+        link: Any = SimpleNamespace(outgoing=self.outgoing, incoming=self.incoming)
         hits = self.hits = Mock(spec=Hits)
-        hits.quick.return_value = b"answer"
-        self.server = CacheHttp1Server(context, hits, lambda client, source: pytest.fail("nothing is pumped"), self.link)
+        hits.kept.return_value = b"answer"
+        self.server = CacheHttp1Server(context, hits, lambda client, source: pytest.fail("nothing is pumped"), link)
         self.alarms: list[commands.RequestWakeup] = []
         self.server_says(events.Start())
 
@@ -136,23 +142,23 @@ def test_pipelined_hits_take_turns() -> None:
     said = side.server_says(events.HookCompleted(hook_of(said)))
     assert len(said) == TURN + 1
     assert len(side.server_says(events.HookCompleted(hook_of(said)))) == 1
-    assert side.link.hungry.called
+    assert side.incoming.hungry.called
 
 
 def test_the_next_hit_waits_until_the_last_one_is_taken() -> None:
     side = Side()
 
     def answer(raw: bytes, client: connection.Client) -> bytes:
-        side.link.full = True
+        side.outgoing.full = True
         return b"answer"
 
-    side.hits.quick.side_effect = answer
+    side.hits.kept.side_effect = answer
     said = side.send(HEAD * 2)
     assert [type(command) for command in said] == [commands.SendData, CacheydTurnHook]
-    side.link.full = False
+    side.outgoing.full = False
     said = side.server_says(events.HookCompleted(hook_of(said)))
     assert [type(command) for command in said] == [commands.SendData, CacheydTurnHook]
-    side.link.over = True
+    side.outgoing.over = True
     assert is_closed(side.server_says(events.HookCompleted(hook_of(said))))
 
 
@@ -161,7 +167,7 @@ def test_the_next_hit_waits_until_the_last_one_is_taken() -> None:
 
 def flow_begins(side: Side) -> None:
     """A request that is no hit."""
-    side.hits.quick.return_value = None
+    side.hits.kept.return_value = None
     side.hits.hit.return_value = None
     side.send(HEAD)
     assert not side.server.behind
@@ -196,10 +202,10 @@ def test_the_next_request_is_read_for_after_each_answer() -> None:
     """Also where what came behind the request ended with a whole head: there is no next read that would say so."""
     side = Side()
     flow_begins(side)
-    side.link.hungry.reset_mock()
+    side.incoming.hungry.reset_mock()
     side.server_says(ResponseHeaders(1, http.Response.make(200, b"", {"Content-Length": "0"}), end_stream=True))
     side.server_says(ResponseEndOfMessage(1))
-    assert side.link.hungry.called
+    assert side.incoming.hungry.called
 
 
 def test_what_is_refused_may_send_so_much() -> None:

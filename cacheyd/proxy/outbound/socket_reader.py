@@ -15,7 +15,7 @@ BLOCK = 1 << 20
 FIRST_READ = 16 << 10
 
 
-class Wire(asyncio.BufferedProtocol):
+class SocketReader(asyncio.BufferedProtocol):
     """Reads for `ConnectionHandler.handle_connection`, or straight into blocks with `read_body`."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Wire(asyncio.BufferedProtocol):
 
     async def read_body(self, length: int, exchange: Exchange) -> int:
         """Gives the next `length` bytes to the exchange, in blocks that are its own; returns how many the peer left out."""
-        exchange.on_hungry = self._wake
+        exchange.tell_when_hungry(self._wake)
         budget = exchange.budget
         self._renew(budget.share(BLOCK))
         budget.take(len(self._block))
@@ -118,7 +118,7 @@ class Wire(asyncio.BufferedProtocol):
                     await self._more()
         finally:
             budget.give(len(self._block))
-            exchange.on_hungry = None
+            exchange.tell_when_hungry(None)
             self._renew(FIRST_READ)
         return length
 

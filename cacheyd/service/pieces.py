@@ -1,7 +1,7 @@
-"""Layers that clients read in pieces: while cacheyd stops, these go on being served to their end.
+"""Layers that clients read in pieces: while cacheyd stops, it goes on serving these to their end.
 
-containerd (from 2.1 on, with `concurrent_layer_fetch_buffer`) asks for each piece of a layer in a request of its own. It
-goes to another mirror with the layer's first request only: if a later one is refused, the pull fails.
+containerd (from 2.1 on, with `concurrent_layer_fetch_buffer`) asks for each piece of a layer in a request of its own.
+containerd goes to another mirror only with the first request of a layer: if a later one is refused, the pull fails.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class _Layer:
     pieces: int = 0
 
 
-class Layers:
-    """Which layers are read in pieces, and until when cacheyd has to be there for that."""
+class Pieces:
+    """Which layers are read in pieces, and how long cacheyd has to be there for that."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic

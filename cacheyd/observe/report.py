@@ -1,0 +1,38 @@
+"""The state of a running cache, as a value: `admin.status` makes it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """Sizes are in bytes; `free` is None where the disk does not say; `trouble` says why nothing is kept."""
+
+    cache_dir: str
+    objects: Mapping[str, int]
+    size: int
+    free: int | None
+    partial_bytes: int
+    writable: bool
+    full: bool
+    scrubbed: int
+    scrub_dropped: int
+    write_errors: int
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is true now, and what happened since the start. `uptime` is in seconds; `sent` has bytes by their source."""
+
+    uptime: float
+    hits: int
+    misses: int
+    sent: Mapping[str, int]
+    evictions: Mapping[str, int]
+    flights: int
+    waiting: int
+    upstreams_dead: int
+    tags_held: int
+    registries: tuple[str, ...]
+    store: StoreReport

@@ -1,0 +1,54 @@
+"""What is counted, and written into the access log, of each answered request."""
+
+import time
+from collections.abc import Callable
+
+from cacheyd.cache.answer import Answer
+from cacheyd.observe.events import Events
+from cacheyd.observe.logs import AccessLine, AccessLog
+
+
+class Accounting:
+    """Counts and logs requests about registries; pages and probes are neither counted nor logged."""
+
+    def __init__(
+        self,
+        events: Events,
+        access_log: AccessLog,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._events = events
+        self._access_log = access_log
+        self._clock = clock
+        self._monotonic = monotonic
+
+    def answered(
+        self, method: str, answer: Answer, sent: int, started: float, peer: tuple[str, int] | None, note: str = ""
+    ) -> None:
+        """One request was answered with `sent` bytes of body, `started` on the monotonic clock."""
+        ref = answer.ref
+        if answer.page:
+            return
+        kind, registry = (ref.kind, ref.registry) if ref is not None else ("", "")
+        self._events.request(registry, kind, answer.result, sent)
+        self._access_log.write(
+            AccessLine(
+                self._clock(),
+                method,
+                registry,
+                ref.repository if ref else "",
+                (ref.reference or str(ref.kind)) if ref else "",
+                answer.status,
+                sent,
+                answer.result,
+                (self._monotonic() - started) * 1000,
+                f"{peer[0]}:{peer[1]}" if peer else "",
+                note or answer.note,
+            )
+        )
+
+    def close(self) -> None:
+        """Writes what is left of the log."""
+        self._access_log.close()
