@@ -36,13 +36,13 @@ class Cleaning:
         return command(Rm, self._rm), command(Gc, self._gc), command(Verify, self._verify)
 
     async def _rm(self, order: Rm) -> AsyncIterator[Reply]:
-        inventory, dry_run = Inventory(self._store.snapshot()), order.dry_run
+        inventory, dry_run = Inventory(self._store.catalog.snapshot()), order.dry_run
         removal = await in_thread(
             lambda: removal_of_everything(inventory) if order.everything else removal_of(inventory, order.targets)
         )
         removed, size = (len(removal.objects), removal.bytes) if dry_run else await self._remove(removal)
         if order.everything and not dry_run:
-            await self._store.room.drop_idle()
+            await self._store.partials.drop_idle()
         if removed and not dry_run:
             log.info("removed on request: %s, %s", counted(removed, "object"), shown_size(size))
         yield {
@@ -62,14 +62,14 @@ class Cleaning:
         """Objects and bytes that went. What an image needs that came meanwhile stays."""
         store = self._store
         for name in removal.tags:
-            store.remove_tag(name)
+            store.tags.remove(name)
         going = set(removal.objects)
         count = size = 0
         # Manifests first: what is left of an image that is removed halfway is blobs that nobody asks for.
         order = sorted(removal.objects, key=self._is_blob)
         for batch in batched(order, BATCH):
             free = [d for d in batch if d in removal.asked or going.issuperset(store.catalog.parents(d))]
-            gone = await store.remove(free, "removed")
+            gone = await store.objects.remove(free, "removed")
             count, size = count + gone[0], size + gone[1]
         return count, size
 
@@ -80,7 +80,7 @@ class Cleaning:
     async def _gc(self, order: Gc) -> AsyncIterator[Reply]:
         result: dict[str, Any] = dict(await self._store.collect())
         if order.unreferenced:
-            inventory = Inventory(self._store.snapshot())
+            inventory = Inventory(self._store.catalog.snapshot())
             before = self._store.clock() - UNREFERENCED_AGE
             blobs = await asyncio.to_thread(unreferenced, inventory, before)
             count, size = await self._remove(Removal(objects=blobs))
@@ -100,7 +100,7 @@ class Cleaning:
                 last = now
                 told.put_nowait({"progress": {"done": done, "total": total, "bytes": size}})
 
-        work = asyncio.create_task(self._store.verify(progress))
+        work = asyncio.create_task(self._store.upkeep.scrub.verify(progress))
         work.add_done_callback(lambda _: told.put_nowait(None))
         try:
             while (reply := await told.get()) is not None:

@@ -26,7 +26,7 @@ class Looking:
 
     async def _ls(self, order: Ls) -> AsyncIterator[Reply]:
         store = self._store
-        listing = Listing(Inventory(store.snapshot()), store.blobs.read, store.settings.pin)
+        listing = Listing(Inventory(store.catalog.snapshot()), store.blobs.read, store.settings.pin)
         rows = listing.blobs(order.patterns) if order.blobs else listing.images(order.patterns)
         found = await in_thread(lambda: list(in_rows(rows)))
         for reply in found:
@@ -34,7 +34,7 @@ class Looking:
         yield {"result": {"count": sum(len(reply["rows"]) for reply in found)}}
 
     async def _du(self, _: Du) -> AsyncIterator[Reply]:
-        inventory = Inventory(self._store.snapshot())
+        inventory = Inventory(self._store.catalog.snapshot())
         yield {"result": await asyncio.to_thread(disk_usage, inventory)}
 
     async def _stats(self, _: Stats) -> AsyncIterator[Reply]:
@@ -53,8 +53,8 @@ class Looking:
             "free": store.blobs.free(),
             "disk": total,
             "oldest_use": min(used, default=None),
-            "index_bytes": await store.in_thread(store.index.size),
-            "partial_files": len(store.idle) + len(store.open_partials),
-            "partial_bytes": store.partial_bytes,
+            "index_bytes": await store.upkeep.threads.run(store.upkeep.index.size),
+            "partial_files": len(store.partials.idle) + len(store.partials.open_files),
+            "partial_bytes": store.partials.size,
         }
         yield {"result": {"store": result, "server": dict(self._running()) if self._running is not None else None}}

@@ -105,18 +105,18 @@ class Session:
 
     def is_kept(self, digest: str) -> bool:
         """Whether the object is in the cache."""
-        return self._cache.store.find(digest) is not None
+        return self._cache.store.objects.find(digest) is not None
 
     async def kind_here(self, digest: str) -> Kind | None:
         """What an object is that is in the cache; None if it is not, or is a manifest that came as a blob."""
-        stored = self._cache.store.find(digest)
+        stored = self._cache.store.objects.find(digest)
         if stored is None or (stored.kind is Kind.BLOB and await self.is_manifest(digest)):
             return None
         return stored.kind
 
     async def is_manifest(self, digest: str) -> bool:
         """Whether an object is here that is a manifest by its bytes."""
-        stored = self._cache.store.find(digest)
+        stored = self._cache.store.objects.find(digest)
         if stored is None or stored.size > MAX_BODY:
             return False
         data = await asyncio.to_thread(self._cache.store.blobs.read, digest)

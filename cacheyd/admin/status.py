@@ -63,12 +63,12 @@ class Reporter:
             objects={str(kind): count for kind, count in store.counts.items()},
             size=store.size,
             free=store.blobs.free(),
-            partial_bytes=store.partial_bytes,
-            writable=not (store.refusal or store.ousted),
-            full=store.room.full,
-            scrubbed=store.upkeep.scrubbed,
-            scrub_dropped=store.upkeep.dropped,
-            write_errors=store.write_errors,
+            partial_bytes=store.partials.size,
+            writable=not (store.health.refusal or store.health.lost_directory),
+            full=store.bounds.full,
+            scrubbed=store.upkeep.scrub.scrubbed,
+            scrub_dropped=store.upkeep.scrub.dropped,
+            write_errors=store.health.write_errors,
             trouble=store.trouble,
         )
 

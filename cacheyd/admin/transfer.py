@@ -80,7 +80,7 @@ def _manifests(store: Store, roots: list[str]) -> list[str]:
     todo, seen = list(reversed(roots)), dict[str, None]()
     while todo:
         digest = todo.pop()
-        if digest not in seen and (stored := store.find(digest)) is not None and stored.media_type:
+        if digest not in seen and (stored := store.objects.find(digest)) is not None and stored.media_type:
             seen[digest] = None
             todo += stored.needs
     return list(seen)
@@ -89,12 +89,12 @@ def _manifests(store: Store, roots: list[str]) -> list[str]:
 def _root(store: Store, image: ImageName) -> Exported | None:
     """The manifest or index that a name stands for, if it is here."""
     if image.digest:
-        stored = store.find(image.digest)
+        stored = store.objects.find(image.digest)
         if stored is None or not stored.media_type or image.name not in stored.within:
             return None
         return {"name": str(image), "digest": stored.digest, "media_type": stored.media_type, "size": stored.size}
-    variants = store.tag_variants(image.registry, image.repository, image.tag)
-    here = [variant for variant in variants if store.find(variant.digest) is not None]
+    variants = store.tags.variants(image.registry, image.repository, image.tag)
+    here = [variant for variant in variants if store.objects.find(variant.digest) is not None]
     # What clients were told who take an index; others may have been given one platform.
     best = max(here, key=lambda variant: (bool(INDEXES & variant.asked), variant.checked), default=None)
     if best is None:
@@ -106,9 +106,9 @@ def _touch(store: Store, root: str) -> None:
     todo, seen = [root], set[str]()
     while todo:
         digest = todo.pop()
-        if digest not in seen and (stored := store.find(digest)) is not None:
+        if digest not in seen and (stored := store.objects.find(digest)) is not None:
             seen.add(digest)
-            store.touch(digest, 0)
+            store.objects.touch(digest, 0)
             todo += stored.needs
 
 
@@ -130,7 +130,7 @@ class Importer:
 
     async def room(self, order: ImportRoom) -> AsyncIterator[dict[str, Any]]:
         """Makes room for an object. Raises ValueError where there is none."""
-        if not self._store.writable or not await self._store.make_room(order.size):
+        if not self._store.health.writable or not await self._store.bounds.make(order.size):
             raise ValueError(f"there is no room for an object of {shown_size(order.size)}, or the disk refuses writes")
         yield {"size": order.size}
 
@@ -142,20 +142,20 @@ class Importer:
         if stored is None:
             raise ValueError(f"{digest} could not be kept: there is no room, or the disk refuses writes")
         for repository in others:
-            store.add_repository(stored, repository)
+            store.objects.add_repository(stored, repository)
         yield {"digest": digest}
 
     async def check(self, order: ImportCheck) -> AsyncIterator[dict[str, Any]]:
         """Says which of these objects are gone again."""
-        yield {"gone": [digest for digest in order.digests if self._store.find(digest) is None]}
+        yield {"gone": [digest for digest in order.digests if self._store.objects.find(digest) is None]}
 
     async def tag(self, order: ImportTag) -> AsyncIterator[dict[str, Any]]:
         """Has a tag stand for a manifest. Raises ValueError where the manifest is not here."""
         store, image = self._store, order.image
-        stored = store.find(order.digest)
+        stored = store.objects.find(order.digest)
         if stored is None or not stored.media_type:
             raise ValueError(f"{order.digest} is no manifest that is here")
         variant = TagVariant(ASKED, stored.digest, stored.media_type, stored.size, self._clock())
-        store.set_tag(image.registry, image.repository, image.tag, variant)
+        store.tags.set(image.registry, image.repository, image.tag, variant)
         store.sights.let_go(f"{image.name}:{image.tag}")
         yield {"image": str(image)}

@@ -149,7 +149,7 @@ class Warmer:
 
     def _not_kept(self, size: int) -> str:
         store = self._cache.store
-        if not store.writable:
+        if not store.health.writable:
             return "not kept: the disk refuses writes"
         largest = store.settings.max_size.of(store.blobs.total())
         if largest and size > largest:

@@ -74,7 +74,7 @@ class Access:
         if not self.verifies(ref):
             if not self._careful or ref.digest is None:
                 return True
-            stored = self._store.find(ref.digest)
+            stored = self._store.objects.find(ref.digest)
             return stored is None or self.may_serve(ref, stored)
         until = self._grants.get(_login(ref, headers))
         if until is None or self._clock() >= until:
@@ -94,13 +94,13 @@ class Access:
 
     def has(self, ref: Reference) -> bool:
         """Whether the object is here, and known to be in this repository."""
-        stored = self._store.find(ref.digest) if ref.digest else None
+        stored = self._store.objects.find(ref.digest) if ref.digest else None
         return stored is not None and ref.name in stored.within
 
     def _belongs(self, ref: Reference) -> bool:
         """Whether the digest is known to be in this repository, or nothing of it is here that could be given away."""
         assert ref.digest
-        if self._store.find(ref.digest) is not None:
+        if self._store.objects.find(ref.digest) is not None:
             return self.has(ref)
         return self._fetcher.flights.get(ref.registry, ref.digest) is None
 
@@ -126,9 +126,9 @@ class Access:
         generation = self._generation
         method, response = await ask_of(self._fetcher, ref, headers, as_client=True)
         if response.status != 200 and not (method == "GET" and is_one_byte(ref, response.status)):
-            raise Relayed(await self._fetcher.relay(response, from_head=method == "HEAD"))
+            raise Relayed(await self._fetcher.asking.relay(response, from_head=method == "HEAD"))
         response.close()
-        stored = self._store.find(ref.digest) if ref.digest else None
+        stored = self._store.objects.find(ref.digest) if ref.digest else None
         if not looks_like(ref, response, stored):
             if ref.digest is None:
                 raise upstream_error(502, "upstream answered with something else where a manifest was asked for")
@@ -138,7 +138,7 @@ class Access:
         self._grant(_login(ref, headers), self._settings.registry(ref.registry).access_ttl)
         self.found(ref, headers)
         if stored is not None and ref.registry in _delivered(stored):
-            self._store.add_repository(stored, ref.name)
+            self._store.objects.add_repository(stored, ref.name)
         return True
 
     def _grant(self, login: bytes, ttl: float) -> None:
@@ -154,7 +154,7 @@ class Access:
         """Upstream refused this login with `status`: a grant ends, and a tag that upstream hides is gone for this login."""
         if status in REFUSED:
             self._grants.pop(_login(ref, headers), None)
-        elif status == 404 and is_tag(ref) and self._store.tag_variants(ref.registry, ref.repository, ref.reference):
+        elif status == 404 and is_tag(ref) and self._store.tags.variants(ref.registry, ref.repository, ref.reference):
             self._gone.add(ref, headers)
 
     def found(self, ref: Reference, headers: HeaderList) -> None:

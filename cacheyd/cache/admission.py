@@ -82,7 +82,7 @@ class Admission:
         """What was served before is neither here nor upstream any more: the tag forgets it."""
         hold = self._cooldown.hold(ref, asked)
         left = [variant for variant in self._cooldown.variants(ref) if variant.digest != digest]
-        self._store.delete_tag(ref.registry, ref.repository, ref.reference)
+        self._store.tags.delete(ref.registry, ref.repository, ref.reference)
         for variant in reversed(left):
             self._cooldown.set_tag(ref, variant)
         log.warning("min_age: %s: %s, which was served before, is gone upstream", name_of(ref), digest)

@@ -37,7 +37,7 @@ class Blobs:
         """
         ref = request.ref
         assert ref.digest
-        stored = self._store.find(ref.digest)
+        stored = self._store.objects.find(ref.digest)
         if stored is not None and stored.media_type:
             # It is here as a manifest, and is not to become a blob for all who ask.
             return await self._bypass.answer(request, MISS)
@@ -45,7 +45,7 @@ class Blobs:
         if request.head and (running is None or running.size is None):
             return await self._bypass.answer(request, MISS)
         wanted = request.wanted
-        if error := self._fetcher.resume_refused(ref.registry, ref.digest, (wanted.start if wanted else 0) or 0):
+        if error := self._fetcher.failures.resume_refused(ref.registry, ref.digest, (wanted.start if wanted else 0) or 0):
             raise error
         # What begins with the first byte may be all of it, so its size is waited for.
         little = wanted is not None and is_little(wanted) and wanted.start != 0

@@ -54,7 +54,7 @@ class Boarding:
         ref = request.ref
         running = self._fetcher.flights.get(ref.registry, ref.digest or "")
         if running is None:
-            return self._fetcher.is_contested(ref.registry, ref.digest or "")
+            return self._fetcher.failures.is_contested(ref.registry, ref.digest or "")
         # The flight began after this client was let through: what is in one repository may not be in another.
         return running.requester.repository != ref.repository and self._access.verifies(ref)
 
@@ -66,7 +66,7 @@ class Boarding:
                 await flight.settled(LENGTH_WAIT)
             elif flight.size <= HOLD:
                 await flight.settled(SMALL_WAIT)
-            elif self._fetcher.recent_failure(*flight.key):
+            elif self._fetcher.failures.recent(*flight.key):
                 # A client that gets a head and no byte, again and again, never asks elsewhere.
                 await flight.begun(SMALL_WAIT)
 
@@ -79,5 +79,5 @@ class Boarding:
             return
         method, response = await ask_of(self._fetcher, ref, headers)
         if response.status in PERSONAL:
-            raise Relayed(await self._fetcher.relay(response, from_head=method == "HEAD"))
+            raise Relayed(await self._fetcher.asking.relay(response, from_head=method == "HEAD"))
         response.close()

@@ -13,6 +13,7 @@ from cacheyd.cache.questions import EMPTY, ONE_BYTE, says_nothing_of_get, stated
 from cacheyd.cache.relaying import relay_answer, stream_answer
 from cacheyd.cache.request import Request
 from cacheyd.cache.verified import VerifiedSource
+from cacheyd.observe.events import Events
 from cacheyd.protocol.codings import codings_of
 from cacheyd.protocol.errors import upstream_error
 from cacheyd.protocol.headers import content_length, end_to_end, without
@@ -30,8 +31,9 @@ NO_HEAD = frozenset({405, 501})
 class Bypass:
     """Answers that come from upstream and are not kept."""
 
-    def __init__(self, store: Store, fetcher: Fetcher, pieces: Pieces, settings: Settings | Live) -> None:
+    def __init__(self, store: Store, fetcher: Fetcher, pieces: Pieces, settings: Settings | Live, events: Events) -> None:
         self._store = store
+        self._events = events
         self._fetcher = fetcher
         self._pieces = pieces
         self._live = Live.of(settings)
@@ -42,17 +44,17 @@ class Bypass:
         # What a stored login may list is not for clients that have to show a login of their own.
         lists = ref.kind in (Kind.TAGS, Kind.REFERRERS)
         as_client = lists and self._live.settings.registry(ref.registry).access == "verify"
-        response = await self._fetcher.open(ref, request.method, headers, as_client=as_client)
+        response = await self._fetcher.asking.open(ref, request.method, headers, as_client=as_client)
         if request.head:
             if ref.kind is Kind.BLOB and (response.status in NO_HEAD or says_nothing_of_get(response)):
                 response.close()
                 return await self._size(request, result)
-            return relay_answer(ref, await self._fetcher.relay(response), result, head=True)
+            return relay_answer(ref, await self._fetcher.asking.relay(response), result, head=True)
         digest = ref.digest or stated_digest(response.headers)
         if response.status >= 400:
-            return relay_answer(ref, await self._fetcher.relay(response), result, head=False)
+            return relay_answer(ref, await self._fetcher.asking.relay(response), result, head=False)
         if response.status == 200 and codings_of(response.headers):
-            return relay_answer(ref, await self._fetcher.unpacked(ref, response, digest), result, head=False)
+            return relay_answer(ref, await self._fetcher.asking.unpacked(ref, response, digest), result, head=False)
         if not digest or lists:
             return stream_answer(ref, response, result, content_length(response.headers))
         if response.status != 200:
@@ -65,9 +67,9 @@ class Bypass:
             response.close()
             if answer := await self._pieces.answer(request, wanted, content_length(response.headers)):
                 return answer
-            response = await self._fetcher.open(ref, request.method, headers)
+            response = await self._fetcher.asking.open(ref, request.method, headers)
             if response.status != 200:
-                return relay_answer(ref, await self._fetcher.relay(response), result, head=False)
+                return relay_answer(ref, await self._fetcher.asking.relay(response), result, head=False)
         return self._verified(request, response, result, digest)
 
     def _verified(self, request: Request, response: UpstreamResponse, result: str, digest: str) -> Answer:
@@ -86,23 +88,23 @@ class Bypass:
         if part is not None:
             answer = answer.with_part(part, size or 0)
         source = VerifiedSource(
-            response, digest, part, on_verified=self._make_room, on_mismatch=partial(self._fetcher.mismatched, ref.registry)
+            response, digest, part, on_verified=self._make_room, on_mismatch=partial(self._events.verify_failure, ref.registry)
         )
         return answer.with_source(source, answer.length)
 
     async def _make_room(self, size: int) -> None:
         """Makes room for an object that passed through and was right: it fits when somebody asks for it again."""
-        if self._store.writable:
-            await self._store.make_room(size)
+        if self._store.health.writable:
+            await self._store.bounds.make(size)
 
     async def _size(self, request: Request, result: str) -> Answer:
         """The answer to a HEAD of a blob where upstream, or its CDN, takes a GET only: one byte tells the size."""
-        response = await self._fetcher.open(request.ref, "GET", (*request.headers, ONE_BYTE))
+        response = await self._fetcher.asking.open(request.ref, "GET", (*request.headers, ONE_BYTE))
         try:
             # Of what is encoded nobody knows the size.
             size = None if codings_of(response.headers) else stated_size(response)
             if response.status not in (200, 206) and not (response.status == 416 and request.ref.digest in EMPTY):
-                return relay_answer(request.ref, await self._fetcher.relay(response), result, head=True)
+                return relay_answer(request.ref, await self._fetcher.asking.relay(response), result, head=True)
         finally:
             response.close()
         lengths = () if size is None else (("Content-Length", str(size)),)

@@ -62,13 +62,13 @@ class Cache:
         self.access = Access(store, fetcher, live)
         sightings = Sightings(store, clock=clock, monotonic=monotonic)
         self.cooldown = Cooldown(store, sightings, live)
-        admission = Admission(store, sightings, self.cooldown, Created(store, fetcher, sightings), live, events)
+        admission = Admission(store, sightings, self.cooldown, Created(store, fetcher, sightings, events), live, events)
         # Told afterwards, as they need each other: the admission fetches images to learn their dates, and the fetcher asks the
         # admission what becomes of a tag.
         fetcher.manifests.admitted_by(admission.admit)
         stored = StoredAnswers(store, self.access, clock)
         pieces = Pieces(fetcher, monotonic)
-        bypass = Bypass(store, fetcher, pieces, live)
+        bypass = Bypass(store, fetcher, pieces, live, events)
         self._heads = Heads(fetcher, live, clock)
         self._hits = Hits(store, fetcher, self.access, self.cooldown, stored, live, policy=policy, clock=clock)
         self._lists = Listings(store, fetcher, bypass, live, policy=policy, clock=clock)
@@ -103,7 +103,7 @@ class Cache:
         if ref.kind in LISTS:
             return await self._lists.answer(request)
         asked = await self.access.check(ref, request.headers)
-        recovered = ref.digest is not None and await self.store.recover(ref.digest, wait=RECOVER_WAIT) is not None
+        recovered = ref.digest is not None and await self.store.objects.recover(ref.digest, wait=RECOVER_WAIT) is not None
         # Where nobody had to be asked, `hit` has just said that there is none.
         answer = self._hits.find(request, permitted=asked) if asked or recovered else None
         return answer or await self._miss(request, permitted=asked)

@@ -16,7 +16,7 @@ class Claim:
 
     def begin(self) -> None:
         """Its registry is asked for it now: what that has delivered so far counts."""
-        self._credit = self._store.credit(self._registry)
+        self._credit = self._store.bounds.credit(self._registry)
 
     async def accept(self, size: int) -> bool:
         """Whether there is room for what the head of a response promises.
@@ -25,8 +25,8 @@ class Claim:
         made now, at the price of as much, and kept: its flights do not run out of it on their way.
         """
         if not self._credit:
-            return self._store.can_take(size)
-        if not await self._store.make_room(size, unverified=True, credit=self._credit):
+            return self._store.bounds.can_take(size)
+        if not await self._store.bounds.make(size, unverified=True, credit=self._credit):
             return False
         self._promise(size)
         return True
@@ -36,12 +36,12 @@ class Claim:
         if self._promised >= more:
             self._promise(self._promised - more)
             return True
-        return await self._store.make_room(more, unverified=True, credit=self._credit)
+        return await self._store.bounds.make(more, unverified=True, credit=self._credit)
 
     def drop(self) -> None:
         """Nothing more is to come."""
         self._promise(0)
 
     def _promise(self, size: int) -> None:
-        self._store.promise(size - self._promised)
+        self._store.partials.reservations.promise(size - self._promised)
         self._promised = size

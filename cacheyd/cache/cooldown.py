@@ -49,7 +49,7 @@ class Cooldown:
 
     def variants(self, ref: Reference) -> Sequence[TagVariant]:
         """What a tag may lead to, by what clients asked for."""
-        return self._store.tag_variants(ref.registry, ref.repository, ref.reference)
+        return self._store.tags.variants(ref.registry, ref.repository, ref.reference)
 
     def hold(self, ref: Reference, asked: frozenset[str]) -> Hold | None:
         """The hold of a tag for clients that ask with these types."""
@@ -99,7 +99,7 @@ class Cooldown:
         """Has the tag lead to what was held, if that is old enough by now, and here."""
         for hold in self._store.sights.holds(name_of(ref)):
             digest = hold.candidate.digest
-            if self.held_until(ref, digest) is None and self._store.find(digest) is not None:
+            if self.held_until(ref, digest) is None and self._store.objects.find(digest) is not None:
                 self.promote(ref, hold)
 
     def promote(self, ref: Reference, hold: Hold) -> None:
@@ -110,6 +110,6 @@ class Cooldown:
     def set_tag(self, ref: Reference, variant: TagVariant) -> None:
         """Has a tag lead there."""
         if is_memorable(variant.asked):
-            self._store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+            self._store.tags.set(ref.registry, ref.repository, ref.reference, variant)
             # The tag leads there now, so nobody is held from it.
             self._store.sights.drop(name_of(ref), variant.digest)

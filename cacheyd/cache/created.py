@@ -15,6 +15,7 @@ from cacheyd.cache.age import parse_created
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.flight import NotKept
 from cacheyd.cache.sightings import Sightings
+from cacheyd.observe.events import Events
 from cacheyd.protocol.bounded_json import parse_object
 from cacheyd.protocol.descriptors import Descriptor, parse_descriptor, select
 from cacheyd.protocol.errors import Code, RequestError, upstream_error
@@ -47,11 +48,12 @@ class Created:
     """Looks dates up, each once for all who wait for it, and tells the sightings what was found."""
 
     def __init__(
-        self, store: Store, fetcher: Fetcher, sightings: Sightings, clock: Callable[[], float] = time.monotonic
+        self, store: Store, fetcher: Fetcher, sightings: Sightings, events: Events, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = store
         self._fetcher = fetcher
         self._sightings = sightings
+        self._events = events
         self._clock = clock
         self._looking: SingleFlight[str, float, None] = SingleFlight()
         self._tried: dict[str, float] = {}
@@ -107,38 +109,38 @@ class Created:
     async def _manifest(self, image: ImageName, headers: HeaderList, digest: str) -> bytes:
         stored = self._stored(image, digest)
         if stored is None or not stored.media_type:
-            content = await self._fetcher.manifest(image.part(Kind.MANIFEST, digest), headers, frozenset())
+            content = await self._fetcher.manifests.get(image.part(Kind.MANIFEST, digest), headers, frozenset())
             if content.data:
                 return content.data
-            stored = self._store.find(digest)
+            stored = self._store.objects.find(digest)
         return self._read(stored)
 
     def _stored(self, image: ImageName, digest: str) -> Stored | None:
         """The object if it is here, and came from this very registry."""
-        stored = self._store.find(digest)
+        stored = self._store.objects.find(digest)
         here = stored is not None and any(name.partition("/")[0] == image.registry for name in stored.within)
         return stored if here else None
 
     def _read(self, stored: Stored | None) -> bytes:
-        body = None if stored is None or stored.size > OBJECT_MAX else self._store.body(stored)
+        body = None if stored is None or stored.size > OBJECT_MAX else self._store.objects.body(stored)
         return bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body or b""
 
     async def _blob(self, image: ImageName, headers: HeaderList, digest: str) -> bytes:
         if (stored := self._stored(image, digest)) is not None:
             return self._read(stored)
         fetcher, store = self._fetcher, self._store
-        response = await fetcher.open(image.part(Kind.BLOB, digest), "GET", headers)
+        response = await fetcher.asking.open(image.part(Kind.BLOB, digest), "GET", headers)
         try:
             if response.status != 200:
                 raise upstream_error(502, f"upstream answered {response.status}")
-            data = (await fetcher.unpacked(image.part(Kind.BLOB, digest), response, digest)).body
+            data = (await fetcher.asking.unpacked(image.part(Kind.BLOB, digest), response, digest)).body
         except RequestError as error:
             if error.failure.code is Code.DIGEST_INVALID:
-                fetcher.mismatched(image.registry)
+                self._events.verify_failure(image.registry)
             raise
         finally:
             response.close()
-        if store.writable and await store.make_room(len(data)):
+        if store.health.writable and await store.bounds.make(len(data)):
             await store.put(digest, data, "", within=image.name, description=Description())
         return data
 

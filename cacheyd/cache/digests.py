@@ -40,7 +40,7 @@ class Digests:
     async def answer(self, request: Request) -> Answer:
         """The answer for a manifest that is asked for by its digest, and that `Hits` could not find for this client."""
         ref = request.ref
-        stored = self._store.find(ref.digest) if ref.digest else None
+        stored = self._store.objects.find(ref.digest) if ref.digest else None
         known = stored is not None and bool(stored.media_type) and self._access.may_serve(ref, stored)
         if stored is not None and known and not request.head and not request.takes(stored.media_type):
             # It is here, but not of a type that this client takes: upstream knows what to say.
@@ -61,12 +61,12 @@ class Digests:
         """The manifest itself, by tag or digest."""
         ref = request.ref
         try:
-            content = await self._fetcher.manifest(ref, request.headers, request.asked)
+            content = await self._fetcher.manifests.get(ref, request.headers, request.asked)
         except NotKept:
             # Too large to be held in memory.
             return await self._bypass.answer(request, MISS)
         if content.stored and not content.data:
-            stored = self._store.find(content.digest)
+            stored = self._store.objects.find(content.digest)
             answer = self._stored.of_object(request, stored, content.media_type, MISS, self._clock()) if stored else None
             return answer or await self._bypass.answer(request, MISS)
         headers = object_headers(ref, content.digest, content.media_type, MISS)

@@ -11,7 +11,7 @@ from cacheyd.cache.flight import Flight, FlightError, NotKept
 from cacheyd.cache.flight_table import FlightTable
 from cacheyd.cache.flight_turns import FlightTurns
 from cacheyd.cache.incoming import Incoming
-from cacheyd.cache.manifests import Admit, ManifestContent, Manifests
+from cacheyd.cache.manifests import Manifests
 from cacheyd.cache.recent_failures import RecentFailures
 from cacheyd.cache.requester import requester_of
 from cacheyd.cache.unpacking import Unpacking
@@ -23,15 +23,11 @@ from cacheyd.protocol.reference import Reference
 from cacheyd.resources.budget import Budget
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
-from cacheyd.upstream.known_limits import Key, Limits
 from cacheyd.upstream.port import (
     PERSONAL,
-    Relay,
     Relayed,
     Upstream,
-    UpstreamResponse,
 )
 
 log = logging.getLogger(__name__)
@@ -148,72 +144,3 @@ class Fetcher:
         if flight.streaming and not isinstance(error, NotKept):
             log.warning("fetch of %s ended at byte %d: %s", flight.digest, flight.received, error)
         flight.fail(error)
-
-    # To be dropped: what others still ask of this class and not of the part of it that does it.
-
-    @property
-    def settings(self) -> Settings:
-        """The settings in force. To be dropped: `Live`."""
-        return self._live.settings
-
-    @settings.setter
-    def settings(self, settings: Settings) -> None:
-        """To be dropped: `Live.change`."""
-        self._live.change(settings)
-
-    @property
-    def limits(self) -> Limits:
-        """To be dropped: `asking.limits`."""
-        return self.asking.limits
-
-    @property
-    def admit(self) -> Admit:
-        """To be dropped: `manifests.admitted_by`."""
-        return self.manifests.admit
-
-    @admit.setter
-    def admit(self, admit: Admit) -> None:
-        """To be dropped: `manifests.admitted_by`."""
-        self.manifests.admitted_by(admit)
-
-    async def open(
-        self, ref: Reference, method: str, headers: HeaderList, *, as_client: bool = False, piece: bool = False
-    ) -> UpstreamResponse:
-        """To be dropped: `asking.open`."""
-        return await self.asking.open(ref, method, headers, as_client=as_client, piece=piece)
-
-    def limit_key(self, ref: Reference, headers: HeaderList, *, as_client: bool = False) -> Key:
-        """To be dropped: `asking.limit_key`."""
-        return self.asking.limit_key(ref, headers, as_client=as_client)
-
-    async def relay(self, response: UpstreamResponse, *, from_head: bool = False) -> Relay:
-        """To be dropped: `asking.relay`."""
-        return await self.asking.relay(response, from_head=from_head)
-
-    async def unpacked(self, ref: Reference, response: UpstreamResponse, digest: str) -> Relay:
-        """To be dropped: `asking.unpacked`."""
-        return await self.asking.unpacked(ref, response, digest)
-
-    async def manifest(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> ManifestContent:
-        """To be dropped: `manifests.get`."""
-        return await self.manifests.get(ref, headers, asked)
-
-    async def tag_found(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes = b"") -> None:
-        """To be dropped: `manifests.tag_found`."""
-        await self.manifests.tag_found(ref, headers, variant, data)
-
-    def recent_failure(self, registry: str, digest: str) -> RequestError | None:
-        """To be dropped: `failures.recent`."""
-        return self.failures.recent(registry, digest)
-
-    def resume_refused(self, registry: str, digest: str, start: int) -> RequestError | None:
-        """To be dropped: `failures.resume_refused`."""
-        return self.failures.resume_refused(registry, digest, start)
-
-    def is_contested(self, registry: str, digest: str) -> bool:
-        """To be dropped: `failures.is_contested`."""
-        return self.failures.is_contested(registry, digest)
-
-    def mismatched(self, registry: str) -> None:
-        """Bytes of this registry that passed through did not have their digest. To be dropped: `Events.verify_failure`."""
-        self._events.verify_failure(registry)

@@ -49,13 +49,13 @@ class Heads:
             return error.relay
 
     async def _ask(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> Relay:
-        response = await self._fetcher.open(ref, "HEAD", headers)
+        response = await self._fetcher.asking.open(ref, "HEAD", headers)
         response.close()
         relay = Relay(response.status, end_to_end(response.headers), b"", from_head=True)
         if relay.status in PERSONAL:
             raise Relayed(relay)
         if ref.digest is None and is_complete(relay):
-            await self._fetcher.tag_found(ref, headers, variant_of(relay, asked, self._clock()))
+            await self._fetcher.manifests.tag_found(ref, headers, variant_of(relay, asked, self._clock()))
         return relay
 
 

@@ -52,6 +52,6 @@ def release(store: Store, image: ImageName, now: float) -> list[str]:
         store.sights.seen.set(key, replace(store.sights.sight(key) or Sight(now), released=True))
         log.info("min_age: %s: %s is released", image.name if image.digest else name_of(ref), digest)
     for hold in holds:
-        store.set_tag(ref.registry, ref.repository, ref.reference, hold.candidate)
+        store.tags.set(ref.registry, ref.repository, ref.reference, hold.candidate)
     store.sights.let_go(name_of(ref))
     return digests

@@ -72,16 +72,16 @@ class Hits:
     def _blob(self, request: Request, digest: str) -> Answer | None:
         if request.range is not None:
             start = (request.ranges.start if request.ranges else 0) or 0
-            if self._fetcher.resume_refused(request.ref.registry, digest, start):
+            if self._fetcher.failures.resume_refused(request.ref.registry, digest, start):
                 return None
-        stored = self._store.find(digest)
+        stored = self._store.objects.find(digest)
         if stored is None or stored.media_type:
             # Whether a manifest can be had as a blob, too, only the registry can say.
             return None
         return self._stored.of_object(request, stored, OCTET_STREAM, HIT, stored.created)
 
     def _manifest(self, request: Request, digest: str) -> Answer | None:
-        stored = self._store.find(digest)
+        stored = self._store.objects.find(digest)
         if stored is None or not request.takes(stored.media_type):
             return None
         return self._stored.of_object(request, stored, stored.media_type, HIT, stored.created)

@@ -46,15 +46,15 @@ class Incoming:
 
     async def open(self) -> None:
         """Goes on with what is there of it already. Raises NotKept where nothing can be written."""
-        if not self._store.writable:
+        if not self._store.health.writable:
             raise NotKept
         self._body.begin(await self._open_partial())
 
     async def _open_partial(self) -> Partial:
         try:
-            return await self._store.open_partial(self._flight.digest, self._ref.registry)
+            return await self._store.partials.open(self._flight.digest, self._ref.registry)
         except OSError as error:
-            self._store.report_write_error(error)
+            self._store.health.report_write_error(error)
             raise NotKept from error
 
     def is_whole(self) -> bool:
@@ -63,7 +63,7 @@ class Incoming:
 
     async def restart(self, why: str) -> Exception:
         """What is in the file cannot be continued: it begins anew if no client has any of it. Gives the error to raise."""
-        await self._store.discard(self.partial)
+        await self._store.partials.discard(self.partial)
         if self._flight.streaming and not self._body.sealed:
             return upstream_error(502, why, digest=self._flight.digest)
         try:
@@ -78,7 +78,7 @@ class Incoming:
         """All that came is encoded: the object itself goes into a new file. The encoded one, to be read; raises NotKept."""
         encoded = self.partial
         # Its descriptor stays open until the last piece is read.
-        self._store.release(encoded, close=False, keep=False)
+        self._store.partials.release(encoded, close=False, keep=False)
         self._body.rewind()
         self._body.decode_into(await self._open_partial())
         return encoded
@@ -89,10 +89,10 @@ class Incoming:
         if len(chunks) > 1 and sum(map(len, chunks)) < LARGE_CHUNK * len(chunks):
             chunks = [b"".join(chunks)]
         try:
-            with self._store.writing(sum(map(len, chunks))):
-                received = await self._store.append(self.partial, chunks)
+            with self._store.partials.reservations.writing(sum(map(len, chunks))):
+                received = await self._store.partials.append(self.partial, chunks)
         except OSError as error:
-            self._store.report_write_error(error)
+            self._store.health.report_write_error(error)
             raise NotKept from error
         self._body.grew(received, chunks)
 
@@ -106,7 +106,7 @@ class Incoming:
     async def mismatch(self, message: str) -> RequestError:
         """The bytes are wrong, and none of them is kept. Gives the error to raise."""
         self._events.verify_failure(self._ref.registry)
-        await self._store.discard(self.partial)
+        await self._store.partials.discard(self.partial)
         return RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": self.partial.digest}))
 
     async def land(self) -> None:
@@ -116,13 +116,13 @@ class Incoming:
         try:
             self._flight.keep(await self._store.commit(self.partial, within=self._ref.name))
         except OSError as error:
-            self._store.report_write_error(error)
+            self._store.health.report_write_error(error)
         if self._flight.stored is None:
-            self._store.release(self.partial, close=False)
+            self._store.partials.release(self.partial, close=False)
             log.info("%s of %s was served but not kept", self._flight.digest, self._ref.registry)
 
     def give_up(self, error: Exception) -> None:
         """The fetch failed: what came stays for the next one."""
         if self._body.partial is not None:
             # What could not be kept is not to fill the disk either.
-            self._store.release(self._body.partial, keep=not (self._body.sealed or isinstance(error, NotKept)))
+            self._store.partials.release(self._body.partial, keep=not (self._body.sealed or isinstance(error, NotKept)))

@@ -122,9 +122,9 @@ class Listings:
         # What a stored login may list is not for clients that have to show a login of their own.
         personal = self._kept.is_personal(ref)
         generation = self._generation
-        response = await self._fetcher.open(ref, "GET", headers, as_client=personal)
+        response = await self._fetcher.asking.open(ref, "GET", headers, as_client=personal)
         if response.status != 200:
-            relay = await self._fetcher.relay(response)
+            relay = await self._fetcher.asking.relay(response)
             if (
                 generation == self._generation
                 and relay.status == 404

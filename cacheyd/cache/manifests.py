@@ -123,7 +123,7 @@ class Manifests:
         Call it where upstream is asked, not where somebody waits for that: a client that comes in between must find the tag.
         """
         if not await self.admit(ref, headers, variant, data) and is_memorable(variant.asked):
-            self._store.set_tag(ref.registry, ref.repository, ref.reference, variant)
+            self._store.tags.set(ref.registry, ref.repository, ref.reference, variant)
 
     async def _read(self, ref: Reference, response: UpstreamResponse, data: bytearray) -> None:
         """Appends the body to `data`. Raises RequestError, and NotKept for what is too large to be held."""
@@ -172,7 +172,7 @@ class Manifests:
         found = await self._examine(ref, headers, data)
         stored = None
         # A type that is not from the bytes themselves is this one upstream's word, and not for others.
-        if found.description.media_type and self._store.writable and await self._store.make_room(len(found.data)):
+        if found.description.media_type and self._store.health.writable and await self._store.bounds.make(len(found.data)):
             stored = await self._store.put(
                 found.digest, found.data, found.media_type, within=ref.name, description=found.description
             )

@@ -47,7 +47,7 @@ class Pieces:
             return None
         fields = [("Range", request.range or ""), *([("If-Range", request.if_range)] if request.if_range else [])]
         try:
-            response = await self._fetcher.open(ref, request.method, (*request.headers, *fields), piece=True)
+            response = await self._fetcher.asking.open(ref, request.method, (*request.headers, *fields), piece=True)
         except RequestError as error:
             if error.failure.status == 503 and error.again_at is None:
                 return None

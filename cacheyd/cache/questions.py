@@ -28,12 +28,12 @@ async def ask_of(
     fetcher: Fetcher, ref: Reference, headers: HeaderList, *, as_client: bool = False
 ) -> tuple[str, UpstreamResponse]:
     """The method (HEAD, else GET), and upstream's answer about an object. A GET of a blob asks for one byte only."""
-    response = await fetcher.open(ref, "HEAD", headers, as_client=as_client)
+    response = await fetcher.asking.open(ref, "HEAD", headers, as_client=as_client)
     if response.status not in NO_HEAD and not says_nothing_of_get(response):
         return "HEAD", response
     response.close()
     headers = (*headers, ONE_BYTE) if ref.kind is Kind.BLOB else headers
-    return "GET", await fetcher.open(ref, "GET", headers, as_client=as_client)
+    return "GET", await fetcher.asking.open(ref, "GET", headers, as_client=as_client)
 
 
 def says_nothing_of_get(response: UpstreamResponse) -> bool:

@@ -29,17 +29,17 @@ class StoredAnswers:
     def variant(self, request: Request) -> TagVariant | None:
         """What is known of a tag that is right for this client, fresh or not."""
         ref = request.ref
-        variants = self._store.tag_variants(ref.registry, ref.repository, ref.reference)
+        variants = self._store.tags.variants(ref.registry, ref.repository, ref.reference)
         return find_variant(variants, request.asked, request.types) if variants else None
 
     def is_here(self, ref: Reference, digest: str) -> bool:
         """Whether an object can be served under this registry; what others have there is not told to it."""
-        stored = self._store.find(digest)
+        stored = self._store.objects.find(digest)
         return stored is not None and self._access.may_serve(ref, stored)
 
     def of_tag(self, request: Request, variant: TagVariant, result: str) -> Answer | None:
         """The answer of what a tag leads to; None if that is not here, or not of a type that the client takes."""
-        stored = self._store.find(variant.digest)
+        stored = self._store.objects.find(variant.digest)
         if stored is not None and self._access.may_serve(request.ref, stored):
             # The type that its bytes have, not the one that a HEAD said.
             if stored.media_type != variant.media_type and not request.takes(stored.media_type):
@@ -58,7 +58,7 @@ class StoredAnswers:
         """
         ref = request.ref
         headers = (*object_headers(ref, stored.digest, media_type, result), *hit_headers(self._clock(), since))
-        self._store.touch(stored.digest)
+        self._store.objects.touch(stored.digest)
         if request.if_none_match is not None and request.knows(stored.digest):
             return Answer(304, headers, length=None, result=result, ref=ref)
         status, start, end = 200, 0, stored.size
@@ -74,12 +74,12 @@ class StoredAnswers:
                 headers = (*headers, ("Content-Range", parts[0].content_range(stored.size)))
         if request.head:
             return Answer(status, headers, length=end - start, result=result, ref=ref, stored=stored)
-        body = self._store.body(stored)
+        body = self._store.objects.body(stored)
         if body is None:
             return None
         # By position: this is what most requests come to.
         if isinstance(body, Mapped):
-            source = MappedReader(body, start, end, partial(self._store.lost, stored))
+            source = MappedReader(body, start, end, partial(self._store.objects.lost, stored))
             if not source.begin():
                 return None
             return Answer(status, headers, b"", source, end - start, result, ref, stored)
@@ -88,7 +88,7 @@ class StoredAnswers:
     def _multipart(
         self, request: Request, stored: Stored, parts: tuple[Part, ...], headers: HeaderList, result: str
     ) -> Answer | None:
-        body = self._store.body(stored)
+        body = self._store.objects.body(stored)
         if body is None:
             return None
         view = body.view if isinstance(body, Mapped) else _slicer(body)

@@ -70,7 +70,7 @@ class Unpacking:
         decoder, at = Decoder(codings, BLOB_SECONDS, SECONDS_OF_MIB), 0
         pieces: Iterator[bytes] = iter(())
         try:
-            while data := await self._store.in_thread(encoded.read, at, at + LARGE_CHUNK):
+            while data := await self._store.upkeep.threads.run(encoded.read, at, at + LARGE_CHUNK):
                 at += len(data)
                 pieces, is_all = decoder.feed(data), False
                 while not is_all:

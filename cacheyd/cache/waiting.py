@@ -54,7 +54,7 @@ class Waiting:
 
     async def _patiently(self, request: Request, ask: Ask, gone: HasLeft) -> Answer:
         """Rate limits that are over in a moment are waited for here, where no turn is held and a client may leave."""
-        ref, limits = request.ref, self._fetcher.limits
+        ref, limits = request.ref, self._fetcher.asking.limits
         began = limits.clock()
         try:
             return await ask(request)
@@ -64,7 +64,7 @@ class Waiting:
             limited = error
         most = self._live.settings.registry(ref.registry).retry_after_max
         thing = ref.kind, ref.reference, ref.query, request.method
-        patience = Patience(limits, self._fetcher.limit_key(ref, request.headers), thing, began, most)
+        patience = Patience(limits, self._fetcher.asking.limit_key(ref, request.headers), thing, began, most)
         while await patience.outlast(limited, gone):
             try:
                 async with asyncio.timeout(patience.left):

@@ -54,7 +54,7 @@ class Service:
         pages = Pages(parts.store, parts.metrics, self.reporter, self.readiness, self.transfers)
         self.answering = Answering(live, parts.cache, pages, self.readiness, self.transfers)
         run = _commands(parts, transport, self.reporter).run
-        self._control = ControlServer(live.settings.cache_dir, run, parts.store.lock.is_held)
+        self._control = ControlServer(live.settings.cache_dir, run, parts.store.upkeep.watch.lock.is_held)
 
     async def start(self, *, patience: float | None = None, give_up: Callable[[], bool] = lambda: False) -> None:
         """Opens the store; requests that came before are answered then.

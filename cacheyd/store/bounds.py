@@ -189,17 +189,3 @@ class Bounds:
             self._aim = None
             return freed
         return await self._eviction.evict(reason, size, most)
-
-    # What other wings still call by these names; to be dropped.
-
-    async def drop_idle(self) -> None:
-        """Removes all partial files that no fetch has."""
-        await self._partials.drop_idle()
-
-    def missing(self, size: int = 0) -> int:
-        """How many bytes have to go for `size` more."""
-        return self.space.missing(size)
-
-    def capacity(self) -> int:
-        """What the store may hold."""
-        return self.space.capacity()

@@ -6,10 +6,8 @@ file is not there, or not the one that it was written for, is none.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cacheyd.observe.events import Events
 from cacheyd.observe.wording import shown_size
@@ -18,7 +16,7 @@ from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 from cacheyd.store.blobs import BlobDir
 from cacheyd.store.bounds import Bounds
-from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.catalog import Catalog
 from cacheyd.store.eviction import Eviction
 from cacheyd.store.fullness import Fullness
 from cacheyd.store.health import Health
@@ -26,14 +24,12 @@ from cacheyd.store.index import Index
 from cacheyd.store.journal import Journal
 from cacheyd.store.lists import Lists
 from cacheyd.store.loading import Loading
-from cacheyd.store.lock import DirectoryLock
-from cacheyd.store.mapped import Mapped
 from cacheyd.store.objects import MANIFEST_MAX, Objects
 from cacheyd.store.partial import Partial
 from cacheyd.store.partial_dir import PartialDir
 from cacheyd.store.partials import Partials
 from cacheyd.store.reconcile import Reconciliation
-from cacheyd.store.records import MAX_REPOSITORIES, Description, Stored, TagVariant, add_repository, describe
+from cacheyd.store.records import MAX_REPOSITORIES, Description, Stored, add_repository, describe
 from cacheyd.store.scrub import Scrub
 from cacheyd.store.sights import Sights
 from cacheyd.store.space import Space
@@ -241,154 +237,6 @@ class Store:
         freed = max(0, bytes_before - self.size - self.partials.size)
         return found | {"objects": len(self.catalog.objects), "gone": max(0, before - len(self.catalog.objects)),
                         "evicted": evicted, "freed": freed}  # fmt: skip
-
-    # What other wings still call by these names; to be dropped.
-
-    def find(self, digest: str) -> Stored | None:
-        """See Objects."""
-        return self.objects.find(digest)
-
-    def lost(self, stored: Stored) -> None:
-        """See Objects."""
-        self.objects.lost(stored)
-
-    def touch(self, digest: str, hits: int = 1) -> None:
-        """See Objects."""
-        self.objects.touch(digest, hits)
-
-    def body(self, stored: Stored) -> bytes | Mapped | None:
-        """See Objects."""
-        return self.objects.body(stored)
-
-    async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
-        """See Objects."""
-        return await self.objects.recover(digest, wait=wait)
-
-    async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
-        """See Objects."""
-        return await self.objects.remove(digests, reason)
-
-    def add_repository(self, stored: Stored, within: str) -> None:
-        """See Objects."""
-        self.objects.add_repository(stored, within)
-
-    def snapshot(self) -> Snapshot:
-        """See Catalog."""
-        return self.catalog.snapshot()
-
-    def tag_variants(self, registry: str, repository: str, tag: str) -> Sequence[TagVariant]:
-        """See Tags."""
-        return self.tags.variants(registry, repository, tag)
-
-    def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
-        """See Tags."""
-        self.tags.set(registry, repository, tag, variant)
-
-    def delete_tag(self, registry: str, repository: str, tag: str) -> None:
-        """See Tags."""
-        self.tags.delete(registry, repository, tag)
-
-    def remove_tag(self, name: str) -> bool:
-        """See Tags."""
-        return self.tags.remove(name)
-
-    def credit(self, registry: str) -> int:
-        """See Bounds."""
-        return self.bounds.credit(registry)
-
-    def can_take(self, size: int, credit: int = 0) -> bool:
-        """See Bounds."""
-        return self.bounds.can_take(size, credit)
-
-    async def make_room(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
-        """See Bounds."""
-        return await self.bounds.make(size, unverified=unverified, credit=credit)
-
-    @property
-    def room(self) -> Bounds:
-        """See Bounds."""
-        return self.bounds
-
-    @property
-    def writable(self) -> bool:
-        """See Health."""
-        return self.health.writable
-
-    @property
-    def write_errors(self) -> int:
-        """See Health."""
-        return self.health.write_errors
-
-    def report_write_error(self, error: OSError) -> None:
-        """See Health."""
-        self.health.report_write_error(error)
-
-    @property
-    def refusal(self) -> str:
-        """See Health."""
-        return self.health.refusal
-
-    @property
-    def ousted(self) -> bool:
-        """See Health."""
-        return self.health.lost_directory
-
-    @property
-    def partial_bytes(self) -> int:
-        """See Partials."""
-        return self.partials.size
-
-    @property
-    def idle(self) -> Mapping[str, int]:
-        """See Partials."""
-        return self.partials.idle
-
-    @property
-    def open_partials(self) -> Collection[Partial]:
-        """See Partials."""
-        return self.partials.open_files
-
-    def promise(self, size: int) -> None:
-        """See Reservations."""
-        self.partials.reservations.promise(size)
-
-    def writing(self, size: int) -> AbstractContextManager[None]:
-        """See Reservations."""
-        return self.partials.reservations.writing(size)
-
-    async def open_partial(self, digest: str, origin: str = "") -> Partial:
-        """See Partials."""
-        return await self.partials.open(digest, origin)
-
-    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
-        """See Partials."""
-        return await self.partials.append(partial, chunks)
-
-    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
-        """See Partials."""
-        self.partials.release(partial, close=close, keep=keep)
-
-    async def discard(self, partial: Partial) -> None:
-        """See Partials."""
-        await self.partials.discard(partial)
-
-    async def in_thread[T](self, function: Callable[..., T], *args: object) -> T:
-        """See DiskThreads."""
-        return await self.upkeep.threads.run(function, *args)
-
-    @property
-    def index(self) -> Index:
-        """See Upkeep."""
-        return self.upkeep.index
-
-    @property
-    def lock(self) -> DirectoryLock:
-        """See Watch."""
-        return self.upkeep.watch.lock
-
-    async def verify(self, progress: Callable[[int, int, int], None] = lambda done, total, size: None) -> dict[str, Any]:
-        """See Scrub."""
-        return await self.upkeep.scrub.verify(progress)
 
 
 def free_space(path: Path) -> str:

@@ -86,15 +86,3 @@ class Upkeep:
     async def index_size(self) -> int:
         """The size of the index on the disk (bytes)."""
         return await self.threads.run(self.index.size)
-
-    # What other wings still call by these names; to be dropped.
-
-    @property
-    def scrubbed(self) -> int:
-        """Bytes that the scrub has read."""
-        return self.scrub.scrubbed
-
-    @property
-    def dropped(self) -> int:
-        """Objects that did not have their digest."""
-        return self.scrub.dropped

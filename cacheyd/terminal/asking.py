@@ -102,7 +102,7 @@ async def _do(settings: Settings, order: Order, consume: Consumer) -> None:
     store = Store(settings.cache_dir, settings)
     await store.start(background=False)
     try:
-        if not store.lock.is_held():
+        if not store.upkeep.watch.lock.is_held():
             raise ToolError(f"{settings.cache_dir} cannot be locked")
         async with contextlib.aclosing(control.closable(Commands(store).run(order.command, order.args()))) as replies:
             async for reply in replies:

@@ -82,16 +82,16 @@ def _each(function: Callable[[str], object], keys: list[str]) -> float:
 
 
 def _hit(store: Store, digest: str) -> None:
-    stored = store.find(digest)
-    if stored is None or store.body(stored) is None:
+    stored = store.objects.find(digest)
+    if stored is None or store.objects.body(stored) is None:
         raise RuntimeError(f"{digest} is not there")
-    store.touch(digest)
+    store.objects.touch(digest)
 
 
 def _tag_hit(store: Store, name: str) -> None:
     repository, _, tag = name.removeprefix(f"{REGISTRY}/").rpartition(":")
-    variants = store.tag_variants(REGISTRY, repository, tag)
-    if store.find(variants[0].digest) is None:
+    variants = store.tags.variants(REGISTRY, repository, tag)
+    if store.objects.find(variants[0].digest) is None:
         raise RuntimeError(f"{name} is not there")
 
 
@@ -103,13 +103,13 @@ async def _store_image(store: Store, image: Image) -> int:
             if await store.put(thing.digest, thing.data, thing.media_type, within=within) is None:
                 raise RuntimeError(f"{thing.digest} could not be stored")
         else:
-            partial = await store.open_partial(thing.digest)
-            await store.append(partial, [thing.data])
+            partial = await store.partials.open(thing.digest)
+            await store.partials.append(partial, [thing.data])
             await store.commit(partial, within=within)
-            store.release(partial)
+            store.partials.release(partial)
     for asked in ASKED:
         index = image.index
-        store.set_tag(REGISTRY, image.repository, image.tag, TagVariant(asked, index.digest, index.media_type, 1, now))
+        store.tags.set(REGISTRY, image.repository, image.tag, TagVariant(asked, index.digest, index.media_type, 1, now))
     return len(image.things)
 
 
@@ -126,7 +126,7 @@ async def times(directory: Path) -> dict[str, float]:
     numbers = random.Random(4)
     sample = numbers.sample(sorted(store.catalog.objects), SAMPLE)
     tags = numbers.choices(sorted(store.catalog.tags), k=SAMPLE)
-    figures[FIND] = _each(store.find, sample)
+    figures[FIND] = _each(store.objects.find, sample)
     figures[HIT_FILE] = _each(lambda digest: _hit(store, digest), sample)
     figures[HIT] = min(_each(lambda digest: _hit(store, digest), sample) for _ in range(5))
     figures[TAG] = min(_each(lambda name: _tag_hit(store, name), tags) for _ in range(5))
@@ -150,7 +150,7 @@ async def _evict(store: Store, figures: dict[str, float]) -> None:
     store.live.change(replace(store.settings, max_size=Size(store.size - 1), low_watermark=Size(share=kept)))
     started = time.perf_counter()
     async with ticking() as stall:
-        await store.room.keep()
+        await store.bounds.keep()
     figures[EVICT] = (time.perf_counter() - started) / (before - len(store.catalog.objects)) * 1e6
     figures[EVICT_STALL] = stall.longest * 1e3
 

@@ -126,8 +126,8 @@ class Scene(Events):
         self.mismatches.append(registry)
 
     def on_disk(self, data: bytes) -> bytes | None:
-        stored = self.store.find(digest_of(data))
-        body = self.store.body(stored) if stored else None
+        stored = self.store.objects.find(digest_of(data))
+        body = self.store.objects.body(stored) if stored else None
         return bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body
 
     def leave_partial(self, data: bytes, content: bytes) -> None:

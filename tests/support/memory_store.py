@@ -7,14 +7,13 @@ the real one to the same behaviour.
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cacheyd.observe.events import Events
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
-from cacheyd.store.catalog import Catalog, Snapshot
+from cacheyd.store.catalog import Catalog
 from cacheyd.store.health import BROKEN_PAUSE
 from cacheyd.store.lists import Lists
 from cacheyd.store.mapped import Mapped
@@ -328,104 +327,3 @@ class MemoryStore:
             return await self.commit(partial, media_type, within=within, manifest=known) if partial.verified() else None
         finally:
             partial.close()
-
-    # What other wings still call by these names; to be dropped.
-
-    def find(self, digest: str) -> Stored | None:
-        """See Objects."""
-        return self.objects.find(digest)
-
-    async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
-        """See Objects."""
-        return await self.objects.recover(digest, wait=wait)
-
-    def body(self, stored: Stored) -> bytes | Mapped | None:
-        """See Objects."""
-        return self.objects.body(stored)
-
-    def lost(self, stored: Stored) -> None:
-        """See Objects."""
-        self.objects.lost(stored)
-
-    def touch(self, digest: str, hits: int = 1) -> None:
-        """See Objects."""
-        self.objects.touch(digest, hits)
-
-    def add_repository(self, stored: Stored, within: str) -> None:
-        """See Objects."""
-        self.objects.add_repository(stored, within)
-
-    async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
-        """See Objects."""
-        return await self.objects.remove(digests, reason)
-
-    def snapshot(self) -> Snapshot:
-        """See Catalog."""
-        return self.catalog.snapshot()
-
-    @property
-    def partial_bytes(self) -> int:
-        """See Partials."""
-        return self.partials.size
-
-    def can_take(self, size: int, credit: int = 0) -> bool:
-        """See Bounds."""
-        return self.bounds.can_take(size, credit)
-
-    def promise(self, size: int) -> None:
-        """See Reservations."""
-        self.partials.reservations.promise(size)
-
-    def writing(self, size: int) -> AbstractContextManager[None]:
-        """See Reservations."""
-        return self.partials.reservations.writing(size)
-
-    async def make_room(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
-        """See Bounds."""
-        return await self.bounds.make(size, unverified=unverified, credit=credit)
-
-    def credit(self, registry: str) -> int:
-        """See Bounds."""
-        return self.bounds.credit(registry)
-
-    @property
-    def writable(self) -> bool:
-        """See Health."""
-        return self.health.writable
-
-    @property
-    def write_errors(self) -> int:
-        """See Health."""
-        return self.health.write_errors
-
-    def report_write_error(self, error: OSError) -> None:
-        """See Health."""
-        self.health.report_write_error(error)
-
-    async def open_partial(self, digest: str, origin: str = "") -> Partial:
-        """See Partials."""
-        return await self.partials.open(digest, origin)
-
-    async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
-        """See Partials."""
-        return await self.partials.append(partial, chunks)
-
-    def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
-        """See Partials."""
-        self.partials.release(partial, close=close, keep=keep)
-
-    async def discard(self, partial: Partial) -> None:
-        """See Partials."""
-        await self.partials.discard(partial)
-
-    def tag_variants(self, registry: str, repository: str, tag: str) -> Sequence[TagVariant]:
-        """See Tags."""
-        return self.tags.variants(registry, repository, tag)
-
-    def set_tag(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
-        """See Tags."""
-        self.tags.set(registry, repository, tag, variant)
-
-    def delete_tag(self, registry: str, repository: str, tag: str) -> None:
-        """See Tags."""
-        self.tags.delete(registry, repository, tag)

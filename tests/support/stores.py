@@ -71,11 +71,11 @@ class StoppableStore(Store):
 
 async def add(store: Store, data: bytes, media_type: str = "", within: str = WITHIN) -> Stored:
     """What a fetch does."""
-    partial = await store.open_partial(digest_of(data))
-    await store.append(partial, [data])
+    partial = await store.partials.open(digest_of(data))
+    await store.partials.append(partial, [data])
     assert partial.verified()
     stored = await store.commit(partial, media_type, within=within, manifest=data if media_type else None)
-    store.release(partial)
+    store.partials.release(partial)
     assert stored is not None
     return stored
 
@@ -117,8 +117,8 @@ def beside(store: Store, monotonic: Callable[[], float] = time.monotonic) -> Sto
 
 def content(store: Store, digest: str) -> bytes | None:
     """What a hit serves."""
-    stored = store.find(digest)
-    body = store.body(stored) if stored else None
+    stored = store.objects.find(digest)
+    body = store.objects.body(stored) if stored else None
     return bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body
 
 

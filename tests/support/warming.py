@@ -56,7 +56,7 @@ class Scene:
         return [r.path.rpartition("/")[2] for r in self.origin.requests if r.method == method and r.path != "/token"]
 
     def has(self, *digests: str) -> list[bool]:
-        return [self.store.find(digest) is not None for digest in digests]
+        return [self.store.objects.find(digest) is not None for digest in digests]
 
 
 def two_platforms(layers: int = 2, layer_size: int = 2048) -> tuple[Image, Image, Index]:

@@ -72,15 +72,15 @@ class Replies:
             return None
         now = self._monotonic()
         if now >= known.until or not 0 <= self._clock() - known.second < 1 or self._transfers.stopping:
-            self._store.touch(known.digest, known.uses)
+            self._store.objects.touch(known.digest, known.uses)
             self._forget(raw)
             return None
         known.uses += 1
         if now >= known.look_again:
-            if self._store.find(known.digest) is None:
+            if self._store.objects.find(known.digest) is None:
                 self._forget(raw)
                 return None
-            self._store.touch(known.digest, known.uses)
+            self._store.objects.touch(known.digest, known.uses)
             known.look_again, known.uses = now + LOOK_EVERY, 0
         self._accounting.answered(known.method, known.answer, len(known.answer.body), now, client.peername)
         return known.reply

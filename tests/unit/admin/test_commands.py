@@ -48,7 +48,7 @@ async def pull(store: Store, name: str, tag: str, *blobs: bytes) -> Stored:
     data = json.dumps({"schemaVersion": 2, "config": layers[0], "layers": layers[1:]}).encode()
     stored = await add(store, data, OCI_MANIFEST, name)
     registry, _, repository = name.partition("/")
-    store.set_tag(registry, repository, tag, TagVariant(ASKED, stored.digest, OCI_MANIFEST, stored.size, store.clock()))
+    store.tags.set(registry, repository, tag, TagVariant(ASKED, stored.digest, OCI_MANIFEST, stored.size, store.clock()))
     return stored
 
 
@@ -99,12 +99,12 @@ async def test_an_image_is_removed_with_what_only_it_needs(commands: Commands, s
     expected = {"images": [f"{APP}:1.0"], "tags": 1, "objects": 2, "bytes": image.size + 8, "kept": 1, "not_found": []}
     expected["stays"] = []
     assert await result(commands, "rm", targets=["reg.test/app:1.0"], dry_run=True) == {**expected, "dry_run": True}
-    assert store.find(image.digest) is not None
+    assert store.objects.find(image.digest) is not None
     assert await result(commands, "rm", targets=["reg.test/app:1.0"]) == {**expected, "dry_run": False}
-    assert store.find(image.digest) is None
+    assert store.objects.find(image.digest) is None
     assert not object_file(store, b"config 1").exists()
     assert object_file(store, BASE).exists()
-    assert not store.tag_variants("reg.test", "app", "1.0")
+    assert not store.tags.variants("reg.test", "app", "1.0")
     assert [row["name"] for row in await listed(commands)] == [f"{WEB}:2.0"]
 
 
@@ -112,14 +112,14 @@ async def test_what_an_image_needs_that_came_meanwhile_stays(
     commands: Commands, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await pull(store, APP, "1.0", b"config 1", BASE)
-    remove = store.remove_tag
+    remove = store.tags.remove
 
     def removed_while_another_comes(name: str) -> bool:
         other = Stored(digest_of(b"other"), 1, OCI_MANIFEST, 1.0, (WEB,), needs=(digest_of(BASE),))
         store.catalog.add(other)
         return remove(name)
 
-    monkeypatch.setattr(store, "remove_tag", removed_while_another_comes)
+    monkeypatch.setattr(store.tags, "remove", removed_while_another_comes)
     found = await result(commands, "rm", targets=["reg.test/app"])
     assert (found["objects"], found["kept"]) == (2, 1)
     assert object_file(store, BASE).exists()

@@ -44,8 +44,8 @@ async def test_signatures_and_sboms_are_brought_along(scene: Scene, fallback: bo
     assert events[-1]["failed"] == 0, events
     assert by_event(events, "done")[0]["referrers"] == len(found)
     assert all(scene.has(*(digest for one in found.values() for digest in one.digests)))
-    assert scene.store.tag_variants("registry.test", REPO, tag_of(index.digest, ".sig"))
-    assert bool(scene.store.tag_variants("registry.test", REPO, tag_of(index.digest))) == fallback
+    assert scene.store.tags.variants("registry.test", REPO, tag_of(index.digest, ".sig"))
+    assert bool(scene.store.tags.variants("registry.test", REPO, tag_of(index.digest))) == fallback
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 406])

@@ -78,7 +78,7 @@ class Node:
         image = parse_image(name)
         await self._add_objects(image.name, content)
         variant = TagVariant(ASKED, content.digest, content.media_type, len(content.manifest), self.store.clock())
-        self.store.set_tag(image.registry, image.repository, image.tag, variant)
+        self.store.tags.set(image.registry, image.repository, image.tag, variant)
 
     async def _add_objects(self, within: str, content: Image | Index) -> None:
         if isinstance(content, Index):
@@ -126,7 +126,7 @@ async def test_an_image_goes_from_one_cache_to_another(nodes: list[Node], tmp_pa
 
     assert size == len(image.manifest) + sum(len(blob.data) for blob in image.blobs)
     await other.pull(NAME, image)
-    stored = other.store.find(image.digest)
+    stored = other.store.objects.find(image.digest)
     assert stored is not None
     assert (stored.media_type, stored.within) == (image.media_type, ("ghcr.io/acme/app",))
     assert leftovers(other) == []
@@ -142,8 +142,8 @@ async def test_an_index_goes_with_one_of_its_platforms(nodes: list[Node], tmp_pa
     await other.take(tmp_path / "x.tar")
 
     (_, amd64), (_, arm64) = index.images
-    assert other.store.find(index.digest) is not None
-    assert other.store.find(arm64.digest) is None
+    assert other.store.objects.find(index.digest) is not None
+    assert other.store.objects.find(arm64.digest) is None
     await other.pull(f"ghcr.io/acme/app@{amd64.digest}", amd64)
 
 
@@ -181,7 +181,7 @@ async def test_an_export_marks_what_is_in_it_as_used(
 
     await one.export(tmp_path / "x.tar", NAME)
 
-    assert {stored.used for digest in one.store.catalog.objects if (stored := one.store.find(digest))} == {now}
+    assert {stored.used for digest in one.store.catalog.objects if (stored := one.store.objects.find(digest))} == {now}
 
 
 async def test_an_image_that_is_not_here_is_named(nodes: list[Node], tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ async def test_what_the_cache_has_no_room_for_is_a_failure(nodes: list[Node], tm
     tag = other.handlers[ImportTag]
 
     async def evict_meanwhile(order: ImportTag) -> AsyncIterator[dict[str, Any]]:
-        await other.store.remove([image.layers[0].digest], "size")
+        await other.store.objects.remove([image.layers[0].digest], "size")
         async for reply in tag(order):
             yield reply
 
@@ -275,7 +275,7 @@ async def test_a_file_that_has_another_digest_is_not_adopted(nodes: list[Node]) 
     with pytest.raises(ValueError, match="could not be kept"):
         await one.run(ImportObject, args)
 
-    assert one.store.find(digest_of(b"right")) is None
+    assert one.store.objects.find(digest_of(b"right")) is None
 
 
 async def test_a_tag_needs_its_manifest(nodes: list[Node]) -> None:

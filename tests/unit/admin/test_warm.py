@@ -185,7 +185,7 @@ async def test_what_is_evicted_while_the_rest_is_fetched_is_a_failure(scene: Sce
     warming = asyncio.create_task(scene.warm(layers=1))
     while scene.origin.count("GET", last) == 0:
         await asyncio.sleep(0.01)
-    await scene.store.remove([first], "size")
+    await scene.store.objects.remove([first], "size")
     gate.set()
 
     assert "1 of 3 layers were removed again" in by_event(await warming, "failed")[0]["reason"]

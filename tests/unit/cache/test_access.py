@@ -153,7 +153,7 @@ async def test_a_flight_that_begins_after_the_look_is_not_joined(scene: Scene, m
                 await asyncio.sleep(0)
         return None
 
-    monkeypatch.setattr(scene.store, "recover", recover)
+    monkeypatch.setattr(scene.store.objects, "recover", recover)
     bobs = asyncio.create_task(scene.ask(BOB, OWN))
     await asyncio.sleep(0.05)
     scene.registry.held.set()
@@ -164,15 +164,15 @@ async def test_a_flight_that_begins_after_the_look_is_not_joined(scene: Scene, m
 @pytest.mark.parametrize("down", [False, True])
 async def test_what_is_complete_but_no_object_yet_is_asked_for(scene: Scene, down: bool) -> None:
     """All bytes of Alice's had come when the process ended, or the disk refused the rest."""
-    partial = await scene.store.open_partial(digest_of(DATA), "reg.test")
-    await scene.store.append(partial, [DATA])
-    scene.store.release(partial)
+    partial = await scene.store.partials.open(digest_of(DATA), "reg.test")
+    await scene.store.partials.append(partial, [DATA])
+    scene.store.partials.release(partial)
     assert (await scene.ask(BOB, OWN, OTHER))[0] == 200
     await scene.landed()
     scene.registry.down = down
     status, body = await scene.ask(BOB, OWN)
     assert (status, DATA[:50] in body) == (502 if down else 404, False)
-    assert scene.store.find(digest_of(DATA)) is None
+    assert scene.store.objects.find(digest_of(DATA)) is None
     scene.registry.down = False
     assert await scene.ask(ALICE, SECRET) == (200, DATA)
     await scene.landed()
@@ -201,7 +201,6 @@ async def test_a_reload_that_opens_the_registry_while_upstream_is_asked(scene: S
 
     def opened() -> None:
         settings = Settings(retries=0)
-        scene.fetcher.settings = settings
         scene.live.change(settings)
 
     scene.registry.on_head = opened

@@ -31,7 +31,7 @@ async def test_a_rate_limit_is_remembered_until_its_retry_after(fetching: Scene)
 
     for _ in range(6):
         with pytest.raises(Relayed) as caught:
-            await fetcher.open(reference("manifests/1"), "HEAD", ALICE)
+            await fetcher.asking.open(reference("manifests/1"), "HEAD", ALICE)
         assert caught.value.relay.status == 429
         assert header(caught.value.relay.headers, "retry-after") == "60"
     assert len(upstream.requests) == 1
@@ -47,13 +47,13 @@ async def test_a_rate_limit_is_one_clients_own(fetching: Scene) -> None:
     upstream = Script(refusal(429, ("Retry-After", "60")), refusal(404), refusal(404), refusal(404))
     fetcher = fetching.fetcher(upstream)
     with pytest.raises(Relayed):
-        await fetcher.open(reference("manifests/1"), "HEAD", ALICE)
+        await fetcher.asking.open(reference("manifests/1"), "HEAD", ALICE)
 
-    assert (await fetcher.open(reference("manifests/1"), "HEAD", BOB)).status == 404
-    assert (await fetcher.open(reference("manifests/1"), "HEAD", ACCEPT)).status == 404
+    assert (await fetcher.asking.open(reference("manifests/1"), "HEAD", BOB)).status == 404
+    assert (await fetcher.asking.open(reference("manifests/1"), "HEAD", ACCEPT)).status == 404
     elsewhere = parse_target("/v2/lab/img/manifests/1?ns=other.example")
     assert isinstance(elsewhere, Reference)
-    assert (await fetcher.open(elsewhere, "HEAD", ALICE)).status == 404
+    assert (await fetcher.asking.open(elsewhere, "HEAD", ALICE)).status == 404
 
 
 async def test_a_rate_limit_in_the_middle_of_a_flight_is_waited_for(fetching: Scene) -> None:

@@ -102,15 +102,15 @@ async def test_while_it_makes_no_sense_a_resuming_client_is_answered_at_once(fet
     fetcher = fetching.fetcher(Script(whole(BLOB, BLOB[:100_000], BREAK), BREAK, BREAK, BREAK))
     flight = fetcher.flight(blob_ref(BLOB), ACCEPT)
     await flight.opened()
-    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None
+    assert fetcher.failures.recent(BY_DIGEST.registry, flight.digest) is None
     with pytest.raises(BodyBroken):
         await read(flight)
 
-    failure = fetcher.recent_failure(BY_DIGEST.registry, flight.digest)
+    failure = fetcher.failures.recent(BY_DIGEST.registry, flight.digest)
     assert failure is not None
     assert failure.failure.status == 502
     fetching.clock.now += FAILURE_PAUSE
-    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None
+    assert fetcher.failures.recent(BY_DIGEST.registry, flight.digest) is None
 
 
 async def test_the_next_flight_goes_on_where_a_failed_one_stopped(fetching: Scene) -> None:
@@ -193,7 +193,7 @@ async def test_what_does_not_continue_what_clients_have_is_given_up(fetching: Sc
 
     with pytest.raises(BodyBroken):
         await read(flight)
-    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is not None
+    assert fetcher.failures.recent(BY_DIGEST.registry, flight.digest) is not None
     assert list((fetching.store.root / "partial").iterdir()) == []
 
 
@@ -254,9 +254,9 @@ async def test_after_wrong_bytes_upstream_is_left_alone_for_a_while(fetching: Sc
         await flight.settled(5)
 
     fetching.clock.now += MISMATCH_PAUSE - 1
-    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is not None
+    assert fetcher.failures.recent(BY_DIGEST.registry, flight.digest) is not None
     fetching.clock.now += 1
-    assert fetcher.recent_failure(BY_DIGEST.registry, flight.digest) is None
+    assert fetcher.failures.recent(BY_DIGEST.registry, flight.digest) is None
     assert await read(fetcher.flight(blob_ref(BLOB), ACCEPT)) == BLOB
 
 
@@ -284,7 +284,7 @@ async def test_an_error_of_upstream_is_relayed_as_it_is(fetching: Scene, status:
     assert challenge in relay.headers
     assert header(relay.headers, "connection") is None
     assert header(relay.headers, "x-hop") is None
-    assert fetcher.recent_failure(BY_DIGEST.registry, digest_of(BLOB)) is None
+    assert fetcher.failures.recent(BY_DIGEST.registry, digest_of(BLOB)) is None
     assert len(fetcher.flights) == 0
 
 
@@ -309,7 +309,7 @@ async def test_an_upstream_that_cannot_be_had(fetching: Scene, error: UpstreamBr
         await fetcher.flight(blob_ref(BLOB), ACCEPT).opened()
 
     assert caught.value.failure.status == status
-    assert fetcher.recent_failure(BY_DIGEST.registry, digest_of(BLOB)) is None, (
+    assert fetcher.failures.recent(BY_DIGEST.registry, digest_of(BLOB)) is None, (
         "nobody has any of it: the next request may try at once"
     )
 

@@ -22,7 +22,7 @@ from tests.support.cache_scene import (
 
 
 async def test_while_the_disk_refuses_blobs_go_straight_through(scene: Scene) -> None:
-    scene.store.report_write_error(OSError(28, "No space left on device"))
+    scene.store.health.report_write_error(OSError(28, "No space left on device"))
     assert (await scene.get(LARGE_BLOB)).brief == (200, "BYPASS", BLOB)
 
     resumed = await scene.get(LARGE_BLOB, range="bytes=100000-199999", if_range=f'"{digest_of(BLOB)}"')
@@ -30,7 +30,7 @@ async def test_while_the_disk_refuses_blobs_go_straight_through(scene: Scene) ->
     # A part cannot be verified: all of it is asked for and looked at.
     assert header(scene.registry.requests[-1].headers, "range") is None
     assert (await scene.get(TAG)).brief == (200, "MISS", INDEX), "manifests are served, too"
-    assert scene.store.find(digest_of(BLOB)) is None
+    assert scene.store.objects.find(digest_of(BLOB)) is None
 
 
 async def test_a_blob_that_does_not_fit_goes_straight_through(tight: Scene) -> None:

@@ -89,7 +89,7 @@ class Bench:
 
     @property
     def tag(self) -> tuple[TagVariant, ...]:
-        return tuple(self.store.tag_variants(TAG.registry, TAG.repository, TAG.reference))
+        return tuple(self.store.tags.variants(TAG.registry, TAG.repository, TAG.reference))
 
 
 def test_it_is_held_for_its_time_and_then_served() -> None:

@@ -30,8 +30,8 @@ async def test_a_wrong_manifest_is_a_bad_gateway_and_not_kept(scene: Scene) -> N
     got = await scene.get(BY_DIGEST)
     assert got.status == 502
     assert json.loads(got.body)["errors"][0]["code"] == "DIGEST_INVALID"
-    assert scene.store.find(digest_of(INDEX)) is None
-    assert scene.store.find(digest_of(b"{}")) is None
+    assert scene.store.objects.find(digest_of(INDEX)) is None
+    assert scene.store.objects.find(digest_of(b"{}")) is None
 
 
 async def test_a_blob_that_turns_out_to_be_a_manifest_gets_its_type(scene: Scene) -> None:

@@ -78,7 +78,7 @@ async def test_blobs_of_any_size(fetching: Scene, data: bytes, algorithm: str) -
     flight = fetcher.flight(blob_ref(data, algorithm), ACCEPT)
     assert await read(flight) == data
     await landed(fetcher)
-    assert fetching.store.find(digest_of(data, algorithm)) is not None
+    assert fetching.store.objects.find(digest_of(data, algorithm)) is not None
 
 
 async def test_the_length_may_be_unknown_until_the_end(fetching: Scene) -> None:

@@ -34,7 +34,7 @@ async def test_a_blob_that_does_not_fit_is_not_kept(fetching: Scene) -> None:
 
 
 async def test_while_the_disk_refuses_upstream_is_not_asked_for_it(fetching: Scene) -> None:
-    fetching.store.report_write_error(OSError(28, "No space left on device"))
+    fetching.store.health.report_write_error(OSError(28, "No space left on device"))
     with pytest.raises(NotKept):
         await fetching.fetcher(Script()).flight(blob_ref(BLOB), ACCEPT).opened()
 
@@ -44,7 +44,7 @@ async def test_a_partial_that_cannot_be_opened(fetching: Scene) -> None:
     (fetching.store.root / "partial").touch()
     with pytest.raises(NotKept):
         await fetching.fetcher(Script()).flight(blob_ref(BLOB), ACCEPT).opened()
-    assert not fetching.store.writable
+    assert not fetching.store.health.writable
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ async def test_a_disk_that_refuses_in_the_middle_breaks_the_clients_off(fetching
         await read(flight)
 
     assert isinstance(flight.error, NotKept)
-    assert not fetching.store.writable
-    assert fetcher.resume_refused(BY_DIGEST.registry, flight.digest, 1000), "what the client has was not verified"
-    assert fetcher.resume_refused(BY_DIGEST.registry, flight.digest, 0) is None
+    assert not fetching.store.health.writable
+    assert fetcher.failures.resume_refused(BY_DIGEST.registry, flight.digest, 1000), "what the client has was not verified"
+    assert fetcher.failures.resume_refused(BY_DIGEST.registry, flight.digest, 0) is None
     assert fetching.on_disk(BLOB) is None
 
 
@@ -82,4 +82,4 @@ async def test_a_wipe_in_the_middle_is_not_seen_by_the_clients(fetching: Scene, 
     assert await read(flight) == BLOB
     await landed(fetcher)
     assert fetching.on_disk(BLOB) is None
-    assert fetching.store.writable
+    assert fetching.store.health.writable

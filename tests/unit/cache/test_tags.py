@@ -64,7 +64,7 @@ async def test_a_tag_that_was_deleted_is_gone(scene: Scene, method: str) -> None
     scene.registry.down = UpstreamBroken("down")
     assert (await scene.get(TAG)).status == 502, "not served as stale either"
     # For this client: whether it is for others is theirs to hear.
-    assert len(scene.store.tag_variants("reg.example", "lab/img", "1.0")) == 1
+    assert len(scene.store.tags.variants("reg.example", "lab/img", "1.0")) == 1
 
 
 async def test_a_tag_whose_object_was_wiped_is_fetched_again(scene: Scene) -> None:

@@ -95,7 +95,7 @@ def test_ends_within_a_second_however_the_clock_is_set(side: Side, jump: float) 
 
 def test_the_file_is_looked_for_by_a_clock_that_nobody_sets(side: Side) -> None:
     side.clock.now -= 0.2
-    side.store.find.return_value = None
+    side.store.objects.find.return_value = None
     assert side.kept()
     side.monotonic.now += LOOK_EVERY
     assert side.kept() is None

@@ -55,7 +55,7 @@ async def fill(store: Store, clock: Clock, numbers: range) -> None:
 
 def left(store: Store) -> list[int]:
     found = [n for n in range(20) if object_file(store, blob(n)).exists()]
-    assert [n for n in range(20) if store.find(digest_of(blob(n)))] == found
+    assert [n for n in range(20) if store.objects.find(digest_of(blob(n)))] == found
     return found
 
 
@@ -80,7 +80,7 @@ async def test_the_least_recently_used_go_down_to_the_low_watermark(
 ) -> None:
     await fill(store, clock, range(5))
     assert await store.bounds.keep() == 0, "full is not too full"
-    store.touch(digest_of(blob(0)))
+    store.objects.touch(digest_of(blob(0)))
     await fill(store, clock, range(5, 6))
 
     assert await store.bounds.keep() == 2
@@ -113,7 +113,7 @@ async def test_who_waits_for_room_does_not_wait_for_the_low_watermark(
     monkeypatch.setattr("cacheyd.store.eviction.BATCH", 1)
     configure(store, max_size="1MB", low_watermark="50%")
     await fill(store, clock, range(5))
-    assert await store.make_room(200_000)
+    assert await store.bounds.make(200_000)
     assert left(store) == [1, 2, 3, 4]
 
     await fill(store, clock, range(5, 6))
@@ -123,31 +123,31 @@ async def test_who_waits_for_room_does_not_wait_for_the_low_watermark(
 
 async def test_room_is_made_for_what_comes(store: Store, clock: Clock, evicted: list[tuple[str, int]]) -> None:
     await fill(store, clock, range(5))
-    assert await store.make_room(100_000)
+    assert await store.bounds.make(100_000)
     assert left(store) == [1, 2, 3, 4]
     assert evicted == [("room", 1)]
-    assert await store.make_room(1_000_000)
+    assert await store.bounds.make(1_000_000)
     assert left(store) == []
 
 
 async def test_an_object_larger_than_the_whole_cache_has_no_room_and_nothing_goes(store: Store, clock: Clock) -> None:
     await fill(store, clock, range(5))
-    assert not await store.make_room(1_000_001)
+    assert not await store.bounds.make(1_000_001)
     assert len(left(store)) == 5
     assert not store.bounds.full
 
 
 async def test_what_has_come_counts_and_what_is_promised_does_not(store: Store, clock: Clock) -> None:
     await fill(store, clock, range(4))
-    partial = await store.open_partial(digest_of(blob(9)))
-    assert await store.make_room(200_000)
+    partial = await store.partials.open(digest_of(blob(9)))
+    assert await store.bounds.make(200_000)
     assert len(left(store)) == 4
-    await store.append(partial, [blob(9)[:150_000]])
-    assert await store.make_room(50_000)
+    await store.partials.append(partial, [blob(9)[:150_000]])
+    assert await store.bounds.make(50_000)
     assert len(left(store)) == 4
-    assert await store.make_room(50_001)
+    assert await store.bounds.make(50_001)
     assert len(left(store)) == 3
-    store.release(partial)
+    store.partials.release(partial)
 
 
 async def test_what_is_pinned_or_on_its_way_stays(store: Store, clock: Clock) -> None:
@@ -155,7 +155,7 @@ async def test_what_is_pinned_or_on_its_way_stays(store: Store, clock: Clock) ->
     index = json.dumps({"schemaVersion": 2, "manifests": [{"digest": digest_of(manifest)}]}).encode()
     for data, media_type in ((index, OCI_INDEX), (manifest, OCI_MANIFEST)):
         await add(store, data, media_type)
-    store.set_tag("docker.io", "library/nginx", "1.27", replace(variant(1), digest=digest_of(index)))
+    store.tags.set("docker.io", "library/nginx", "1.27", replace(variant(1), digest=digest_of(index)))
     store.partials.reservations.expect(digest_of(blob(1)))
     await fill(store, clock, range(7))
 
@@ -167,7 +167,7 @@ async def test_what_is_pinned_or_on_its_way_stays(store: Store, clock: Clock) ->
 
 async def test_eviction_breaks_no_reader(store: Store, clock: Clock) -> None:
     await fill(store, clock, range(1))
-    body = store.body(store.catalog.objects[digest_of(blob(0))])
+    body = store.objects.body(store.catalog.objects[digest_of(blob(0))])
     assert isinstance(body, Mapped)
     await fill(store, clock, range(1, 6))
     await store.bounds.keep()
@@ -193,50 +193,50 @@ async def test_bounds_are_kept_without_being_asked(tmp_path: Path, monkeypatch: 
 
 
 async def leave_partial(store: Store, n: int, size: int) -> Path:
-    partial = await store.open_partial(digest_of(blob(n)))
-    await store.append(partial, [blob(n)[:size]])
-    store.release(partial)
+    partial = await store.partials.open(digest_of(blob(n)))
+    await store.partials.append(partial, [blob(n)[:size]])
+    store.partials.release(partial)
     return partial.path
 
 
 async def test_partial_files_count_and_go_first(store: Store, clock: Clock) -> None:
     path = await leave_partial(store, 10, 100_000)
-    assert store.partial_bytes == 100_000
+    assert store.partials.size == 100_000
     await fill(store, clock, range(5))
 
     assert await store.bounds.keep() == 1
     assert not path.exists()
-    assert store.partial_bytes == 0
+    assert store.partials.size == 0
     assert len(left(store)) == 5
 
 
 async def test_a_partial_file_that_a_fetch_has_does_not_go(store: Store, clock: Clock) -> None:
     await leave_partial(store, 10, 100_000)
-    partial = await store.open_partial(digest_of(blob(10)))
+    partial = await store.partials.open(digest_of(blob(10)))
     await fill(store, clock, range(5))
     await store.bounds.keep()
     assert partial.is_linked()
-    assert store.partial_bytes == 100_000
+    assert store.partials.size == 100_000
     assert store.size == 1_000_000, "what is not verified displaces no fifth of the store"
-    store.release(partial)
+    store.partials.release(partial)
 
 
 async def test_a_partial_file_is_counted_as_long_as_it_is_there(store: Store) -> None:
     path = await leave_partial(store, 1, 100)
-    partial = await store.open_partial(digest_of(blob(1)))
-    assert (partial.path, store.partial_bytes) == (path, 100)
-    await store.append(partial, [blob(1)[100:]])
-    assert store.partial_bytes == 200_000
+    partial = await store.partials.open(digest_of(blob(1)))
+    assert (partial.path, store.partials.size) == (path, 100)
+    await store.partials.append(partial, [blob(1)[100:]])
+    assert store.partials.size == 200_000
     await store.commit(partial, within="a/b")
-    store.release(partial)
-    assert store.partial_bytes == 0
+    store.partials.release(partial)
+    assert store.partials.size == 0
 
-    empty = await store.open_partial(digest_of(b"empty"))
-    store.release(empty)
-    wrong = await store.open_partial(digest_of(b"wrong"))
-    await store.append(wrong, [b"x"])
-    await store.discard(wrong)
-    assert store.partial_bytes == 0
+    empty = await store.partials.open(digest_of(b"empty"))
+    store.partials.release(empty)
+    wrong = await store.partials.open(digest_of(b"wrong"))
+    await store.partials.append(wrong, [b"x"])
+    await store.partials.discard(wrong)
+    assert store.partials.size == 0
     assert not list((store.root / "partial").iterdir())
 
 
@@ -260,9 +260,9 @@ def pieces(store: Store) -> int:
 
 async def pour(store: Store, n: int, most: int, step: int = 5_000) -> Partial:
     """Bytes of nobody knows what, until there is no room for them."""
-    partial = await store.open_partial(digest_of(b"never %d" % n), "evil.test")
-    while partial.size < most and await store.make_room(step, unverified=True):
-        await store.append(partial, [bytes(step)])
+    partial = await store.partials.open(digest_of(b"never %d" % n), "evil.test")
+    while partial.size < most and await store.bounds.make(step, unverified=True):
+        await store.partials.append(partial, [bytes(step)])
         await store.bounds.keep()
     return partial
 
@@ -270,8 +270,8 @@ async def pour(store: Store, n: int, most: int, step: int = 5_000) -> Partial:
 async def test_a_promise_evicts_nothing(store: Store, clock: Clock) -> None:
     """A head with `Content-Length: 990000`, and no body."""
     await fill_with_pieces(store, clock, range(100))
-    assert not store.can_take(990_000)
-    assert store.can_take(100_000)
+    assert not store.bounds.can_take(990_000)
+    assert store.bounds.can_take(100_000)
     assert pieces(store) == 100
 
 
@@ -281,8 +281,10 @@ async def test_bytes_without_an_end_evict_a_tenth(store: Store, clock: Clock) ->
     assert partial.size == 100_000
     assert pieces(store) == 90
     assert not store.bounds.full
-    assert [store.find(digest_of(piece(n))) is not None for n in (9, 10)] == [False, True], "those not used for longest"
-    store.release(partial)
+    assert [store.objects.find(digest_of(piece(n))) is not None for n in (9, 10)] == [False, True], (
+        "those not used for longest"
+    )
+    store.partials.release(partial)
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["idle", "discarded"])
@@ -291,7 +293,7 @@ async def test_the_next_flood_evicts_no_other_tenth(store: Store, clock: Clock, 
     for n in range(5):
         partial = await pour(store, n, 10_000_000)
         assert partial.size == 100_000
-        store.release(partial, keep=keep)
+        store.partials.release(partial, keep=keep)
     assert pieces(store) == 90
 
 
@@ -301,7 +303,7 @@ async def test_many_floods_at_once_evict_a_tenth_together(store: Store, clock: C
     assert sum(partial.size for partial in partials) <= 100_000 + 20 * 5_000, "a piece each too many"
     assert pieces(store) >= 90
     for partial in partials:
-        store.release(partial, keep=False)
+        store.partials.release(partial, keep=False)
     await pour(store, 99, 10_000_000)
     assert pieces(store) == 90
 
@@ -310,27 +312,27 @@ async def test_a_full_store_goes_on_taking_what_is_verified_in_the_end(store: St
     await fill_with_pieces(store, clock, range(100))
     for n in range(100, 400):
         clock.now += 1
-        assert store.can_take(10_000)
-        partial = await store.open_partial(digest_of(piece(n)))
+        assert store.bounds.can_take(10_000)
+        partial = await store.partials.open(digest_of(piece(n)))
         for _ in range(2):
-            assert await store.make_room(5_000, unverified=True)
-            await store.append(partial, [piece(n)[:5_000]])
+            assert await store.bounds.make(5_000, unverified=True)
+            await store.partials.append(partial, [piece(n)[:5_000]])
         await store.commit(partial, within="a/b")
-        store.release(partial)
-    assert [store.find(digest_of(piece(n))) is not None for n in (250, 399)] == [False, True]
+        store.partials.release(partial)
+    assert [store.objects.find(digest_of(piece(n))) is not None for n in (250, 399)] == [False, True]
     assert 90 <= pieces(store) <= 100
 
 
 async def test_what_is_larger_than_a_tenth_needs_room_that_is_there(store: Store, clock: Clock) -> None:
     await fill_with_pieces(store, clock, range(50))
-    assert store.can_take(500_000)
-    assert not store.can_take(500_001), "nothing has to go as long as half of it is empty"
+    assert store.bounds.can_take(500_000)
+    assert not store.bounds.can_take(500_001), "nothing has to go as long as half of it is empty"
     await fill_with_pieces(store, clock, range(50, 98))
-    assert store.can_take(100_000)
-    assert not store.can_take(100_001)
-    assert await store.make_room(200_000), "for what is verified"
+    assert store.bounds.can_take(100_000)
+    assert not store.bounds.can_take(100_001)
+    assert await store.bounds.make(200_000), "for what is verified"
     assert pieces(store) <= 80
-    assert store.can_take(200_000)
+    assert store.bounds.can_take(200_000)
 
 
 async def test_of_an_image_that_is_larger_than_what_may_go_a_part_goes(store: Store, clock: Clock) -> None:
@@ -341,8 +343,8 @@ async def test_of_an_image_that_is_larger_than_what_may_go_a_part_goes(store: St
     for _ in range(3):
         partial = await pour(store, 1, 60_000)
         assert partial.size == 60_000
-        await store.discard(partial)
-    assert store.find(digest_of(manifest)) is not None
+        await store.partials.discard(partial)
+    assert store.objects.find(digest_of(manifest)) is not None
     assert len(store.catalog.objects) >= 91
 
 
@@ -355,11 +357,11 @@ async def test_on_a_disk_without_max_size_a_tenth_of_what_could_be_stored_counts
     disk = Disk(store, monkeypatch)
     disk.others = disk.free()
     assert store.bounds.space.capacity() == 1_000_000
-    assert not store.can_take(100_001)
+    assert not store.bounds.can_take(100_001)
     partial = await pour(store, 0, 10_000_000)
     assert partial.size == 100_000
     assert pieces(store) == 90
-    store.release(partial)
+    store.partials.release(partial)
 
 
 async def test_nothing_goes_for_what_is_not_verified_before_it_is_known_what_there_is(
@@ -367,8 +369,8 @@ async def test_nothing_goes_for_what_is_not_verified_before_it_is_known_what_the
 ) -> None:
     await fill_with_pieces(store, clock, range(100))
     monkeypatch.setattr(store.upkeep.loading.unread, "loaded", False)
-    assert not store.can_take(1)
-    assert not await store.make_room(1, unverified=True)
+    assert not store.bounds.can_take(1)
+    assert not await store.bounds.make(1, unverified=True)
     assert not store.bounds.full
 
 
@@ -400,7 +402,7 @@ async def test_what_nobody_used_for_long_goes(store: Store, clock: Clock, evicte
     configure(store, max_age="30d")
     await fill(store, clock, range(3))
     clock.now += 30 * DAY - 2
-    store.touch(digest_of(blob(0)))
+    store.objects.touch(digest_of(blob(0)))
     assert await store.bounds.keep() == 0
     clock.now += 3
 
@@ -413,7 +415,7 @@ async def test_pinned_images_have_no_age(store: Store, clock: Clock) -> None:
     configure(store, max_age="30d", pin="docker.io/library/*:1.*")
     manifest = b'{"schemaVersion": 2, "config": {}, "layers": []}'
     await add(store, manifest, OCI_MANIFEST)
-    store.set_tag("docker.io", "library/nginx", "1.27", replace(variant(1), digest=digest_of(manifest)))
+    store.tags.set("docker.io", "library/nginx", "1.27", replace(variant(1), digest=digest_of(manifest)))
     clock.now += 300 * DAY
     assert await store.bounds.keep() == 0
     assert content(store, digest_of(manifest)) == manifest
@@ -436,8 +438,8 @@ async def test_so_much_stays_free(store: Store, clock: Clock, monkeypatch: pytes
 async def test_a_little_always_stays_free(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(store)
     disk = Disk(store, monkeypatch)
-    assert await store.make_room(disk.free() - RESERVE)
-    assert not await store.make_room(disk.free() - RESERVE + 1)
+    assert await store.bounds.make(disk.free() - RESERVE)
+    assert not await store.bounds.make(disk.free() - RESERVE + 1)
 
 
 async def test_a_disk_that_others_filled_costs_one_line(
@@ -447,7 +449,7 @@ async def test_a_disk_that_others_filled_costs_one_line(
     disk = Disk(store, monkeypatch, others=99_000_000)
     caplog.set_level(logging.INFO, "cacheyd")
     for _ in range(20):
-        assert not await store.make_room(1000)
+        assert not await store.bounds.make(1000)
         await store.bounds.keep()
         monotonic.now += FULL_PAUSE
     assert store.bounds.full
@@ -455,7 +457,7 @@ async def test_a_disk_that_others_filled_costs_one_line(
     assert "nothing more may go" in caplog.text
 
     disk.others = 0
-    assert await store.make_room(1000)
+    assert await store.bounds.make(1000)
     assert not store.bounds.full
     assert "has room again" in caplog.text
 
@@ -468,7 +470,7 @@ async def test_a_disk_that_others_filled_gets_the_room_of_the_cache_and_that_is_
     Disk(store, monkeypatch, others=99_000_000)
     for _ in range(10):
         await store.bounds.keep()
-        assert not await store.make_room(1000)
+        assert not await store.bounds.make(1000)
         monotonic.now += FULL_PAUSE
     assert left(store) == []
     assert caplog.text.count("is full") == 1
@@ -488,20 +490,20 @@ async def test_what_cannot_go_is_not_tried_all_the_time(
         return take(size, limit, in_use, most=most)
 
     monkeypatch.setattr(store.catalog, "take_oldest", counted)
-    assert not await store.make_room(100_000)
+    assert not await store.bounds.make(100_000)
     often = len(tried)
     for _ in range(20):
-        assert not await store.make_room(100_000)
+        assert not await store.bounds.make(100_000)
     assert len(tried) == often
     monotonic.now += FULL_PAUSE
     for n in range(5):
         store.partials.reservations.expect_no_more(digest_of(blob(n)))
-    assert await store.make_room(100_000)
+    assert await store.bounds.make(100_000)
 
 
 async def test_many_who_need_room_at_once_evict_once(store: Store, clock: Clock) -> None:
     await fill(store, clock, range(5))
-    assert await asyncio.gather(*(store.make_room(50_000) for _ in range(20))) == [True] * 20
+    assert await asyncio.gather(*(store.bounds.make(50_000) for _ in range(20))) == [True] * 20
     assert len(left(store)) == 4
 
 
@@ -519,5 +521,5 @@ async def test_the_room_of_a_file_that_somebody_has_open_is_waited_for(
 
     monkeypatch.setattr(store.blobs, "remove", remove_open_file)
     asyncio.get_running_loop().call_later(0.12, lambda: setattr(disk, "others", 49_300_000))
-    assert await store.make_room(len(blob(0)))
+    assert await store.bounds.make(len(blob(0)))
     assert not store.bounds.full

@@ -43,12 +43,12 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) ->
 
 async def add(store: AnyStore, data: bytes, within: str = WITHIN) -> Stored:
     """What a fetch of a blob does."""
-    assert await store.make_room(len(data))
-    partial = await store.open_partial(digest_of(data), "docker.io")
-    await store.append(partial, [data])
+    assert await store.bounds.make(len(data))
+    partial = await store.partials.open(digest_of(data), "docker.io")
+    await store.partials.append(partial, [data])
     assert partial.verified()
     stored = await store.commit(partial, within=within)
-    store.release(partial)
+    store.partials.release(partial)
     assert stored is not None
     return stored
 
@@ -66,8 +66,8 @@ async def put(store: AnyStore, data: bytes, media_type: str = OCI_MANIFEST) -> S
 
 
 def content(store: AnyStore, digest: str) -> bytes | None:
-    stored = store.find(digest)
-    body = store.body(stored) if stored else None
+    stored = store.objects.find(digest)
+    body = store.objects.body(stored) if stored else None
     return bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body
 
 
@@ -80,36 +80,36 @@ def variant(n: int, asked: str = OCI_INDEX) -> TagVariant:
 
 @pytest.mark.parametrize("data", [b"", b"small", b"x" * SMALL, b"x" * (SMALL + 1), LARGE])
 async def test_what_was_committed_is_found_with_its_bytes(store: AnyStore, clock: Clock, data: bytes) -> None:
-    assert store.find(digest_of(data)) is None
+    assert store.objects.find(digest_of(data)) is None
 
     stored = await add(store, data)
 
-    assert store.find(digest_of(data)) is stored
+    assert store.objects.find(digest_of(data)) is stored
     assert content(store, stored.digest) == data
     assert (stored.size, stored.media_type, stored.kind) == (len(data), "", Kind.BLOB)
     assert (stored.created, stored.used, stored.within, stored.hits) == (clock.now, clock.now, (WITHIN,), 0)
 
 
 async def test_what_is_not_committed_is_not_found(store: AnyStore) -> None:
-    partial = await store.open_partial(digest_of(LARGE), "docker.io")
-    assert await store.append(partial, [LARGE[:1000], memoryview(LARGE)[1000:]]) == len(LARGE)
+    partial = await store.partials.open(digest_of(LARGE), "docker.io")
+    assert await store.partials.append(partial, [LARGE[:1000], memoryview(LARGE)[1000:]]) == len(LARGE)
 
-    assert store.find(digest_of(LARGE)) is None
-    assert await store.recover(digest_of(LARGE)) is None
-    store.release(partial)
-    assert store.find(digest_of(LARGE)) is None
+    assert store.objects.find(digest_of(LARGE)) is None
+    assert await store.objects.recover(digest_of(LARGE)) is None
+    store.partials.release(partial)
+    assert store.objects.find(digest_of(LARGE)) is None
 
 
 async def test_wrong_bytes_are_never_found(store: AnyStore) -> None:
-    partial = await store.open_partial(digest_of(LARGE), "docker.io")
-    await store.append(partial, [LARGE, b"!"])
+    partial = await store.partials.open(digest_of(LARGE), "docker.io")
+    await store.partials.append(partial, [LARGE, b"!"])
     assert not partial.verified()
-    await store.discard(partial)
+    await store.partials.discard(partial)
 
     assert await store.put(digest_of(b"right"), b"wrong", OCI_MANIFEST, within=WITHIN) is None
-    assert store.find(digest_of(LARGE)) is None
-    assert store.find(digest_of(b"right")) is None
-    assert (store.size, store.partial_bytes) == (0, 0)
+    assert store.objects.find(digest_of(LARGE)) is None
+    assert store.objects.find(digest_of(b"right")) is None
+    assert (store.size, store.partials.size) == (0, 0)
 
 
 async def test_a_manifest_is_put_whole(store: AnyStore) -> None:
@@ -141,22 +141,22 @@ async def test_algorithms(store: AnyStore, algorithm: str) -> None:
 async def test_uses_are_counted(store: AnyStore, clock: Clock) -> None:
     stored = await add(store, LARGE)
     clock.now += 5
-    store.touch(stored.digest)
-    store.touch(stored.digest, hits=3)
-    store.touch(digest_of(b"nothing"))
+    store.objects.touch(stored.digest)
+    store.objects.touch(stored.digest, hits=3)
+    store.objects.touch(digest_of(b"nothing"))
 
     assert (stored.hits, stored.used, stored.created) == (4, clock.now, clock.now - 5)
 
 
 async def test_an_object_knows_the_repositories_that_it_was_served_in(store: AnyStore) -> None:
     stored = await add(store, LARGE)
-    store.add_repository(stored, "ghcr.io/acme/app")
-    store.add_repository(stored, WITHIN)
+    store.objects.add_repository(stored, "ghcr.io/acme/app")
+    store.objects.add_repository(stored, WITHIN)
     await add(store, LARGE, "quay.io/a")
     assert stored.within == (WITHIN, "ghcr.io/acme/app", "quay.io/a")
 
     for n in range(MAX_REPOSITORIES):
-        store.add_repository(stored, f"quay.io/{n}")
+        store.objects.add_repository(stored, f"quay.io/{n}")
     # The last ones, but nobody pushes other registries out.
     newest = (f"quay.io/{n}" for n in range(2, MAX_REPOSITORIES))
     assert stored.within == (WITHIN, "ghcr.io/acme/app", *newest)
@@ -169,20 +169,20 @@ async def test_objects_and_bytes_are_counted(store: AnyStore) -> None:
 
     assert store.counts == {Kind.BLOB: 1, Kind.MANIFEST: 1}
     assert store.size == len(LARGE) + len(manifest(LARGE))
-    snapshot = store.snapshot()
+    snapshot = store.catalog.snapshot()
     assert {stored.digest for stored in snapshot.objects} == {digest_of(LARGE), digest_of(manifest(LARGE))}
 
 
 async def test_what_is_removed_is_gone_and_disturbs_no_reader(store: AnyStore) -> None:
     stored = await add(store, LARGE)
     await add(store, b"small")
-    body = store.body(stored)
+    body = store.objects.body(stored)
     assert isinstance(body, Mapped)
 
-    assert await store.remove([stored.digest, digest_of(b"nothing")], "purge") == (1, len(LARGE))
+    assert await store.objects.remove([stored.digest, digest_of(b"nothing")], "purge") == (1, len(LARGE))
 
-    assert store.find(stored.digest) is None
-    assert store.body(stored) is None
+    assert store.objects.find(stored.digest) is None
+    assert store.objects.body(stored) is None
     assert bytes(body.view(0, body.size)) == LARGE
     assert (store.size, store.counts[Kind.BLOB]) == (5, 1)
     await add(store, LARGE)
@@ -193,76 +193,76 @@ async def test_what_is_removed_is_gone_and_disturbs_no_reader(store: AnyStore) -
 
 
 async def test_a_fetch_goes_on_where_the_last_one_stopped(store: AnyStore) -> None:
-    first = await store.open_partial(digest_of(LARGE), "docker.io")
-    await store.append(first, [LARGE[:100_000]])
-    store.release(first)
-    assert store.partial_bytes == 100_000
+    first = await store.partials.open(digest_of(LARGE), "docker.io")
+    await store.partials.append(first, [LARGE[:100_000]])
+    store.partials.release(first)
+    assert store.partials.size == 100_000
 
-    partial = await store.open_partial(digest_of(LARGE), "docker.io")
-    assert partial.size == store.partial_bytes == 100_000
-    await store.append(partial, [LARGE[100_000:]])
+    partial = await store.partials.open(digest_of(LARGE), "docker.io")
+    assert partial.size == store.partials.size == 100_000
+    await store.partials.append(partial, [LARGE[100_000:]])
     assert partial.verified()
     assert partial.read(99_999, 100_001) == LARGE[99_999:100_001]
     assert await store.commit(partial, within=WITHIN)
-    store.release(partial)
+    store.partials.release(partial)
     assert content(store, digest_of(LARGE)) == LARGE
-    assert store.partial_bytes == 0
+    assert store.partials.size == 0
 
 
 async def test_what_came_from_one_registry_is_not_continued_with_anothers(store: AnyStore) -> None:
-    first = await store.open_partial(digest_of(LARGE), "evil.example")
-    await store.append(first, [b"wrong"])
-    store.release(first)
+    first = await store.partials.open(digest_of(LARGE), "evil.example")
+    await store.partials.append(first, [b"wrong"])
+    store.partials.release(first)
 
-    partial = await store.open_partial(digest_of(LARGE), "docker.io")
+    partial = await store.partials.open(digest_of(LARGE), "docker.io")
     assert partial.size == 0
-    store.release(partial)
+    store.partials.release(partial)
 
 
 async def test_two_at_once_do_not_share_a_partial_file(store: AnyStore) -> None:
-    one = await store.open_partial(digest_of(LARGE), "docker.io")
-    two = await store.open_partial(digest_of(LARGE), "docker.io")
-    await store.append(one, [LARGE])
-    await store.append(two, [LARGE])
+    one = await store.partials.open(digest_of(LARGE), "docker.io")
+    two = await store.partials.open(digest_of(LARGE), "docker.io")
+    await store.partials.append(one, [LARGE])
+    await store.partials.append(two, [LARGE])
 
     assert one.verified()
     assert two.verified()
     for partial in (one, two):
         assert await store.commit(partial, within=WITHIN)
-        store.release(partial)
+        store.partials.release(partial)
     assert (content(store, digest_of(LARGE)), store.size) == (LARGE, len(LARGE))
 
 
 async def test_what_is_not_to_be_kept_is_not_continued(store: AnyStore) -> None:
-    first = await store.open_partial(digest_of(LARGE), "docker.io")
-    await store.append(first, [LARGE[:1000]])
-    store.release(first, keep=False)
+    first = await store.partials.open(digest_of(LARGE), "docker.io")
+    await store.partials.append(first, [LARGE[:1000]])
+    store.partials.release(first, keep=False)
 
-    partial = await store.open_partial(digest_of(LARGE), "docker.io")
-    assert partial.size == store.partial_bytes == 0
-    store.release(partial)
+    partial = await store.partials.open(digest_of(LARGE), "docker.io")
+    assert partial.size == store.partials.size == 0
+    store.partials.release(partial)
 
 
 async def test_what_was_discarded_is_not_continued(store: AnyStore) -> None:
-    first = await store.open_partial(digest_of(LARGE), "docker.io")
-    await store.append(first, [b"wrong"])
-    await store.discard(first)
-    store.release(first)
+    first = await store.partials.open(digest_of(LARGE), "docker.io")
+    await store.partials.append(first, [b"wrong"])
+    await store.partials.discard(first)
+    store.partials.release(first)
 
-    partial = await store.open_partial(digest_of(LARGE), "docker.io")
-    assert partial.size == store.partial_bytes == 0
-    store.release(partial)
+    partial = await store.partials.open(digest_of(LARGE), "docker.io")
+    assert partial.size == store.partials.size == 0
+    store.partials.release(partial)
 
 
 async def test_readers_may_hold_on_to_a_partial_after_its_release(store: AnyStore) -> None:
-    partial = await store.open_partial(digest_of(LARGE), "docker.io")
-    await store.append(partial, [LARGE])
+    partial = await store.partials.open(digest_of(LARGE), "docker.io")
+    await store.partials.append(partial, [LARGE])
     await store.commit(partial, within=WITHIN)
-    store.release(partial, close=False)
+    store.partials.release(partial, close=False)
 
     assert partial.read(0, 10) == LARGE[:10]
     window = partial.window(0, len(LARGE))
-    await store.remove([digest_of(LARGE)], "purge")
+    await store.objects.remove([digest_of(LARGE)], "purge")
     partial.close()
     assert bytes(window) == LARGE
 
@@ -274,12 +274,12 @@ async def test_the_least_recently_used_make_room_down_to_the_low_watermark(store
     for n in range(5):
         await add(store, blob(n))
         clock.now += 1
-    store.touch(digest_of(blob(0)))
+    store.objects.touch(digest_of(blob(0)))
     assert store.size == 1_000_000, "full is not too full"
 
     await add(store, blob(5))
 
-    assert [n for n in range(6) if store.find(digest_of(blob(n)))] == [0, 3, 4, 5]
+    assert [n for n in range(6) if store.objects.find(digest_of(blob(n)))] == [0, 3, 4, 5]
     assert (store.size, store.counts[Kind.BLOB]) == (800_000, 4)
 
 
@@ -288,22 +288,22 @@ async def test_images_make_room_as_a_whole(store: AnyStore) -> None:
     for n in range(4):
         await add(store, blob(n))
 
-    assert await store.make_room(400_000)
+    assert await store.bounds.make(400_000)
 
-    assert [n for n in range(4) if store.find(digest_of(blob(n)))] == [2, 3]
+    assert [n for n in range(4) if store.objects.find(digest_of(blob(n)))] == [2, 3]
     assert store.counts[Kind.MANIFEST] == 0
 
 
 async def test_what_is_pinned_makes_no_room(store: AnyStore) -> None:
     stored = await put(store, manifest(blob(0)))
     assert stored is not None
-    store.set_tag(*TAG, TagVariant(frozenset({OCI_MANIFEST}), stored.digest, OCI_MANIFEST, stored.size, 1.5))
+    store.tags.set(*TAG, TagVariant(frozenset({OCI_MANIFEST}), stored.digest, OCI_MANIFEST, stored.size, 1.5))
     for n in range(4):
         await add(store, blob(n))
 
-    assert await store.make_room(700_000)
-    assert [n for n in range(4) if store.find(digest_of(blob(n)))] == [0]
-    assert not await store.make_room(900_000)
+    assert await store.bounds.make(700_000)
+    assert [n for n in range(4) if store.objects.find(digest_of(blob(n)))] == [0]
+    assert not await store.bounds.make(900_000)
     assert content(store, stored.digest) == manifest(blob(0))
 
 
@@ -311,55 +311,55 @@ async def test_what_is_on_its_way_in_makes_no_room_and_needs_some(store: AnyStor
     await put(store, manifest(blob(0), blob(1)))
     await add(store, blob(0))
     store.partials.reservations.expect(digest_of(blob(1)))
-    coming = await store.open_partial(digest_of(blob(1)), "docker.io")
-    await store.append(coming, [bytes(700_000)])
+    coming = await store.partials.open(digest_of(blob(1)), "docker.io")
+    await store.partials.append(coming, [bytes(700_000)])
 
-    assert not await store.make_room(200_000)
-    assert store.find(digest_of(blob(0))) is not None
-    assert await store.make_room(50_000)
-    store.release(coming, keep=False)
+    assert not await store.bounds.make(200_000)
+    assert store.objects.find(digest_of(blob(0))) is not None
+    assert await store.bounds.make(50_000)
+    store.partials.release(coming, keep=False)
 
 
 async def test_what_is_not_verified_displaces_a_tenth(store: AnyStore) -> None:
     for n in range(20):
         await add(store, bytes([n]) * 50_000)
 
-    assert not store.can_take(100_001)
-    assert store.can_take(100_000)
-    assert not await store.make_room(100_001, unverified=True)
+    assert not store.bounds.can_take(100_001)
+    assert store.bounds.can_take(100_000)
+    assert not await store.bounds.make(100_001, unverified=True)
     assert store.size == 1_000_000
-    assert await store.make_room(100_000, unverified=True)
+    assert await store.bounds.make(100_000, unverified=True)
     assert store.size == 900_000
-    assert await store.make_room(100_001)
+    assert await store.bounds.make(100_001)
 
 
 async def test_what_no_fetch_continues_makes_room_first(store: AnyStore) -> None:
     await add(store, blob(0))
-    partial = await store.open_partial(digest_of(LARGE), "docker.io")
-    await store.append(partial, [LARGE[:200_000]])
-    store.release(partial)
+    partial = await store.partials.open(digest_of(LARGE), "docker.io")
+    await store.partials.append(partial, [LARGE[:200_000]])
+    store.partials.release(partial)
 
-    assert await store.make_room(650_000)
-    assert store.partial_bytes == 0
-    assert store.find(digest_of(blob(0))) is not None
+    assert await store.bounds.make(650_000)
+    assert store.partials.size == 0
+    assert store.objects.find(digest_of(blob(0))) is not None
 
 
 async def test_what_is_larger_than_the_whole_store_has_no_room(store: AnyStore) -> None:
     await add(store, blob(0))
 
-    assert not await store.make_room(1_000_001)
-    assert store.find(digest_of(blob(0))) is not None
-    assert await store.make_room(1_000_000)
+    assert not await store.bounds.make(1_000_001)
+    assert store.objects.find(digest_of(blob(0))) is not None
+    assert await store.bounds.make(1_000_000)
     assert store.size == 0
 
 
 async def test_eviction_disturbs_no_reader(store: AnyStore) -> None:
     stored = await add(store, blob(0))
-    body = store.body(stored)
+    body = store.objects.body(stored)
     assert isinstance(body, Mapped)
-    assert await store.make_room(1_000_000)
+    assert await store.bounds.make(1_000_000)
 
-    assert store.find(stored.digest) is None
+    assert store.objects.find(stored.digest) is None
     assert bytes(body.view(0, body.size)) == blob(0)
 
 
@@ -368,32 +368,32 @@ async def test_eviction_disturbs_no_reader(store: AnyStore) -> None:
 
 async def test_after_a_refusal_nothing_is_written_for_a_while(store: AnyStore, clock: Clock) -> None:
     await add(store, LARGE)
-    assert store.writable
-    store.report_write_error(OSError(28, "No space left on device"))
+    assert store.health.writable
+    store.health.report_write_error(OSError(28, "No space left on device"))
 
-    assert (store.writable, store.write_errors) == (False, 1)
+    assert (store.health.writable, store.health.write_errors) == (False, 1)
     assert content(store, digest_of(LARGE)) == LARGE
     clock.now += BROKEN_PAUSE
-    assert store.writable
+    assert store.health.writable
 
 
 # Tags
 
 
 async def test_a_tag_has_one_variant_per_accept_the_newest_first(store: AnyStore) -> None:
-    assert list(store.tag_variants(*TAG)) == []
+    assert list(store.tags.variants(*TAG)) == []
     for one in (variant(1), variant(2, OCI_MANIFEST), variant(3)):
-        store.set_tag(*TAG, one)
+        store.tags.set(*TAG, one)
 
-    assert list(store.tag_variants(*TAG)) == [variant(3), variant(2, OCI_MANIFEST)]
-    assert list(store.tag_variants("ghcr.io", *TAG[1:])) == []
-    store.delete_tag(*TAG)
-    store.delete_tag(*TAG)
-    assert list(store.tag_variants(*TAG)) == []
+    assert list(store.tags.variants(*TAG)) == [variant(3), variant(2, OCI_MANIFEST)]
+    assert list(store.tags.variants("ghcr.io", *TAG[1:])) == []
+    store.tags.delete(*TAG)
+    store.tags.delete(*TAG)
+    assert list(store.tags.variants(*TAG)) == []
 
 
 async def test_the_variants_of_a_tag_are_bounded(store: AnyStore) -> None:
     for n in range(3 * MAX_VARIANTS):
-        store.set_tag(*TAG, variant(n, f"a/{n}"))
+        store.tags.set(*TAG, variant(n, f"a/{n}"))
 
-    assert [one.size for one in store.tag_variants(*TAG)] == list(range(3 * MAX_VARIANTS - 1, 2 * MAX_VARIANTS - 1, -1))
+    assert [one.size for one in store.tags.variants(*TAG)] == list(range(3 * MAX_VARIANTS - 1, 2 * MAX_VARIANTS - 1, -1))

@@ -39,7 +39,7 @@ DAY = 86400.0
 
 async def test_a_row_is_written_only_after_the_bytes_are_on_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = await add(store, LARGE)
-    store.set_tag("docker.io", "a", "1", variant(1))
+    store.tags.set("docker.io", "a", "1", variant(1))
     await store.upkeep.journal.flush()
     assert set(rows(store)) == {"t:docker.io/a:1"}
 
@@ -60,7 +60,7 @@ async def test_with_fsync_the_bytes_are_on_the_disk_before_they_count(tmp_path: 
     synced: list[tuple[str, bool]] = []
 
     def note(fd: int) -> None:
-        synced.append((os.path.basename(os.readlink(f"/proc/self/fd/{fd}")), store.find(digest) is not None))
+        synced.append((os.path.basename(os.readlink(f"/proc/self/fd/{fd}")), store.objects.find(digest) is not None))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", note)
@@ -95,12 +95,12 @@ async def test_what_does_not_get_to_the_disk_is_dropped(
 
 async def test_what_was_removed_has_no_row(store: Store) -> None:
     stored = await add(store, LARGE)
-    store.set_tag("docker.io", "a", "1", variant(1))
+    store.tags.set("docker.io", "a", "1", variant(1))
     await store.upkeep.journal.save()
     assert len(rows(store)) == 2
 
-    await store.remove([stored.digest], "test")
-    store.delete_tag("docker.io", "a", "1")
+    await store.objects.remove([stored.digest], "test")
+    store.tags.delete("docker.io", "a", "1")
     await store.upkeep.journal.save()
     assert rows(store) == {}
 
@@ -108,7 +108,7 @@ async def test_what_was_removed_has_no_row(store: Store) -> None:
 async def test_many_rows_are_written_in_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cacheyd.store.journal.PAGE", 10)
     for n in range(55):
-        store.set_tag("docker.io", "a", str(n), variant(n))
+        store.tags.set("docker.io", "a", str(n), variant(n))
     await store.upkeep.journal.flush()
     assert len(rows(store)) == 55
 
@@ -120,7 +120,7 @@ async def test_an_index_remembers_what_it_lists_before_that_is_there(store: Stor
 
     again = await reopened(store)
     await add(again, MANIFEST, OCI_MANIFEST)
-    found = again.find(stored.digest)
+    found = again.objects.find(stored.digest)
     assert found is not None
     assert found.needs == (digest_of(MANIFEST),)
     await again.stop()
@@ -135,7 +135,7 @@ async def test_rows_reach_the_disk_without_a_stop(tmp_path: Path, monkeypatch: p
     await store.start()
     stored = await add(store, LARGE)
     await eventually(lambda: rows(store).get(f"o:{stored.digest}"))
-    store.touch(stored.digest, 5)
+    store.objects.touch(stored.digest, 5)
     await eventually(lambda: rows(store)[f"o:{stored.digest}"]["hits"] == 5)
     await store.stop()
 
@@ -147,9 +147,9 @@ async def test_an_index_that_is_locked_at_the_start_is_read_later(
     store: Store, monotonic: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cacheyd.store.index.WRITE_WAIT", 0.05)
-    store.set_tag("docker.io", "a", "1", variant(1))
-    store.set_tag("docker.io", "a", "2", variant(1))
-    store.set_tag("docker.io", "a", "3", variant(1))
+    store.tags.set("docker.io", "a", "1", variant(1))
+    store.tags.set("docker.io", "a", "2", variant(1))
+    store.tags.set("docker.io", "a", "3", variant(1))
     await add(store, LARGE)
     await add(store, b"gone")
     await store.stop()
@@ -159,9 +159,9 @@ async def test_an_index_that_is_locked_at_the_start_is_read_later(
         await again.start(background=False)
         assert not again.upkeep.loading.unread.index_read
         assert content(again, digest_of(LARGE)) == LARGE, "the files are there"
-        again.set_tag("docker.io", "a", "2", variant(2))
-        again.delete_tag("docker.io", "a", "3")
-        await again.remove([digest_of(b"gone")], "test")
+        again.tags.set("docker.io", "a", "2", variant(2))
+        again.tags.delete("docker.io", "a", "3")
+        await again.objects.remove([digest_of(b"gone")], "test")
         await again.upkeep.journal.flush()
         assert not again.upkeep.loading.unread.index_read
         connection.execute("ROLLBACK")
@@ -172,8 +172,8 @@ async def test_an_index_that_is_locked_at_the_start_is_read_later(
     await again.upkeep.journal.save()
 
     assert again.upkeep.loading.unread.index_read
-    assert again.tag_variants("docker.io", "a", "1") == (variant(1),)
-    assert again.tag_variants("docker.io", "a", "2")[0] == variant(2), "newer than its row"
+    assert again.tags.variants("docker.io", "a", "1") == (variant(1),)
+    assert again.tags.variants("docker.io", "a", "2")[0] == variant(2), "newer than its row"
     assert set(rows(again)) == {f"o:{digest_of(LARGE)}", "t:docker.io/a:1", "t:docker.io/a:2"}
     await again.stop()
 
@@ -183,7 +183,7 @@ async def test_what_the_rows_say_is_not_lost_when_they_are_read_later(
 ) -> None:
     monkeypatch.setattr("cacheyd.store.index.WRITE_WAIT", 0.05)
     await add(store, LARGE)
-    store.touch(digest_of(LARGE), 7)
+    store.objects.touch(digest_of(LARGE), 7)
     await store.stop()
     again = StoppableStore(store.root, clock=store.clock, monotonic=monotonic)
     with closing(sqlite3.connect(store.root / "index" / "cache.db", isolation_level=None)) as connection:
@@ -193,7 +193,7 @@ async def test_what_the_rows_say_is_not_lost_when_they_are_read_later(
     monotonic.now += REOPEN_EVERY
     await again.upkeep.journal.save()
 
-    found = again.find(digest_of(LARGE))
+    found = again.objects.find(digest_of(LARGE))
     assert found is not None
     assert (found.within, found.hits) == ((WITHIN,), 7)
     await again.stop()
@@ -202,7 +202,7 @@ async def test_what_the_rows_say_is_not_lost_when_they_are_read_later(
 async def test_an_index_that_is_damaged_while_it_is_open_is_written_anew(store: Store, monotonic: Clock) -> None:
     for n in range(3):
         await add(store, bytes([n]) * 100)
-    store.set_tag("docker.io", "a", "1", variant(1))
+    store.tags.set("docker.io", "a", "1", variant(1))
     await store.upkeep.journal.save()
     expected = rows(store)
     with (store.root / "index" / "cache.db").open("r+b") as file:
@@ -210,7 +210,7 @@ async def test_an_index_that_is_damaged_while_it_is_open_is_written_anew(store: 
         file.write(b"\xff" * 4096 * 20)
 
     for _ in range(3):
-        store.set_tag("docker.io", "a", "2", variant(2))
+        store.tags.set("docker.io", "a", "2", variant(2))
         await store.upkeep.journal.save()
         monotonic.now += REOPEN_EVERY
 
@@ -227,7 +227,7 @@ async def test_an_index_that_was_wiped_is_written_anew(
     shutil.rmtree(store.root / "index")
     monkeypatch.setattr("cacheyd.store.watch.LOOK_EVERY", 0.01)
     looking = asyncio.create_task(store.upkeep.watch.run())
-    await eventually(lambda: not store.index.usable)
+    await eventually(lambda: not store.upkeep.index.usable)
     looking.cancel()
 
     await store.upkeep.journal.save()

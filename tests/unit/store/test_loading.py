@@ -46,10 +46,10 @@ async def test_a_type_that_some_upstream_said_is_looked_up_in_the_bytes(
     if read:
         await again.start(background=False)
     else:
-        await again.in_thread(again.index.open)
-        assert stated == "" or again.find(digest_of(data)) is None
-        await again.recover(digest_of(data))
-    found = again.find(digest_of(data))
+        await again.upkeep.threads.run(again.upkeep.index.open)
+        assert stated == "" or again.objects.find(digest_of(data)) is None
+        await again.objects.recover(digest_of(data))
+    found = again.objects.find(digest_of(data))
     assert found is not None
     assert found.media_type == expected
     assert not read or found.within == (WITHIN,)

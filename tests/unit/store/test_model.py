@@ -183,11 +183,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _abandon(self) -> None:
         self.store.upkeep.threads.stop()
-        self.store.index.close()
-        self.store.lock.release()
+        self.store.upkeep.index.close()
+        self.store.upkeep.watch.lock.release()
 
     def _has_index(self) -> bool:
-        return self.store.index.usable and self.store.index.is_there()
+        return self.store.upkeep.index.usable and self.store.upkeep.index.is_there()
 
     def _saved(self) -> None:
         """All that is known is on disk, unless there is no index there."""
@@ -216,7 +216,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _known(self) -> dict[str, Stored]:
         """Copies of what is found. A start takes no use for one in the future, where the clock has gone back."""
-        found = [stored for digest in POOL if (stored := self.store.find(digest)) is not None]
+        found = [stored for digest in POOL if (stored := self.store.objects.find(digest)) is not None]
         return {one.digest: replace(one, needs=(), used=min(one.used, self.clock.now)) for one in found}
 
     @rule()
@@ -254,17 +254,17 @@ class StoreMachine(RuleBasedStateMachine):
     async def _fetch(self, thing: Thing, repository: str) -> None:
         """What a request does."""
         store, digest = self.store, thing.digest
-        if store.find(digest) is None and await store.recover(digest) is None:
+        if store.objects.find(digest) is None and await store.objects.recover(digest) is None:
             if thing.media_type:
                 await self._put(thing, repository)
             elif digest not in self.coming:
                 await self._fly(thing, repository)
-        if (stored := store.find(digest)) is not None:
-            store.add_repository(stored, repository)
-            store.touch(digest)
+        if (stored := store.objects.find(digest)) is not None:
+            store.objects.add_repository(stored, repository)
+            store.objects.touch(digest)
 
     async def _put(self, thing: Thing, repository: str) -> None:
-        if self.store.writable and await self.store.make_room(len(thing.data)):
+        if self.store.health.writable and await self.store.bounds.make(len(thing.data)):
             stored = await self.store.put(thing.digest, thing.data, thing.media_type, within=repository)
             assert stored is not None
             assert stored.media_type == thing.media_type
@@ -272,23 +272,23 @@ class StoreMachine(RuleBasedStateMachine):
     async def _fly(self, thing: Thing, repository: str, upto: int | None = None, wrong: bytes = b"") -> None:
         self.coming[thing.digest] = 0
         self.store.partials.reservations.expect(thing.digest)
-        partial = await self.store.open_partial(thing.digest, "docker.io")
+        partial = await self.store.partials.open(thing.digest, "docker.io")
         try:
-            if not self.store.can_take(len(thing.data) - partial.size):
+            if not self.store.bounds.can_take(len(thing.data) - partial.size):
                 return
-            while partial.size < len(thing.data[:upto]) and await self.store.make_room(25_000, unverified=True):
+            while partial.size < len(thing.data[:upto]) and await self.store.bounds.make(25_000, unverified=True):
                 self.coming[thing.digest] = len(thing.data) - partial.size
-                await self.store.append(partial, [thing.data[partial.size : partial.size + 25_000][:upto]])
+                await self.store.partials.append(partial, [thing.data[partial.size : partial.size + 25_000][:upto]])
             self.coming[thing.digest] = 0
             if wrong:
-                await self.store.append(partial, [wrong])
+                await self.store.partials.append(partial, [wrong])
             if partial.verified():
                 assert digest_of(partial.read(0, partial.size)) == thing.digest
                 await self.store.commit(partial, within=repository)
             elif upto is None and partial.size >= len(thing.data):
-                await self.store.discard(partial)
+                await self.store.partials.discard(partial)
         finally:
-            self.store.release(partial)
+            self.store.partials.release(partial)
             del self.coming[thing.digest]
             self.store.partials.reservations.expect_no_more(thing.digest)
 
@@ -324,23 +324,23 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(thing=blobs, repository=repositories, upto=st.integers(0, 80_000))
     def break_off(self, thing: Thing, repository: str, upto: int) -> None:
-        if self.store.find(thing.digest) is None:
+        if self.store.objects.find(thing.digest) is None:
             self.runner.run(self._fly(thing, repository, upto))
 
     @rule(thing=blobs, repository=repositories)
     def send_wrong_bytes(self, thing: Thing, repository: str) -> None:
-        if self.store.find(thing.digest) is None:
+        if self.store.objects.find(thing.digest) is None:
             self.runner.run(self._fly(thing, repository, wrong=b"wrong"))
 
     @rule(thing=things)
     def hit(self, thing: Thing) -> None:
-        if self.store.find(thing.digest) is not None:
-            self.store.touch(thing.digest)
+        if self.store.objects.find(thing.digest) is not None:
+            self.store.objects.touch(thing.digest)
 
     @rule(thing=blobs)
     def begin_to_read(self, thing: Thing) -> None:
-        stored = self.store.find(thing.digest)
-        body = self.store.body(stored) if stored else None
+        stored = self.store.objects.find(thing.digest)
+        body = self.store.objects.body(stored) if stored else None
         if isinstance(body, Mapped):
             self.readers.append((thing.digest, body))
 
@@ -350,14 +350,14 @@ class StoreMachine(RuleBasedStateMachine):
     def set_tag(self, repository: str, tag: str, root: Thing) -> None:
         variant = TagVariant(frozenset({OCI_INDEX}), root.digest, root.media_type, len(root.data), self.clock.now)
         registry, _, name = repository.partition("/")
-        self.store.set_tag(registry, name, tag, variant)
+        self.store.tags.set(registry, name, tag, variant)
         self.tags[f"{repository}:{tag}"] = variant
         self._expect_tags()
 
     @rule(repository=repositories, tag=tags)
     def delete_tag(self, repository: str, tag: str) -> None:
         registry, _, name = repository.partition("/")
-        self.store.delete_tag(registry, name, tag)
+        self.store.tags.delete(registry, name, tag)
         self.tags.pop(f"{repository}:{tag}", None)
         self._expect_tags()
 
@@ -377,10 +377,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 300_000))
     def make_room(self, size: int) -> None:
-        if self.runner.run(self.store.make_room(size)):
+        if self.runner.run(self.store.bounds.make(size)):
             assert not self.store.bounds.space.missing(size)
             limit = self.store.settings.max_size.of(0)
-            assert not limit or self.store.size + self.store.partial_bytes + size <= limit
+            assert not limit or self.store.size + self.store.partials.size + size <= limit
 
     @rule()
     def keep_bounds(self) -> None:
@@ -392,7 +392,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Beyond them is only what may not go."""
         if self.store.bounds.space.missing():
             assert list(self.store.catalog.roots()) == []
-            assert self.store.idle == {}
+            assert self.store.partials.idle == {}
 
     @rule(seconds=st.sampled_from([1.0, 60.0, 4000.0, 90_000.0, -10.0, -90_000.0]))
     def time_passes(self, seconds: float) -> None:
@@ -429,7 +429,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(thing=things)
     def rot(self, thing: Thing) -> None:
         """Bytes that turn on the disk are found by looking at all of them."""
-        file, stored = self._file(thing), self.store.find(thing.digest)
+        file, stored = self._file(thing), self.store.objects.find(thing.digest)
         if stored is None or not stored.size:
             return
         file.write_bytes(bytes(byte ^ 1 for byte in thing.data))
@@ -484,7 +484,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _verify(self) -> list[str]:
         seen: list[tuple[int, int, int]] = []
-        found = self.runner.run(self.store.verify(lambda *now: seen.append(now)))
+        found = self.runner.run(self.store.upkeep.scrub.verify(lambda *now: seen.append(now)))
         assert [done for done, _, _ in seen] == list(range(1, found["checked"] + 1))
         for digest in self.store.catalog.objects:
             assert digest_of(Path(self.store.blobs.path(digest)).read_bytes()) == digest
@@ -517,7 +517,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert files == {digest: (stored.size, stored.stamp) for digest, stored in objects.items()}
         assert self._whole() == set(objects)
         partials = self.root / "partial"
-        assert sum(file.stat().st_size for file in partials.glob("*")) == self.store.partial_bytes
+        assert sum(file.stat().st_size for file in partials.glob("*")) == self.store.partials.size
 
     @invariant()
     def nothing_wrong_was_evicted(self) -> None:
@@ -527,8 +527,8 @@ class StoreMachine(RuleBasedStateMachine):
     def what_is_found_has_its_bytes(self) -> None:
         self.steps += 1
         for digest in list(POOL)[self.steps % 3 :: 3]:
-            stored = self.store.find(digest)
-            body = self.store.body(stored) if stored is not None else None
+            stored = self.store.objects.find(digest)
+            body = self.store.objects.body(stored) if stored is not None else None
             if stored is not None and body is not None:
                 data = bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body
                 assert digest_of(data) == digest
@@ -578,7 +578,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_disk_is_not_taken_for_broken(self) -> None:
-        assert self.store.write_errors == 0
+        assert self.store.health.write_errors == 0
 
     @invariant()
     def partial_files_are_few(self) -> None:

@@ -37,9 +37,9 @@ async def test_a_row_without_its_file_is_dropped(store: Store) -> None:
     stored = await add(store, LARGE)
     object_file(store, LARGE).unlink()
 
-    assert store.find(stored.digest) is None
+    assert store.objects.find(stored.digest) is None
     object_file(store, LARGE).write_bytes(LARGE)
-    assert store.find(stored.digest) is None, "the row went, too"
+    assert store.objects.find(stored.digest) is None, "the row went, too"
 
 
 @pytest.mark.parametrize("other", [LARGE[:-1], LARGE[:-1] + b"!", LARGE])
@@ -49,10 +49,10 @@ async def test_another_file_is_not_served_until_it_was_hashed(
     stored = await add(store, LARGE)
     path = replace_file(store, LARGE, other)
 
-    assert store.find(stored.digest) is None
+    assert store.objects.find(stored.digest) is None
     assert "is not what was stored there" in caplog.text
     assert store.size == 0
-    found = await store.recover(stored.digest)
+    found = await store.objects.recover(stored.digest)
     assert (found is not None) == path.exists() == (other == LARGE)
     assert content(store, stored.digest) == (LARGE if other == LARGE else None)
 
@@ -61,7 +61,7 @@ async def test_a_file_that_was_changed_in_its_place_is_not_served(store: Store) 
     stored = await add(store, LARGE)
     with object_file(store, LARGE).open("r+b") as file:
         file.write(b"!")
-    assert store.find(stored.digest) is None
+    assert store.objects.find(stored.digest) is None
 
 
 async def test_what_changed_while_the_store_was_stopped_is_not_served(store: Store) -> None:
@@ -70,7 +70,7 @@ async def test_what_changed_while_the_store_was_stopped_is_not_served(store: Sto
     path = replace_file(store, LARGE, LARGE[:-1] + b"!")
 
     again = await reopened(store)
-    assert again.find(stored.digest) is None
+    assert again.objects.find(stored.digest) is None
     assert not path.exists()
     await again.stop()
 
@@ -79,15 +79,15 @@ async def test_a_file_that_goes_between_find_and_body(store: Store) -> None:
     for data in (b"small", LARGE):
         stored = await add(store, data)
         object_file(store, data).unlink()
-        assert store.body(stored) is None
+        assert store.objects.body(stored) is None
 
 
 async def test_a_small_object_that_was_wiped_does_not_come_back_from_memory(store: Store) -> None:
     stored = await add(store, b"small")
-    store.body(stored)
+    store.objects.body(stored)
     object_file(store, b"small").unlink()
 
-    assert store.find(stored.digest) is None
+    assert store.objects.find(stored.digest) is None
 
 
 @pytest.mark.parametrize("wiped", ["", "blobs", "blobs/sha256", "partial", "index", "oci-layout"])
@@ -96,35 +96,35 @@ async def test_the_store_works_on_after_a_wipe(store: Store, wiped: str) -> None
     path = store.root / wiped
     path.unlink() if path.is_file() else shutil.rmtree(path)
 
-    store.find(before.digest)
+    store.objects.find(before.digest)
     after = await add(store, LARGE)
 
     assert content(store, after.digest) == LARGE
     assert content(store, before.digest) in (None, b"before")
     again = await reopened(store)
-    assert again.writable
+    assert again.health.writable
     await eventually(lambda: content(again, after.digest) == LARGE)
     await again.stop()
 
 
 @pytest.mark.parametrize("wiped", ["", "partial"])
 async def test_a_wipe_while_an_object_comes_in_is_no_error(store: Store, wiped: str) -> None:
-    partial = await store.open_partial(digest_of(LARGE))
-    await store.append(partial, [LARGE[:100_000]])
+    partial = await store.partials.open(digest_of(LARGE))
+    await store.partials.append(partial, [LARGE[:100_000]])
     shutil.rmtree(store.root / wiped)
-    await store.append(partial, [LARGE[100_000:]])
+    await store.partials.append(partial, [LARGE[100_000:]])
 
     assert partial.verified()
     assert await store.commit(partial, within=WITHIN) is None
-    assert store.find(digest_of(LARGE)) is None
-    assert store.writable
+    assert store.objects.find(digest_of(LARGE)) is None
+    assert store.health.writable
     partial.close()
     await add(store, LARGE)
 
 
 async def test_a_wipe_between_verification_and_commit_of_the_target(store: Store) -> None:
-    partial = await store.open_partial(digest_of(LARGE))
-    await store.append(partial, [LARGE])
+    partial = await store.partials.open(digest_of(LARGE))
+    await store.partials.append(partial, [LARGE])
     shutil.rmtree(store.root / "blobs")
 
     assert await store.commit(partial, within=WITHIN) is not None
@@ -134,12 +134,12 @@ async def test_a_wipe_between_verification_and_commit_of_the_target(store: Store
 
 async def test_a_wipe_while_an_object_is_read(store: Store) -> None:
     stored = await add(store, LARGE)
-    body = store.body(stored)
+    body = store.objects.body(stored)
     assert isinstance(body, Mapped)
     shutil.rmtree(store.root)
 
     assert bytes(body.view(0, body.size)) == LARGE
-    assert store.find(stored.digest) is None
+    assert store.objects.find(stored.digest) is None
 
 
 async def test_a_wipe_during_start(tmp_path: Path) -> None:
@@ -177,9 +177,9 @@ async def test_an_orphan_is_adopted_with_its_media_type(tmp_path: Path, content_
     object_file(store, data).write_bytes(data)
 
     await store.start()
-    await eventually(lambda: store.find(digest_of(data)))
+    await eventually(lambda: store.objects.find(digest_of(data)))
 
-    found = store.find(digest_of(data))
+    found = store.objects.find(digest_of(data))
     assert found is not None
     assert (found.size, found.media_type) == (len(data), media_type)
     assert content(store, digest_of(data)) == data
@@ -193,9 +193,9 @@ async def test_an_orphan_that_is_no_manifest_is_a_blob(tmp_path: Path, data: byt
     object_file(store, data).write_bytes(data)
 
     await store.start()
-    await eventually(lambda: store.find(digest_of(data)))
+    await eventually(lambda: store.objects.find(digest_of(data)))
 
-    found = store.find(digest_of(data))
+    found = store.objects.find(digest_of(data))
     assert found is not None
     assert found.kind is Kind.BLOB
     assert store.counts[Kind.BLOB] == 1
@@ -206,22 +206,22 @@ async def test_a_file_without_a_row_is_taken_up_when_it_is_asked_for(store: Stor
     path = replace_file(store, MANIFEST, MANIFEST)
     os.utime(path, (clock.now - 500, clock.now - 500))
 
-    found = await store.recover(digest_of(MANIFEST))
+    found = await store.objects.recover(digest_of(MANIFEST))
 
     assert found is not None
     assert (found.size, found.media_type, found.within) == (len(MANIFEST), OCI_MANIFEST, ())
     assert (found.created, found.used) == (clock.now, clock.now - 500)
     assert content(store, found.digest) == MANIFEST
-    assert await store.recover(found.digest) is found
+    assert await store.objects.recover(found.digest) is found
 
 
 async def test_nothing_is_there_to_take_up(store: Store) -> None:
-    assert await store.recover(digest_of(LARGE)) is None
+    assert await store.objects.recover(digest_of(LARGE)) is None
 
 
 async def test_a_file_that_is_not_what_its_name_says_is_removed(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     path = replace_file(store, LARGE, LARGE[:-1] + b"!")
-    assert await store.recover(digest_of(LARGE)) is None
+    assert await store.objects.recover(digest_of(LARGE)) is None
     assert not path.exists()
     assert "does not hold what its name says" in caplog.text
 
@@ -237,7 +237,7 @@ async def test_a_file_is_hashed_once_for_all_who_ask_for_it(store: Store, monkey
 
     monkeypatch.setattr(store.blobs, "read", counted)
 
-    found = await asyncio.gather(*(store.recover(digest_of(LARGE)) for _ in range(10)))
+    found = await asyncio.gather(*(store.objects.recover(digest_of(LARGE)) for _ in range(10)))
 
     assert hashed == [digest_of(LARGE)]
     assert {one.digest for one in found if one} == {digest_of(LARGE)}
@@ -251,20 +251,20 @@ async def test_a_file_that_takes_long_to_hash_is_taken_up_later(store: Store, mo
     hash_ = store.objects._hash
     monkeypatch.setattr(store.objects, "_hash", lambda *args: (go.wait(10), hash_(*args))[1])
 
-    assert await store.recover(stored.digest, wait=0.01) is None
-    assert store.find(stored.digest) is None
+    assert await store.objects.recover(stored.digest, wait=0.01) is None
+    assert store.objects.find(stored.digest) is None
     go.set()
-    assert await store.recover(stored.digest) is store.find(stored.digest) is not None
+    assert await store.objects.recover(stored.digest) is store.objects.find(stored.digest) is not None
 
 
 async def test_without_descriptors_nothing_is_removed(store: Store) -> None:
     """A file that cannot be read now is not one that is wrong."""
     path = replace_file(store, LARGE, LARGE)
-    await store.recover(digest_of(b"threads are there"))
+    await store.objects.recover(digest_of(b"threads are there"))
     with no_descriptors():
-        assert await store.recover(digest_of(LARGE)) is None
+        assert await store.objects.recover(digest_of(LARGE)) is None
     assert path.exists()
-    assert await store.recover(digest_of(LARGE)) is not None
+    assert await store.objects.recover(digest_of(LARGE)) is not None
 
 
 async def test_everything_survives_the_loss_of_the_index(store: Store) -> None:
@@ -308,7 +308,7 @@ async def test_a_row_that_makes_no_sense_is_a_miss(store: Store, row: Any) -> No
 
     again = await reopened(store)
     assert again.loaded
-    assert again.tag_variants("docker.io", "a", "1") == ()
+    assert again.tags.variants("docker.io", "a", "1") == ()
     assert set(again.catalog.objects) == {stored.digest, digest_of(b"other")}
     assert content(again, stored.digest) == LARGE
     await again.stop()

@@ -32,10 +32,10 @@ DAY = 86400.0
 
 async def test_tags_without_objects_are_forgotten_after_a_while(store: Store, clock: Clock) -> None:
     stored = await add(store, MANIFEST, OCI_MANIFEST)
-    store.set_tag("docker.io", "a", "kept", replace(variant(1), digest=stored.digest))
-    store.set_tag("docker.io", "a", "old", variant(1))
+    store.tags.set("docker.io", "a", "kept", replace(variant(1), digest=stored.digest))
+    store.tags.set("docker.io", "a", "old", variant(1))
     clock.now += TAG_AGE - 1
-    store.set_tag("docker.io", "a", "new", variant(1, at=clock.now))
+    store.tags.set("docker.io", "a", "new", variant(1, at=clock.now))
     assert (await store.upkeep.reconciliation.reconcile())["tags"] == 0
     clock.now += 1
 
@@ -48,7 +48,7 @@ async def test_tags_without_objects_are_forgotten_after_a_while(store: Store, cl
 async def test_with_min_age_they_are_known_for_longer(store: Store, clock: Clock) -> None:
     """What a tag was before is what clients get while the next one is too young."""
     store.live.change(load(environ={}, flags={"min_ages": "docker.io/a=1d"}))
-    store.set_tag("docker.io", "a", "old", variant(1))
+    store.tags.set("docker.io", "a", "old", variant(1))
     clock.now += TAG_AGE_HELD - 1
     assert (await store.upkeep.reconciliation.reconcile())["tags"] == 0
     clock.now += 1
@@ -56,13 +56,13 @@ async def test_with_min_age_they_are_known_for_longer(store: Store, clock: Clock
 
 
 async def test_partial_files_are_swept_after_a_day_but_never_one_under_way(store: Store) -> None:
-    under_way = await store.open_partial(digest_of(b"under way"))
-    await store.append(under_way, [b"x"])
+    under_way = await store.partials.open(digest_of(b"under way"))
+    await store.partials.append(under_way, [b"x"])
     paths = []
     for n in range(2):
-        partial = await store.open_partial(digest_of(bytes([n])))
-        await store.append(partial, [b"x" * 100])
-        store.release(partial)
+        partial = await store.partials.open(digest_of(bytes([n])))
+        await store.partials.append(partial, [b"x" * 100])
+        store.partials.release(partial)
         paths.append(partial.path)
     for path in (under_way.path, paths[0]):
         os.utime(path, (time.time() - PARTIAL_AGE - 60,) * 2)
@@ -70,32 +70,32 @@ async def test_partial_files_are_swept_after_a_day_but_never_one_under_way(store
     assert (await store.upkeep.reconciliation.reconcile())["partials"] == 1
 
     assert sorted((store.root / "partial").iterdir()) == sorted([under_way.path, paths[1]])
-    assert store.partial_bytes == 101
-    store.release(under_way)
+    assert store.partials.size == 101
+    store.partials.release(under_way)
 
 
 async def test_what_is_fetched_during_a_look_through_is_counted_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    partial = await store.open_partial(digest_of(LARGE))
-    await store.append(partial, [b"x" * 100])
-    store.release(partial)
+    partial = await store.partials.open(digest_of(LARGE))
+    await store.partials.append(partial, [b"x" * 100])
+    store.partials.release(partial)
     await store.upkeep.reconciliation.reconcile()
-    assert store.partial_bytes == 100
+    assert store.partials.size == 100
 
     opened: list[Partial] = []
     sweep = store.partials.directory.sweep
 
     def sweep_slowly(older_than: float) -> tuple[int, dict[str, int]]:
         found = sweep(older_than)
-        opened.append(asyncio.run_coroutine_threadsafe(store.open_partial(digest_of(LARGE)), loop).result(5))
+        opened.append(asyncio.run_coroutine_threadsafe(store.partials.open(digest_of(LARGE)), loop).result(5))
         return found
 
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(store.partials.directory, "sweep", sweep_slowly)
     await store.upkeep.reconciliation.reconcile()
 
-    assert store.partial_bytes == 100
-    assert not store.idle
-    store.release(opened[0])
+    assert store.partials.size == 100
+    assert not store.partials.idle
+    store.partials.release(opened[0])
 
 
 async def test_collecting_does_all_of_it_now(store: Store, clock: Clock) -> None:
@@ -105,7 +105,7 @@ async def test_collecting_does_all_of_it_now(store: Store, clock: Clock) -> None
     object_file(store, lost).unlink()
     replace_file(store, wrong, b"wrong")
     replace_file(store, new, new)
-    store.set_tag("docker.io", "a", "1", variant(1, at=clock.now - 2 * TAG_AGE))
+    store.tags.set("docker.io", "a", "1", variant(1, at=clock.now - 2 * TAG_AGE))
     store.live.change(load(environ={}, flags={"max_size": "2500", "min_free": "0"}))
 
     counts = await store.collect()

@@ -35,9 +35,9 @@ def settings() -> Settings:
 
 async def scrubbed(store: Store) -> int:
     """A pass of the scrub; how many bytes it read."""
-    before = store.upkeep.scrubbed
+    before = store.upkeep.scrub.scrubbed
     await store.upkeep.scrub.scrub()
-    return store.upkeep.scrubbed - before
+    return store.upkeep.scrub.scrubbed - before
 
 
 async def damaged(store: Store, data: bytes) -> None:
@@ -47,7 +47,7 @@ async def damaged(store: Store, data: bytes) -> None:
     status = path.stat()
     path.write_bytes(data[:-1] + b"!")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert store.find(digest_of(data)) is not None
+    assert store.objects.find(digest_of(data)) is not None
 
 
 async def test_everything_is_checked_once_in_a_while(store: Store, clock: Clock) -> None:
@@ -123,9 +123,9 @@ async def test_what_does_not_match_any_more_is_dropped(store: Store, clock: Cloc
     clock.now += DAY
     await scrubbed(store)
 
-    assert store.find(digest_of(LARGE)) is None
+    assert store.objects.find(digest_of(LARGE)) is None
     assert not object_file(store, LARGE).exists()
-    assert store.upkeep.dropped == 1
+    assert store.upkeep.scrub.dropped == 1
     assert store.size == 5
     assert "does not hold what its name says" in caplog.text
 
@@ -139,7 +139,7 @@ async def test_what_cannot_be_read_is_dropped(store: Store, monkeypatch: pytest.
     monkeypatch.setattr(os, "pread", pread)
     assert not await store.upkeep.scrub.check(stored, 1 << 30)
     assert not object_file(store, LARGE).exists()
-    assert store.upkeep.dropped == 1
+    assert store.upkeep.scrub.dropped == 1
 
 
 @pytest.mark.parametrize("rate", [0, 1 << 30])
@@ -148,7 +148,7 @@ async def test_what_cannot_be_opened_for_want_of_descriptors_stays(store: Store,
     with no_descriptors():
         assert await store.upkeep.scrub.check(stored, rate)
     assert content(store, stored.digest) == LARGE
-    assert store.upkeep.dropped == 0
+    assert store.upkeep.scrub.dropped == 0
 
 
 @pytest.mark.parametrize("rate", [0, 1 << 30])
@@ -157,7 +157,7 @@ async def test_a_wiped_file_is_no_error(store: Store, rate: int, caplog: pytest.
     object_file(store, LARGE).unlink()
 
     assert await store.upkeep.scrub.check(stored, rate)
-    assert store.upkeep.dropped == 0
+    assert store.upkeep.scrub.dropped == 0
     assert store.size == 0
     assert not caplog.records
 
@@ -169,10 +169,10 @@ async def test_verifying_reads_everything_now(store: Store) -> None:
     object_file(store, b"wiped").unlink()
     seen: list[tuple[int, int, int]] = []
 
-    found = await store.verify(lambda *progress: seen.append(progress))
+    found = await store.upkeep.scrub.verify(lambda *progress: seen.append(progress))
 
     assert found == {"checked": 3, "bytes": len(LARGE) + 10, "dropped": [digest_of(LARGE)]}
     assert [(done, total) for done, total, _ in seen] == [(1, 3), (2, 3), (3, 3)]
     assert seen[-1][2] == len(LARGE) + 10
     assert set(store.catalog.objects) == {digest_of(b"stays")}
-    assert await store.verify() == {"checked": 1, "bytes": 5, "dropped": []}
+    assert await store.upkeep.scrub.verify() == {"checked": 1, "bytes": 5, "dropped": []}

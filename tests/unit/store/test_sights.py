@@ -248,7 +248,7 @@ async def test_both_outlive_the_process(store: StoppableStore, tmp_path: Path) -
 
 
 async def test_a_tag_that_is_removed_is_held_no_more(store: StoppableStore) -> None:
-    store.set_tag("r.test", "a", "1", variant(OTHER))
+    store.tags.set("r.test", "a", "1", variant(OTHER))
     store.sights.hold("r.test/a:1", Hold(variant(DIGEST), variant(OTHER), 9.5))
-    store.delete_tag("r.test", "a", "1")
+    store.tags.delete("r.test", "a", "1")
     assert store.sights.holds("r.test/a:1") == ()

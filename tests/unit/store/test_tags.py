@@ -16,42 +16,42 @@ from tests.support.stores import (
 
 
 async def test_a_tag_is_known_until_it_is_deleted(store: Store) -> None:
-    assert store.tag_variants("docker.io", "library/nginx", "1") == ()
-    store.set_tag("docker.io", "library/nginx", "1", variant(1))
+    assert store.tags.variants("docker.io", "library/nginx", "1") == ()
+    store.tags.set("docker.io", "library/nginx", "1", variant(1))
 
-    assert store.tag_variants("docker.io", "library/nginx", "1") == (variant(1),)
-    assert store.tag_variants("ghcr.io", "library/nginx", "1") == ()
-    assert store.tag_variants("docker.io", "library/nginx", "2") == ()
-    store.delete_tag("docker.io", "library/nginx", "1")
-    assert store.tag_variants("docker.io", "library/nginx", "1") == ()
+    assert store.tags.variants("docker.io", "library/nginx", "1") == (variant(1),)
+    assert store.tags.variants("ghcr.io", "library/nginx", "1") == ()
+    assert store.tags.variants("docker.io", "library/nginx", "2") == ()
+    store.tags.delete("docker.io", "library/nginx", "1")
+    assert store.tags.variants("docker.io", "library/nginx", "1") == ()
 
 
 async def test_a_tag_has_one_variant_per_accept_the_newest_first(store: Store) -> None:
     other = frozenset({DOCKER_MANIFEST})
-    store.set_tag("docker.io", "a", "1", variant(1))
-    store.set_tag("docker.io", "a", "1", variant(2, other))
-    store.set_tag("docker.io", "a", "1", variant(3))
+    store.tags.set("docker.io", "a", "1", variant(1))
+    store.tags.set("docker.io", "a", "1", variant(2, other))
+    store.tags.set("docker.io", "a", "1", variant(3))
 
-    assert store.tag_variants("docker.io", "a", "1") == (variant(3), variant(2, other))
+    assert store.tags.variants("docker.io", "a", "1") == (variant(3), variant(2, other))
 
 
 async def test_the_variants_of_a_tag_are_bounded(store: Store) -> None:
     for i in range(30):
-        store.set_tag("docker.io", "a", "1", variant(i, frozenset({f"a/{i}"})))
+        store.tags.set("docker.io", "a", "1", variant(i, frozenset({f"a/{i}"})))
 
-    found = store.tag_variants("docker.io", "a", "1")
+    found = store.tags.variants("docker.io", "a", "1")
     assert 4 <= len(found) <= 16
     assert [v.size for v in found] == list(range(29, 29 - len(found), -1)), "the newest ones"
 
 
 async def test_tags_outlive_the_process(store: Store) -> None:
-    store.set_tag("docker.io", "a", "1", variant(1))
-    store.set_tag("docker.io", "a", "2", variant(2))
-    store.delete_tag("docker.io", "a", "2")
+    store.tags.set("docker.io", "a", "1", variant(1))
+    store.tags.set("docker.io", "a", "2", variant(2))
+    store.tags.delete("docker.io", "a", "2")
 
     again = await reopened(store)
-    assert again.tag_variants("docker.io", "a", "1") == (variant(1),)
-    assert again.tag_variants("docker.io", "a", "2") == ()
+    assert again.tags.variants("docker.io", "a", "1") == (variant(1),)
+    assert again.tags.variants("docker.io", "a", "2") == ()
     await again.stop()
 
 
@@ -66,7 +66,7 @@ def test_free_space_for_people(tmp_path: Path) -> None:
 async def test_tags_have_a_bound_in_number(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cacheyd.store.tags.MAX_TAGS", 10)
     for number in range(25):
-        store.set_tag("reg.test", "a/b", f"v{number}", variant(1))
+        store.tags.set("reg.test", "a/b", f"v{number}", variant(1))
     assert list(store.catalog.tags) == [f"reg.test/a/b:v{number}" for number in range(15, 25)]
 
 
@@ -75,9 +75,9 @@ async def test_tags_have_a_bound_in_memory(store: Store, monkeypatch: pytest.Mon
     monkeypatch.setattr("cacheyd.store.tags.MAX_TAG_BYTES", 100_000)
     for number in range(200):
         asked = frozenset(f"application/{number}-{n}-{'x' * 90}" for n in range(32))
-        store.set_tag("evil.test", "a/b", "x" * 100 + str(number % 100), replace(variant(1), asked=asked))
+        store.tags.set("evil.test", "a/b", "x" * 100 + str(number % 100), replace(variant(1), asked=asked))
         assert store.catalog.tags.size <= 100_000
     assert 10 < len(store.catalog.tags) < 30
     for name in list(store.catalog.tags):
-        store.remove_tag(name)
+        store.tags.remove(name)
     assert store.catalog.tags.size == 0

@@ -70,8 +70,8 @@ async def test_a_lock_that_was_wiped_is_taken_again(store: Store) -> None:
     shutil.rmtree(store.root)
     await store.upkeep.watch.keep_lock()
 
-    assert store.lock.is_held()
-    assert store.writable
+    assert store.upkeep.watch.lock.is_held()
+    assert store.health.writable
     with pytest.raises(DirectoryInUse):
         await beside(store).start()
     assert (store.root / "lock").read_text() == f"{os.getpid()}\n"
@@ -87,18 +87,18 @@ async def test_who_lost_the_directory_to_another_only_serves(
     for _ in range(3):
         await store.upkeep.watch.keep_lock()
 
-    assert not store.writable
+    assert not store.health.writable
     assert caplog.text.count("serving without keeping") == 1
-    store.set_tag("docker.io", "a", "1", variant(1))
+    store.tags.set("docker.io", "a", "1", variant(1))
     await store.upkeep.journal.save()
-    assert await store.room.keep() == 0
+    assert await store.bounds.keep() == 0
     await other.upkeep.journal.save()
     assert set(rows(other)) == {f"o:{digest_of(LARGE)}"}
-    assert await store.recover(digest_of(LARGE)) is not None, "what is there is served"
+    assert await store.objects.recover(digest_of(LARGE)) is not None, "what is there is served"
 
     await other.stop()
     await store.upkeep.watch.keep_lock()
-    assert store.writable
+    assert store.health.writable
 
 
 async def test_rows_are_written_again_when_the_directory_came_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ async def test_rows_are_written_again_when_the_directory_came_back(store: Store,
     await other.stop()
     monkeypatch.setattr("cacheyd.store.watch.LOOK_EVERY", 0.01)
     looking = asyncio.create_task(store.upkeep.watch.run())
-    await eventually(lambda: not store.health.lost_directory and not store.index.usable)
+    await eventually(lambda: not store.health.lost_directory and not store.upkeep.index.usable)
     looking.cancel()
 
     await add(store, LARGE)
@@ -160,19 +160,19 @@ async def test_a_disk_that_turns_read_only_is_noticed_without_traffic(
     monotonic.now += PROBE_EVERY
     await eventually(lambda: not store.health.takes_writes)
     assert store.trouble == "the disk refuses writes (EROFS: Read-only file system)"
-    assert not store.writable
+    assert not store.health.writable
     for _ in range(5):
         monotonic.now += BROKEN_PAUSE - 1
         probes = disk.probes
         await eventually(lambda: disk.probes > probes)  # noqa: B023
-        assert not store.writable, "the pause begins anew before it ends"
+        assert not store.health.writable, "the pause begins anew before it ends"
     assert caplog.text.count("cannot be written") == 1
-    assert store.write_errors == 0, "those are of what was to be kept"
+    assert store.health.write_errors == 0, "those are of what was to be kept"
 
     disk.error = None
     monotonic.now += BROKEN_PAUSE - 1
     await eventually(lambda: store.health.takes_writes)
-    assert (store.trouble, store.writable) == ("", True)
+    assert (store.trouble, store.health.writable) == ("", True)
 
 
 async def test_a_probe_that_has_no_descriptor_says_nothing_of_the_disk(
@@ -187,7 +187,7 @@ async def test_a_probe_that_has_no_descriptor_says_nothing_of_the_disk(
 
 
 async def test_what_is_stored_in_the_pause_ends_it(store: Store) -> None:
-    store.report_write_error(OSError(errno.ENOSPC, "No space left on device"))
+    store.health.report_write_error(OSError(errno.ENOSPC, "No space left on device"))
     assert not store.health.takes_writes
     await add(store, LARGE)
     assert store.health.takes_writes
