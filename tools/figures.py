@@ -5,6 +5,7 @@ python tools/figures.py store       the modules of one wing, too
 """
 
 import ast
+import functools
 import statistics
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ METHODS, ATTRIBUTES, ARROWS = 20, 12, 60
 type Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@functools.cache
 def sources() -> dict[str, ast.Module]:
     """Each module's path below the package, and its tree. Package files with a docstring alone are none."""
     found = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
