@@ -128,6 +128,7 @@ def over() -> list[str]:
     return found
 
 
+@functools.cache
 def summary() -> dict[str, float]:
     """The figures by name."""
     sizes = [lines(name) for name in sources()]

@@ -51,9 +51,9 @@ class Catalog:
 
         `listed` is what an index lists, `blobs` what of it are blobs.
         """
-        stored.digest, stored.within = self.links.one(stored.digest), shared(stored.within)
+        stored.name(self.links.one(stored.digest), shared(stored.within))
         if (old := self.remove(stored.digest)) is not None:
-            stored.hits = max(stored.hits, old.hits)
+            stored.take_hits(old)
         self.objects[stored.digest] = stored
         self.bytes += stored.size
         self._count(stored, 1)
@@ -72,7 +72,7 @@ class Catalog:
             if old not in kept:
                 self.links.leave_family(old, stored.digest)
         self._count(stored, -1)
-        stored.within = shared(kept)
+        stored.delivered_in(shared(kept))
         self._count(stored, 1)
         self.links.join_families(stored, (name,))
         self.changed_objects.add(stored.digest)
@@ -112,10 +112,10 @@ class Catalog:
         stored = self.objects.get(digest)
         if stored is None:
             return
-        stored.hits += hits
+        stored.hits += hits  # Set here, and `used` below, as this runs for each hit: a method would be felt.
         needed_by = self.links.needed_by
         for _ in range(MAX_DEPTH):
-            stored.used = now
+            stored.used = now  # As above.
             self.used_objects.add(stored.digest)
             if self._order.move_to_end(stored.digest):
                 return
@@ -131,7 +131,7 @@ class Catalog:
 
     def _touch_root(self, digest: str, now: float) -> None:
         if self._order.move_to_end(digest):
-            self.objects[digest].used = now
+            self.objects[digest].used_at(now)
             self.used_objects.add(digest)
 
     def sort(self) -> None:

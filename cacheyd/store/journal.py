@@ -83,7 +83,7 @@ class Journal:
 
     def _save_used(self) -> None:
         """Access times and hits to the index, in a batch."""
-        self._catalog.changed_objects |= self._catalog.used_objects
+        self._catalog.changed_objects.update(self._catalog.used_objects)
         self._catalog.used_objects.clear()
 
     async def flush(self) -> None:

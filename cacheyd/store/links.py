@@ -35,11 +35,11 @@ class Links:
     def add(self, stored: Stored, listed: Iterable[str], blobs: Collection[str]) -> None:
         """Links a new object: `listed` is what an index lists, `blobs` what of it are blobs."""
         if is_index(stored.media_type):
-            stored.needs = ()
+            stored.need(())
             self._listed[stored.digest] = b"".join(map(_head, listed))
             self.link(stored.digest, listed, blobs)
         else:
-            stored.needs = self._shared(stored.needs) if self._count + len(stored.needs) <= MAX_LINKS else ()
+            stored.need(self._shared(stored.needs) if self._count + len(stored.needs) <= MAX_LINKS else ())
             for digest in stored.needs:
                 self._need(stored, digest)
             self._count += len(stored.needs)
@@ -101,7 +101,7 @@ class Links:
             if self._need(index, child):
                 new.append(child)
         if new:
-            index.needs += tuple(new)
+            index.need_also(tuple(new))
             self._count += len(new)
 
     def _need(self, parent: Stored, digest: str) -> bool:
@@ -154,7 +154,7 @@ class Links:
                 if self._count >= MAX_LINKS:
                     break
                 if self._listed[digest].find(head) % _HEAD == 0 and self._need(index := self._objects[digest], stored.digest):
-                    index.needs += (stored.digest,)
+                    index.need_also((stored.digest,))
                     self._count += 1
 
     def _indexes(self, repositories: tuple[str, ...]) -> Iterator[str]:

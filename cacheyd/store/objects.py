@@ -185,7 +185,7 @@ class Objects:
 
     def add(self, stored: Stored, said: Description, *, synced: bool = False) -> None:
         """An object whose file is in place, and `synced` to the disk itself; `said` is what a manifest says."""
-        stored.needs = said.needs
+        stored.need(said.needs)
         self._catalog.add(stored, said.needs, frozenset(said.blobs))
         self._unread.object_came(stored.digest)
         if not synced:
@@ -227,7 +227,7 @@ class Objects:
         # What was stored anew meanwhile is another file, and waits for the next time.
         synced = {digest for digest, stamp in batch.items() if digest in objects and objects[digest].stamp == stamp}
         self.unsynced -= synced
-        self._catalog.changed_objects |= synced
+        self._catalog.changed_objects.update(synced)
         if failed:
             log.error("%d objects did not get to the disk; dropped", len(failed))
             await self.remove(failed, "io")

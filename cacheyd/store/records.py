@@ -46,6 +46,34 @@ class Stored:
         """Manifest if it was stored with a media type."""
         return Kind.MANIFEST if self.media_type else Kind.BLOB
 
+    def name(self, digest: str, within: tuple[str, ...]) -> None:
+        """The same names, as the copies that all objects share."""
+        self.digest, self.within = digest, within
+
+    def delivered_in(self, within: tuple[str, ...]) -> None:
+        """The repositories that upstream served the object in."""
+        self.within = within
+
+    def need(self, digests: tuple[str, ...]) -> None:
+        """The digests that the object is made of, in place of those that were known."""
+        self.needs = digests
+
+    def need_also(self, digests: tuple[str, ...]) -> None:
+        """More digests that the object is made of."""
+        self.needs += digests
+
+    def used_at(self, when: float) -> None:
+        """When the object was used last (seconds since the epoch)."""
+        self.used = when
+
+    def take_history(self, earlier: "Stored") -> None:
+        """The object was stored before: it is as old as it was then, and was used as often."""
+        self.created, self.hits = min(self.created, earlier.created), max(self.hits, earlier.hits)
+
+    def take_hits(self, earlier: "Stored") -> None:
+        """The object takes the place of an earlier one, which was used so often."""
+        self.hits = max(self.hits, earlier.hits)
+
 
 @dataclass(frozen=True, slots=True)
 class TagVariant:

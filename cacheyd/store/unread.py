@@ -49,12 +49,12 @@ class Unread:
         known = self._catalog.objects.get(stored.digest)
         if known is not None and (known.size, known.stamp) == (stored.size, stored.stamp):
             # The object was taken up from its file before its row could be read.
-            known.created, known.hits = min(known.created, stored.created), max(known.hits, stored.hits)
+            known.take_history(stored)
             for name in stored.within:
                 self._catalog.add_repository(known, name, MAX_REPOSITORIES)
         if known is not None or stored.digest in self._gone:
             return
-        stored.used = min(stored.used, self._clock())
+        stored.used_at(min(stored.used, self._clock()))
         self._catalog.add(stored, listed)
         self._catalog.changed_objects.discard(stored.digest)
 

@@ -4,6 +4,7 @@ An assignment that has to break this has a comment on its line that gives the re
 """
 
 import ast
+import contextlib
 import functools
 import importlib
 import inspect
@@ -67,9 +68,11 @@ def inherited(path: Path, name: str) -> set[str]:
     found: set[str] = set()
     for base in getattr(module, name, object).__mro__[1:]:
         if base.__module__ not in ("builtins", "abc", "typing"):
-            (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-            assert isinstance(node, ast.ClassDef)
-            found |= declared(node)
+            # Of what is written in C there is no source, nor are there attributes of its own here.
+            with contextlib.suppress(OSError, TypeError):
+                (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+                assert isinstance(node, ast.ClassDef)
+                found |= declared(node)
     return found
 
 
