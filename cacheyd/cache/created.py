@@ -17,6 +17,7 @@ from cacheyd.cache.flight import NotKept
 from cacheyd.cache.sightings import Sightings
 from cacheyd.observe.events import Events
 from cacheyd.protocol.bounded_json import parse_object
+from cacheyd.protocol.description import Description
 from cacheyd.protocol.descriptors import Descriptor, parse_descriptor, select
 from cacheyd.protocol.errors import Code, RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, without
@@ -26,7 +27,7 @@ from cacheyd.protocol.platforms import own_platform, parse_platform
 from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.mapped import Mapped
-from cacheyd.store.records import Description, Stored, TagVariant
+from cacheyd.store.records import Stored, TagVariant
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamBroken
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from cacheyd.protocol.description import Description, describe
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, upstream_error
 from cacheyd.protocol.headers import HeaderList, header
 from cacheyd.protocol.manifest import signed_payload
 from cacheyd.protocol.media_types import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, is_media_type
 from cacheyd.protocol.reference import Reference
-from cacheyd.store.records import Description, describe
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from cacheyd.protocol.description import children
 from cacheyd.store.blobs import BlobDir
 from cacheyd.store.catalog import Catalog
 from cacheyd.store.health import Health
@@ -12,7 +13,7 @@ from cacheyd.store.lists import Lists
 from cacheyd.store.loading import Loading
 from cacheyd.store.objects import Objects
 from cacheyd.store.reconcile import Reconciliation
-from cacheyd.store.records import children, is_index, write_stored, write_variants
+from cacheyd.store.records import is_index, write_stored, write_variants
 from cacheyd.store.sights import Sights
 from cacheyd.store.threads import DiskThreads
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import batched
 
+from cacheyd.protocol.description import describe
 from cacheyd.store.blobs import BlobDir
 from cacheyd.store.catalog import Catalog
 from cacheyd.store.index import Index, Row
 from cacheyd.store.lists import Listed, Lists, read_listed
 from cacheyd.store.objects import MANIFEST_MAX
-from cacheyd.store.records import Stored, TagVariant, describe, has_own_type, read_stored, read_variants
+from cacheyd.store.records import Stored, TagVariant, has_own_type, read_stored, read_variants
 from cacheyd.store.sights import HELD, SEEN, Sights
 from cacheyd.store.threads import DiskThreads
 from cacheyd.store.unread import Unread

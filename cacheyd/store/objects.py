@@ -6,13 +6,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from cacheyd.observe.events import Events
+from cacheyd.protocol.description import Description, describe
 from cacheyd.protocol.digest import digest_of
 from cacheyd.singleflight import SingleFlight
 from cacheyd.store.blobs import BlobDir, hash_file
 from cacheyd.store.catalog import Catalog
 from cacheyd.store.health import Health
 from cacheyd.store.mapped import Mapped
-from cacheyd.store.records import MAX_REPOSITORIES, Description, Stored, describe
+from cacheyd.store.records import MAX_REPOSITORIES, Stored
 from cacheyd.store.threads import DiskThreads
 from cacheyd.store.unread import Unread
 

@@ -5,12 +5,13 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import batched
 
+from cacheyd.protocol.description import describe
 from cacheyd.settings.live import Live
 from cacheyd.store.blobs import BlobDir
 from cacheyd.store.catalog import Catalog
 from cacheyd.store.objects import Objects
 from cacheyd.store.partials import Partials
-from cacheyd.store.records import TagVariant, describe
+from cacheyd.store.records import TagVariant
 from cacheyd.store.threads import DiskThreads
 
 log = logging.getLogger(__name__)

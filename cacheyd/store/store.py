@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cacheyd.observe.events import Events
 from cacheyd.observe.wording import shown_size
+from cacheyd.protocol.description import Description, describe
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
@@ -29,7 +30,7 @@ from cacheyd.store.partial import Partial
 from cacheyd.store.partial_dir import PartialDir
 from cacheyd.store.partials import Partials
 from cacheyd.store.reconcile import Reconciliation
-from cacheyd.store.records import MAX_REPOSITORIES, Description, Stored, add_repository, describe
+from cacheyd.store.records import MAX_REPOSITORIES, Stored, add_repository
 from cacheyd.store.scrub import Scrub
 from cacheyd.store.sights import Sights
 from cacheyd.store.space import Space

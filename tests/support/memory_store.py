@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cacheyd.observe.events import Events
+from cacheyd.protocol.description import Description, describe
 from cacheyd.protocol.reference import Kind
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
@@ -19,7 +20,7 @@ from cacheyd.store.lists import Lists
 from cacheyd.store.mapped import Mapped
 from cacheyd.store.objects import SMALL
 from cacheyd.store.partial import Partial
-from cacheyd.store.records import MAX_REPOSITORIES, MAX_VARIANTS, Description, Stored, TagVariant, add_repository, describe
+from cacheyd.store.records import MAX_REPOSITORIES, MAX_VARIANTS, Stored, TagVariant, add_repository
 from cacheyd.store.reservations import Reservations
 from cacheyd.store.sights import Sights
 from cacheyd.store.space import to_free

@@ -10,8 +10,8 @@ from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.targets import parse_target
 from cacheyd.service.pieces import QUIET, Pieces
 from cacheyd.service.transfers import Transfers
+from tests.support.site import nothing
 from tests.support.stores import Clock
-from tests.unit.service.conftest import nothing
 
 DIGESTS = ["sha256:" + letter * 64 for letter in "ab"]
 

@@ -11,8 +11,8 @@ from cacheyd.settings.settings import Settings
 from cacheyd.settings.values import Size
 from cacheyd.store.lock import DirectoryInUse
 from tests.support.images import make_image, make_index
+from tests.support.site import HOST, REGISTRY, Site, nothing, read
 from tests.support.stores import Clock, eventually
-from tests.unit.service.conftest import HOST, REGISTRY, Site, nothing, read
 
 IMAGE = make_image(layers=2, layer_size=100_000)
 INDEX = make_index(IMAGE, make_image(seed=1, architecture="arm64"))

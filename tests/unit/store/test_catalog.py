@@ -9,12 +9,13 @@ from hashlib import sha256
 
 import pytest
 
+from cacheyd.protocol.description import MAX_CHILDREN, children
 from cacheyd.protocol.media_types import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST
 from cacheyd.protocol.reference import Kind
 from cacheyd.store.catalog import Catalog
 from cacheyd.store.links import MAX_FAMILY
 from cacheyd.store.oldest import MAX_DEPTH, MAX_TAKEN
-from cacheyd.store.records import MAX_CHILDREN, Stored, TagVariant, children
+from cacheyd.store.records import Stored, TagVariant
 
 REPOSITORY = "docker.io/library/nginx"
 EVERYTHING = 2**62
