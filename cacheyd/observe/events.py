@@ -1,28 +1,28 @@
-"""The one port for what happens in a cache: every part tells it here, and metrics listen."""
+"""The one port for events in a cache: every part reports its events here, and the metrics listen."""
 
 
 class Events:
-    """Each method tells of one thing that just happened, on the event loop; none may wait or raise. Here nobody listens: a
-    listener overrides what it wants to hear.
+    """Each method reports one event, right after it happened, on the event loop. A method must not wait or raise. This base
+    class ignores all events; a listener overrides the methods of the events that it needs.
     """
 
     def request(self, registry: str, kind: str, result: str, sent: int) -> None:
-        """A request was answered with `sent` bytes of body. `result` is X-Cache, empty for an error."""
+        """The cache answered a request with `sent` bytes of body. `result` is X-Cache, empty for an error."""
 
     def upstream(self, registry: str, code: str, seconds: float) -> None:
-        """An upstream answered after `seconds`, or failed: `error`, `timeout`, `dead` (it was not even asked)."""
+        """An upstream answered after `seconds`. `code` is its status, or `error`, `timeout`, `dead` (cacheyd did not ask)."""
 
     def ratelimit(self, registry: str, remaining: int) -> None:
-        """A registry said how many pulls are left."""
+        """A registry's answer said that `remaining` pulls are left."""
 
     def verify_failure(self, registry: str) -> None:
         """An upstream sent bytes that do not have their digest."""
 
     def evicted(self, reason: str, count: int) -> None:
-        """So many objects were removed: `room`, `size`, `age`, `removed`."""
+        """The store removed `count` objects. `reason` is `room`, `size`, `age` or `removed`."""
 
     def held(self, registry: str, action: str) -> None:
-        """A tag leads to something younger than `min_age`: `held`, `refused`, `allowed` or `audited`."""
+        """A tag leads to an image younger than `min_age`. `action` is `held`, `refused`, `allowed` or `audited`."""
 
     def ignored(self) -> None:
-        """Somebody asked for a tag that is never answered from the cache (`tag_ttl = 0`)."""
+        """A client asked for a tag that cacheyd never answers without asking upstream (`tag_ttl = 0`)."""

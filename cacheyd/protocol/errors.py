@@ -1,4 +1,4 @@
-"""Failures as values: each has an HTTP status, an OCI error code and somebody to blame; one renderer makes the JSON."""
+"""Failures as values: each has an HTTP status, an OCI error code and a side to blame; one renderer makes the JSON."""
 
 import json
 import traceback
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from cacheyd.protocol.headers import HeaderList
 
-# How much of an exception's message is said; it may quote a peer (characters).
+# The most characters of an exception's message that an error shows: the message can quote a peer.
 MAX_REASON = 300
 
 
 class Blame(StrEnum):
-    """Who has to change something for the request to succeed."""
+    """The side that must change something before the request can succeed."""
 
     CLIENT = "client"
     UPSTREAM = "upstream"
@@ -53,9 +53,9 @@ class Failure:
 
 
 class RequestError(Exception):
-    """Carries a `Failure` from where it is found to where the answer is made.
+    """Carries a `Failure` from the code that finds it to the code that makes the answer.
 
-    `again_at` is when it is worth asking again, on the monotonic clock, where that is soon.
+    `again_at` is when the same request can succeed (monotonic clock); None if unknown or not soon.
     """
 
     def __init__(self, failure: Failure, again_at: float | None = None) -> None:
@@ -65,22 +65,22 @@ class RequestError(Exception):
 
 
 def client_error(status: int, code: Code, message: str, *, headers: HeaderList = (), **detail: str) -> RequestError:
-    """A request that this cache refuses without asking upstream."""
+    """The error for a request that this cache refuses without asking upstream."""
     return RequestError(Failure(status, code, message, Blame.CLIENT, detail, headers))
 
 
 def upstream_error(status: int, message: str, **detail: str) -> RequestError:
-    """An upstream that did not give an answer which can be passed on: 502 (broken), 503 (refused) or 504 (deadline)."""
+    """The error for an upstream that gave no answer to pass on: 502 (broken), 503 (refused) or 504 (deadline)."""
     return RequestError(Failure(status, Code.UNKNOWN, message, Blame.UPSTREAM, detail))
 
 
 def cache_error(message: str, status: int = 500) -> RequestError:
-    """A failure of this cache itself; 5xx, so that a client with a fallback uses it."""
+    """The error for a failure of this cache itself; 5xx, so that a client with a fallback uses the fallback."""
     return RequestError(Failure(status, Code.UNKNOWN, message, Blame.CACHE))
 
 
 def explain(error: BaseException) -> str:
-    """An exception that nobody expected, for the log: what it is and where it comes from, in one short line."""
+    """An unexpected exception as one short line for the log: its type, its message, and the place that raised it."""
     where = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         where = f" ({Path(frame.f_code.co_filename).name}:{line}, {frame.f_code.co_name})"

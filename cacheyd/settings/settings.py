@@ -19,7 +19,7 @@ from cacheyd.settings.values import Size
 
 
 class ConfigError(Exception):
-    """One line that says which setting cannot be used, and why."""
+    """A setting cannot be used. The message is one line: which setting, and why."""
 
 
 class Scope(StrEnum):
@@ -35,7 +35,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A row of the table. `env` are further variables that set it; `live` says that SIGHUP can change it."""
+    """A row of the table. `env` names further environment variables of the setting; `live`: SIGHUP can change the setting."""
 
     name: str
     parse: Callable[[object], Any]
@@ -48,86 +48,86 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """Its place in the file."""
+        """The place of the setting in the file, such as `defaults.tag_ttl`."""
         return self.name if self.scope is Scope.GLOBAL else f"{self.scope}.{self.name}"
 
     def variables(self) -> tuple[str, ...]:
-        """The environment variables that set it, the first one that is set wins; none for one registry's own."""
+        """The environment variables of the setting; the first that is set wins. A setting of one registry has none."""
         return () if self.scope is Scope.REGISTRY else (f"CACHEYD_{self.name.upper()}", *self.env)
 
 
 _D, _R = Scope.DEFAULTS, Scope.REGISTRY
 SETTINGS: tuple[Setting, ...] = (
-    Setting("host", parse.text, "", "address to listen on; empty means all, IPv4 and IPv6", live=False),
+    Setting("host", parse.text, "", "address to listen on; empty means all addresses, IPv4 and IPv6", live=False),
     Setting("port", parse.integer(1, 65535), 3000, "port to listen on", env=("PORT",), live=False),
     Setting(
-        "cache_dir", parse.directory, "/tmp/cacheyd", "where the cache lives; created if missing", env=("CACHE_DIR",), live=False
+        "cache_dir", parse.directory, "/tmp/cacheyd", "directory of the cache; created if missing", env=("CACHE_DIR",), live=False
     ),
     Setting("debug", parse.switch, False, "log more; never credentials", env=("DEBUG",)),
-    Setting("max_size", parse.size, "", "most that is stored; least recently used objects make room; empty means no limit"),
-    Setting("min_free", parse.size, "5%", "what is left free on the disk, in the same way"),
-    Setting("low_watermark", parse.share, "90%", "when objects make room, how far down: share of max_size; of min_free as much more"),
-    Setting("max_age", parse.duration, "0s", "images that nobody used for so long are removed; 0s means never"),
-    Setting("pin", parse_pins, "", "images that are never evicted, as patterns of registry/repository:tag"),
-    Setting("durability", parse.choice("fast", "fsync"), "fast", "fsync: an object is on the disk itself before it counts as stored; slower", live=False),
-    Setting("scrub_every", parse.duration, "7d", "how often everything stored is read and checked in the background; 0s means never"),
-    Setting("scrub_rate", parse.byte_count, "16MiB", "how many bytes a second that reads"),
+    Setting("max_size", parse.size, "", "most bytes that cacheyd stores; beyond this size it removes the least recently used objects; empty means no limit"),
+    Setting("min_free", parse.size, "5%", "bytes that stay free on the disk; with less free space, cacheyd removes the least recently used objects"),
+    Setting("low_watermark", parse.share, "90%", "where a removal ends: at this share of max_size, and as far above min_free (90% means 110% of min_free)"),
+    Setting("max_age", parse.duration, "0s", "cacheyd removes images that no client used for this time; 0s means never"),
+    Setting("pin", parse_pins, "", "images that cacheyd never evicts, as patterns of registry/repository:tag"),
+    Setting("durability", parse.choice("fast", "fsync"), "fast", "fsync: cacheyd writes an object to the disk itself before the object counts as stored; slower", live=False),
+    Setting("scrub_every", parse.duration, "7d", "how often cacheyd reads and checks all stored objects in the background; 0s means never"),
+    Setting("scrub_rate", parse.byte_count, "16MiB", "how many bytes per second this check reads"),
     Setting("default_registry", parse.registry_name, "", "registry for clients that send no ns and no host in the path"),
-    Setting("allow", parse_rules, "", "what may be asked for, as patterns of registries or of registry/repository:tag; empty means anything"),
-    Setting("deny", parse_rules, "", "what may not, in the same way; the most specific pattern of both decides, deny if they are alike"),
-    Setting("min_ages", parse_ages, "", "min_age by pattern, as in allow; the most specific pattern counts, and before any min_age"),
+    Setting("allow", parse_rules, "", "what clients can ask for, as patterns of registries or of registry/repository:tag; empty means everything"),
+    Setting("deny", parse_rules, "", "what clients cannot ask for, as patterns like those of allow; the most specific pattern of both lists decides; deny wins a tie"),
+    Setting("min_ages", parse_ages, "", "min_age by pattern, with patterns as in allow; the most specific pattern counts, and it overrides min_age"),
     Setting("connect_timeout", parse.duration, "10s", "deadline for connecting to an upstream"),
     Setting("head_timeout", parse.duration, "20s", "deadline for the head of an upstream's response"),
-    Setting("progress_timeout", parse.duration, "30s", "a body that stands still for so long is broken, either way"),
-    Setting("min_rate", parse.byte_count, "1KiB", "a body that brings fewer bytes a second, over progress_timeout, is broken, either way"),
-    Setting("retries", parse.integer(0, 100), 5, "how often a broken upstream body is resumed"),
+    Setting("progress_timeout", parse.duration, "30s", "a body, from upstream or to a client, is broken if no byte moves for this time"),
+    Setting("min_rate", parse.byte_count, "1KiB", "a body, from upstream or to a client, is broken if fewer bytes per second move over progress_timeout"),
+    Setting("retries", parse.integer(0, 100), 5, "how many times cacheyd resumes a broken upstream body"),
     Setting("grace", parse.duration, "20s", "time for running transfers after SIGTERM"),
-    Setting("max_connections", parse.integer(1, 1_000_000), 4096, "most connections of clients; more are refused"),
-    Setting("max_flights", parse.integer(1, 100_000), 256, "most objects that are fetched at once; more wait their turn", live=False),
-    Setting("flight_memory", parse.byte_count, "128MiB", "memory for the bodies of all that is fetched; less of it makes many at once slower"),
+    Setting("max_connections", parse.integer(1, 1_000_000), 4096, "most connections of clients; cacheyd refuses further connections"),
+    Setting("max_flights", parse.integer(1, 100_000), 256, "most objects that cacheyd fetches at once; further fetches wait for a turn", live=False),
+    Setting("flight_memory", parse.byte_count, "128MiB", "memory for the bodies of all fetches; with less memory, many fetches at once are slower"),
     Setting("finish_abandoned", parse.duration, "10m", "how long a fetch goes on after its last client has left"),
-    Setting("max_waiting", parse.integer(1, 1_000_000), 4096, "most clients that wait for upstreams; more get 503"),
-    Setting("tls_cert", parse.readable_file, "", "PEM file with the listener's certificate chain; makes it speak TLS", live=False),
-    Setting("tls_key", parse.readable_file, "", "PEM file with its key, if that is not in tls_cert", live=False),
-    Setting("client_ca", parse.readable_file, "", "PEM file of authorities; clients must have a certificate of one", live=False),
-    Setting("tag_ttl", parse.duration, "5m", "how long a tag is served before upstream is asked again", _D),
-    Setting("tag_ttls", parse.ttls, "latest=0s", "the same by pattern of tag; the first that matches counts, latest=0s comes last", _D),
-    Setting("stale_if_error", parse.duration, "7d", "how long the last known tag is served while upstream is failing", _D),
-    Setting("min_age", parse.duration, "0s", "how old an image has to be until a tag leads to it; until then it leads to the one before; 0s means at once", _D),
-    Setting("min_age_action", parse.choice("refuse", "allow", "audit"), "refuse", "what is done where none before is known: refuse (403) or allow; audit: nothing is held, only said", _D),
-    Setting("min_age_evidence", parse.choice("any", "seen"), "any", "what shows an age: any (how long cacheyd has seen it, or the image's own created) or seen alone", _D),
-    Setting("access", parse.choice("open", "verify"), "open", "verify: ask upstream whether this client may read it, on hits too", _D),
-    Setting("access_ttl", parse.duration, "5m", "how long upstream's answer to that holds", _D),
+    Setting("max_waiting", parse.integer(1, 1_000_000), 4096, "most clients that wait for upstreams; further clients get 503"),
+    Setting("tls_cert", parse.readable_file, "", "PEM file with the listener's certificate chain; with it, the listener speaks TLS", live=False),
+    Setting("tls_key", parse.readable_file, "", "PEM file with the key of tls_cert, if tls_cert does not hold the key itself", live=False),
+    Setting("client_ca", parse.readable_file, "", "PEM file of authorities; each client must have a certificate of one of them", live=False),
+    Setting("tag_ttl", parse.duration, "5m", "how long cacheyd serves a tag before it asks upstream again", _D),
+    Setting("tag_ttls", parse.ttls, "latest=0s", "tag_ttl by pattern of tag; the first pattern that matches counts; cacheyd appends latest=0s", _D),
+    Setting("stale_if_error", parse.duration, "7d", "how long cacheyd serves the last known tag while upstream fails", _D),
+    Setting("min_age", parse.duration, "0s", "how old an image must be before a tag leads to it; until then the tag leads to its earlier image; 0s means at once", _D),
+    Setting("min_age_action", parse.choice("refuse", "allow", "audit"), "refuse", "what cacheyd does if it knows no earlier image: refuse (403) or allow; audit: cacheyd holds no tag and only reports it", _D),
+    Setting("min_age_evidence", parse.choice("any", "seen"), "any", "what proves the age: any (how long cacheyd has known the image, or the image's own created date) or seen (only the first)", _D),
+    Setting("access", parse.choice("open", "verify"), "open", "verify: cacheyd asks upstream whether this client may read the object, on hits too", _D),
+    Setting("access_ttl", parse.duration, "5m", "how long the upstream's answer to the question of access holds", _D),
     Setting(
         "auth", parse.choice("passthrough", "credentials", "anonymous"), "passthrough",
-        "whose login upstream sees: the client's, the stored one, or an anonymous token", _D,
+        "the login that upstream sees: the client's login, the stored login, or an anonymous token", _D,
     ),
-    Setting("ratelimit_floor", parse.integer(0, 1_000_000), 0, "with fewer pulls left upstream, stale tags are served first", _D),
-    Setting("retry_after_max", parse.duration, "5s", "rate limits (429 with Retry-After) that are waited for, in all for one request", _D),
-    Setting("max_fetches", parse.integer(1, 100_000), 64, "most requests to one registry at once; more wait their turn", _D),
-    Setting("proxy", parse.proxy_url, "", "HTTP(S) proxy to reach upstreams through", _D, secret=True),
-    Setting("ca_file", parse.readable_file, "", "PEM file of authorities to trust besides the public ones", _D),
-    Setting("insecure_skip_verify", parse.switch, False, "do not check upstream's certificate", _D),
-    Setting("upstream", parse.base_urls, "", "base URL of the origin, or several, tried in order; default https://<registry>", _R),
+    Setting("ratelimit_floor", parse.integer(0, 1_000_000), 0, "with fewer pulls left at the registry than this, cacheyd serves stale tags first", _D),
+    Setting("retry_after_max", parse.duration, "5s", "how long one request waits, in all, for rate limits (429 with Retry-After)", _D),
+    Setting("max_fetches", parse.integer(1, 100_000), 64, "most requests to one registry at once; further requests wait for a turn", _D),
+    Setting("proxy", parse.proxy_url, "", "HTTP(S) proxy through which cacheyd reaches upstreams", _D, secret=True),
+    Setting("ca_file", parse.readable_file, "", "PEM file of authorities that cacheyd trusts besides the public ones", _D),
+    Setting("insecure_skip_verify", parse.switch, False, "do not check the upstream's certificate", _D),
+    Setting("upstream", parse.base_urls, "", "base URL of the origin, or several URLs, which cacheyd tries in order; default https://<registry>", _R),
     Setting("client_cert", parse.readable_file, "", "PEM file with a client certificate for upstream", _R),
-    Setting("client_key", parse.readable_file, "", "PEM file with its key, if that is not in client_cert", _R),
+    Setting("client_key", parse.readable_file, "", "PEM file with the key of client_cert, if client_cert does not hold the key itself", _R),
     Setting("username", parse.text, "", "login for auth = credentials", _R),
-    Setting("password", parse.text, "", "its password or token; better in password_file or password_env", _R, secret=True),
+    Setting("password", parse.text, "", "password or token of the login; better in password_file or password_env", _R, secret=True),
     Setting("password_file", parse.readable_file, "", "file that holds the password", _R),
     Setting("password_env", parse.text, "", "environment variable that holds the password", _R),
-    Setting("credential_helper", parse.helper_name, "", "one of docker's credential helpers that has the login, such as ecr-login", _R),
+    Setting("credential_helper", parse.helper_name, "", "docker credential helper that has the login, such as ecr-login", _R),
     Setting(
-        "credential_command", parse.command, "", "credential provider of kubelet's that has the login: program and arguments", _R,
+        "credential_command", parse.command, "", "kubelet credential provider that has the login: program and arguments", _R,
         secret=True,
     ),
-    Setting("auth_file", parse.readable_file, "", "docker's config.json with the login, or with the helper that has it", _R),
-    Setting("token_realms", parse.base_urls, "", "token services that may see the stored login, besides upstream's own host", _R),
+    Setting("auth_file", parse.readable_file, "", "docker's config.json with the login, or with the name of the helper that has the login", _R),
+    Setting("token_realms", parse.base_urls, "", "token services that may see the stored login, besides the upstream's own host", _R),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class RegistrySettings:
-    """How one registry is treated. `configured` says that the operator named it, so its address is trusted."""
+    """The settings of one registry. `configured`: the operator named the registry, so cacheyd trusts its address."""
 
     upstream: tuple[str, ...] = ()
     configured: bool = False
@@ -160,8 +160,8 @@ class RegistrySettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings. Durations are in seconds. `origins` says for each key in the file's notation where it came from;
-    `warnings` are lines about what can hardly be meant.
+    """All settings. Durations are in seconds. `origins` holds the source of each value, by the key in the file's notation;
+    `warnings` are lines about values that the operator can hardly mean.
     """
 
     host: str = ""
@@ -200,12 +200,12 @@ class Settings:
     warnings: tuple[str, ...] = ()
 
     def registry(self, name: str) -> RegistrySettings:
-        """How `name` (canonical) is treated: as configured, else by the defaults."""
+        """The settings of registry `name` (canonical): its own, or the defaults if it has none."""
         return self.registries.get(name) or self.defaults
 
     @property
     def has_min_age(self) -> bool:
-        """Whether any tag has to wait for the age of its image."""
+        """Whether some setting holds tags until their image has an age."""
         rows = (self.defaults, *self.registries.values())
         return any(age for _, age in self.min_ages) or any(row.min_age for row in rows)
 
@@ -217,7 +217,7 @@ class Settings:
 
 
 def _with_field(row: Setting) -> bool:
-    """Whether the row has its field. One that has none cannot be set; a test says so, and all else goes on."""
+    """Whether the row has its field. A row without a field cannot be set; a test reports it, and all other rows work."""
     return row.name in {f.name for f in fields(Settings if row.scope is Scope.GLOBAL else RegistrySettings)}
 
 
@@ -229,5 +229,5 @@ BY_NAME = {s.name: s for s in ROWS}
 
 
 def not_live(old: Settings, new: Settings) -> list[str]:
-    """The settings that differ but take a restart to change."""
+    """The names of the settings that differ but need a restart to change."""
     return [s.name for s in GLOBAL if not s.live and getattr(old, s.name) != getattr(new, s.name)]

@@ -1,6 +1,6 @@
 """Asks the origins of a registry, in the order of the settings.
 
-Implements `Upstream` and `RegistryPolicy` over a `Transport`, which knows HTTP and nothing of registries.
+Implements `Upstream` and `RegistryPolicy` over a `Transport`. The transport knows HTTP, and nothing about registries.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from cacheyd.upstream.responses import ResponseInTurn
 
 
 class Origins:
-    """Implements `Upstream` and `RegistryPolicy`: what is allowed, in turn, not when dead, and as whom."""
+    """Sends allowed requests to living origins, each in its turn and with its login: `Upstream` and `RegistryPolicy`."""
 
     def __init__(
         self, transport: Transport, authorizer: Authorizer, settings: Settings | Live, events: Events | None = None
@@ -49,13 +49,13 @@ class Origins:
         self.forget()
 
     def forget(self) -> None:
-        """After a change of settings: what is known of origins may be of other ones, or of another login."""
+        """Call after a change of settings: the facts about origins can belong to other origins, or to another login."""
         self.breaker.forget()
         self._pulls.forget()
 
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
-        """The first answer of the registry's origins that is one. Raises UpstreamBroken, and RequestError 403 for what
-        is not to be asked for.
+        """The first answer below 500 of the registry's origins, else the last origin's answer. Raises UpstreamBroken, and
+        RequestError 403 if the operator does not allow the request.
         """
         self.check_allowed(request.ref)
         await self._authorizer.prepare(request)
@@ -69,9 +69,10 @@ class Origins:
     async def _first(self, request: UpstreamRequest) -> UpstreamResponse:
         last = UpstreamBroken("no upstream")
         bases = self.settings.upstreams(request.ref.registry)
-        # All origins together get as long as one alone, which has its own deadline: clients do not wait longer for two.
+        # All origins together get as much time as a single origin: clients do not wait longer because there are two.
         total = self.settings.head_timeout + self.settings.connect_timeout / 2
-        # One alone gets a moment more than its own deadline, whose error says more. The time of a token service counts, too.
+        # A single origin gets a second more: the transport has its own deadline, and that error says more than ours. The
+        # time of a token service counts, too.
         share = total / len(bases) if len(bases) > 1 else total + 1.0
         for position, base in enumerate(bases):
             try:
@@ -85,7 +86,7 @@ class Origins:
         raise last
 
     def check_allowed(self, ref: Reference) -> None:
-        """Raises RequestError 403 with the reason and the rule if the operator does not want this to be asked for."""
+        """Raises RequestError 403 with the reason and the rule if the operator does not allow requests for `ref`."""
         reason, rule = self._rules.refusal(ref)
         if reason:
             detail = {"registry": ref.registry, "repository": ref.repository, "rule": rule}
@@ -135,7 +136,7 @@ class Origins:
             self._events.ratelimit(registry, remaining)
 
     def below_floor(self, registry: str) -> bool:
-        """Whether so few pulls are left that they are to be saved."""
+        """Whether fewer pulls are left at the registry than its `ratelimit_floor`."""
         return self._pulls.are_below(self.settings.registry(registry).ratelimit_floor, registry)
 
 

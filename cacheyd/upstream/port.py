@@ -1,5 +1,5 @@
-"""What the cache asks of upstreams, and what it gets: requests, responses, answers passed on, failures. Implemented by
-`origins` over a transport."""
+"""The port to upstreams: requests, responses, answers that cacheyd passes on, failures. `origins` implements it over a
+transport."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ type Chunk = bytes | bytearray | memoryview
 
 
 class UpstreamBroken(Exception):
-    """The upstream gave no response, or broke off in one.
+    """The upstream gave no response, or its response broke off.
 
-    `timeout` tells a deadline from the rest, `refused` that it was not even asked, and `elsewhere` that it was not the
-    registry's own host that failed but one that it redirected to. `hopeless`: the same request would fail again.
-    `answered`: the host that was asked first sent something, so it is there.
-    `wait`: a token service has a rate limit, and wants to be left alone for so long (seconds); `again_at`: a registry has,
-    and may be asked again then.
+    `timeout`: a deadline passed. `refused`: cacheyd did not ask the registry, or got no login or token for it.
+    `elsewhere`: another host failed (a redirect's or a token service), not the registry's own. `hopeless`: the same request
+    would fail again. `answered`: the host that cacheyd asked first sent something, so this host lives.
+    `wait`: a token service has a rate limit and wants no request for this time (seconds). `again_at`: a registry has a rate
+    limit and takes requests again at this time.
     """
 
     def __init__(
@@ -45,26 +45,26 @@ class UpstreamBroken(Exception):
         self.again_at = again_at
 
     def add(self, *, elsewhere: bool = False, answered: bool = False) -> None:
-        """Adds what only the caller of the one that failed knows. What was said before stays true."""
+        """Adds flags that only the caller of the failed part knows. A flag that is set stays set."""
         self.elsewhere = self.elsewhere or elsewhere
         self.answered = self.answered or answered
 
 
-# Noted in an exception that ends a request of which something has come already.
+# A note in the exception that ends a request after the upstream has sent some bytes.
 HEARD = "something came of the upstream"
 
 
 def was_heard(error: TimeoutError) -> bool:
-    """Whether the upstream had sent something when its time was over."""
+    """Whether the upstream had sent some bytes before the deadline passed."""
     return HEARD in getattr(error.__cause__, "__notes__", ())
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """What is asked of an upstream. `headers` hold Accept, Authorization, User-Agent and Range only.
+    """A request to an upstream. `headers` hold Accept, Authorization, User-Agent and Range only.
 
-    `as_client` says that the client's own login counts, whatever the registry's settings say; `piece` that it is of a small
-    part of a blob, which its client takes as fast as it likes.
+    `as_client`: the client's own login counts, and the registry's settings for logins do not. `piece`: the request is for a
+    small part of a blob, and the speed of its client sets its speed.
     """
 
     ref: Reference
@@ -75,35 +75,35 @@ class UpstreamRequest:
 
 
 class UpstreamResponse(Protocol):
-    """A response whose head has arrived, redirects followed; `elsewhere` if one led to another host than was asked."""
+    """A response whose head has arrived, after redirects; `elsewhere`: a redirect led to another host than the first."""
 
     status: int
     headers: HeaderList
     elsewhere: bool
 
     async def read(self) -> Sequence[Chunk]:
-        """What has come of the body since, at least one byte; empty at its end. Raises UpstreamBroken."""
+        """The bytes of the body that arrived since the last call, at least one; empty at the end. Raises UpstreamBroken."""
 
     def close(self) -> None:
-        """No more of it is wanted; safe to call at any time."""
+        """Ends the response: nobody reads more of its body. Safe to call at any time."""
 
 
 class Transport(Protocol):
-    """HTTP to upstreams, redirects followed; `registry` says whose settings hold for TLS, proxy and addresses."""
+    """HTTP to upstreams; follows redirects. The settings of `registry` hold for TLS, proxy and addresses."""
 
     async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> UpstreamResponse:
         """Sends the request and waits for the head of the response. Raises UpstreamBroken."""
 
 
 class Upstream(Protocol):
-    """Origin registries, over whatever transport."""
+    """The origins of registries, over any transport."""
 
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
-        """The head of the registry's response. Raises UpstreamBroken, and RequestError for what is not to be asked."""
+        """The head of the registry's response. Raises UpstreamBroken, and RequestError if the request is not allowed."""
 
 
 async def read_all(response: UpstreamResponse, limit: int, budget: Budget | None = None) -> bytes | None:
-    """The whole body; None if it has more than `limit` bytes, or than the budget allows. Raises UpstreamBroken."""
+    """The whole body; None if it has more bytes than `limit`, or more than the budget allows. Raises UpstreamBroken."""
     data = bytearray()
     try:
         while chunks := await response.read():
@@ -120,16 +120,16 @@ async def read_all(response: UpstreamResponse, limit: int, budget: Budget | None
             budget.give(len(data))
 
 
-# Answers that may be different for other credentials, or in another repository.
+# Statuses of answers that can be different for other credentials, or in another repository.
 PERSONAL = frozenset({401, 403, 404, 429})
 
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """An upstream's answer to be passed on as it is: never kept. Small, so it is held in memory.
+    """An upstream's answer that cacheyd passes on as it is, and never stores. The answer is small, so it is in memory.
 
-    `from_head` says that it answered a HEAD, so that it has no body although a GET's would have one. `again_at` is when
-    another one can be had, on the monotonic clock, where that is soon: a rate limit's.
+    `from_head`: the upstream answered a HEAD, so there is no body although the answer to a GET would have one. `again_at`
+    is when to ask again (monotonic clock): only for a rate limit that ends soon.
     """
 
     status: int
@@ -140,7 +140,7 @@ class Relay:
 
 
 class Relayed(Exception):
-    """The upstream answered with something that is not the object."""
+    """The upstream gave an answer that is not the object; cacheyd passes this answer on."""
 
     def __init__(self, relay: Relay) -> None:
         super().__init__(f"upstream answered {relay.status}")
@@ -148,22 +148,22 @@ class Relayed(Exception):
 
     @property
     def again_at(self) -> float | None:
-        """As the relay's."""
+        """The `again_at` of the relay."""
         return self.relay.again_at
 
 
 class RegistryPolicy(Protocol):
-    """What an operator, and a registry's own limits, allow to be asked. Implemented by `origins`."""
+    """Which requests the operator and a registry's own limits allow. `origins` implements it."""
 
     def check_allowed(self, ref: Reference) -> None:
-        """Raises RequestError 403 with the rule if this may not be asked for."""
+        """Raises RequestError 403 with the rule if the operator does not allow requests for `ref`."""
 
     def below_floor(self, registry: str) -> bool:
-        """Whether so few pulls are left at a registry that only what nobody has yet is asked for."""
+        """Whether so few pulls are left at a registry that cacheyd asks it only for objects and tags that are not stored."""
 
 
 class NoPolicy:
-    """Everything may be asked for."""
+    """Allows every request."""
 
     def check_allowed(self, ref: Reference) -> None:
         """Never raises."""
@@ -174,6 +174,6 @@ class NoPolicy:
 
 
 def as_request_error(error: UpstreamBroken, again_at: float | None = None) -> RequestError:
-    """What a client is told of an upstream that failed. `again_at` is when it may be asked again, on the monotonic clock."""
+    """The error that a client gets for a failed upstream. `again_at` is when to ask it again (monotonic clock)."""
     status = 504 if error.timeout else 503 if error.refused else 502
     return RequestError(upstream_error(status, f"upstream: {error}").failure, again_at)
