@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 def main(typed: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 (cannot run, or nothing found), 2 (wrong input), or 141 (as SIGPIPE) where
-    nobody reads on what it prints.
+    """Runs a command; returns the exit code: 0, 1 (cannot run, or nothing found), 2 (wrong input), or 141 (as for SIGPIPE) if
+    the reader of its output has closed the pipe.
     """
     try:
         try:
@@ -27,7 +27,7 @@ def main(typed: Sequence[str] | None = None) -> int:
             if args.command != "serve":
                 return _run(args)
         finally:
-            # Here, and not at the end of Python, where a failure is told with a traceback.
+            # Flush here: at the end of the process, Python would report a failure with a traceback.
             print(end="", flush=True)
     except BrokenPipeError:
         _let_go()
@@ -36,14 +36,14 @@ def main(typed: Sequence[str] | None = None) -> int:
 
 
 def _let_go() -> None:
-    """Python flushes once more at its end."""
+    """Points the output streams to /dev/null: Python flushes them once more at its end."""
     with open(os.devnull, "wb") as nowhere:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _parsed(typed: Sequence[str]) -> argparse.Namespace:
-    """What was typed. What is wrong about it is told with the usage of its own command."""
+    """The parsed command line. Errors show the usage of the typed command."""
     parser = arguments.parser()
     args, unknown = parser.parse_known_args(typed)
     own = args.parser if typed[0] == args.command else parser
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
         return 2
-    # Each with the imports that it needs.
+    # Each command imports only the modules that it needs.
     match args.command:
         case "serve":
             return asyncio.run(_serve(settings, load))
@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 async def _serve(settings: Settings, load: Callable[[], Settings]) -> int:
-    # mitmproxy takes most of a second to import: not for --help, --version and wrong input.
+    # The import of mitmproxy takes most of a second: --help, --version and wrong input must not wait for it.
     from cacheyd.observe import logs  # noqa: PLC0415
     from cacheyd.proxy.daemon import Daemon  # noqa: PLC0415
 
@@ -97,7 +97,7 @@ async def _serve(settings: Settings, load: Callable[[], Settings]) -> int:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, daemon.stop)
-    # What is there now lives as long as the process: the collector need not look at it again.
+    # The objects of now live as long as the process: the collector does not need to look at them again.
     gc.collect()
     gc.freeze()
     return await daemon.run()

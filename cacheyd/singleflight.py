@@ -1,6 +1,6 @@
-"""Work that several wait for and that is done once: the single flight of small answers.
+"""Does work once for several waiters: the single flight of small answers.
 
-It belongs to none of them: who started it may leave, and the others still get its result.
+The work belongs to none of the waiters: the waiter that started it can leave, and the others still get the result.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class SingleFlight[Key: Hashable, Who, Result]:
-    """Running tasks by key, each with who started it. No await stands between the look and the start."""
+    """Running tasks by key, each with its starter. There is no await between the lookup and the start of a task."""
 
     def __init__(self) -> None:
         self._running: dict[Key, tuple[Who, asyncio.Task[Result]]] = {}
 
     def join(self, key: Key, who: Who, start: Callable[[], Coroutine[Any, Any, Result]]) -> tuple[Who, asyncio.Future[Result]]:
-        """The task that runs for this key, started for `who` if there is none; whose it is, and what to await of it."""
+        """The starter and the result of the task that runs for this key; starts a task for `who` if none runs."""
         running = self._running.get(key)
         if running is None:
             task = asyncio.create_task(start())
@@ -30,8 +30,8 @@ class SingleFlight[Key: Hashable, Who, Result]:
     def _done(self, key: Key, task: asyncio.Task[Result]) -> None:
         self._running.pop(key, None)
         if not task.cancelled():
-            task.exception()  # Seen, also where everybody has left.
+            task.exception()  # Marks the exception as seen, in case all waiters have left.
 
     def tasks(self) -> list[asyncio.Task[Result]]:
-        """What runs now."""
+        """The tasks that run now."""
         return [task for _, task in self._running.values()]

@@ -1,1 +1,1 @@
-"""What operators see of a running cache."""
+"""Everything that operators see of a running cache: logs, metrics, the report."""

@@ -16,7 +16,7 @@ class Events:
         """A registry's answer said that `remaining` pulls are left."""
 
     def verify_failure(self, registry: str) -> None:
-        """An upstream sent bytes that do not have their digest."""
+        """An upstream sent bytes that do not match their digest."""
 
     def evicted(self, reason: str, count: int) -> None:
         """The store removed `count` objects. `reason` is `room`, `size`, `age` or `removed`."""

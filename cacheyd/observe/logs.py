@@ -1,4 +1,4 @@
-"""Logs: one line per request and few others; JSON unless a person reads them at a terminal. Never a credential."""
+"""Logs: one line for each request and a few other lines; JSON, or text at a terminal. No line holds a credential."""
 
 import atexit
 import json
@@ -14,16 +14,16 @@ from functools import lru_cache
 from typing import NamedTuple, TextIO
 
 ACCESS = "cacheyd.access"
-# Lines that may wait for a slow reader of the log.
+# The most lines that wait for a slow reader of the log.
 MAX_WAITING = 50_000
-# A pipe takes so much at once or says that it is full (characters, each up to two bytes more than ASCII).
+# A pipe that is ready takes a line of this length without waiting (characters; some have up to two bytes more than ASCII).
 ATOMIC = 1024
-# What is kept of a note, which may quote a peer (characters).
+# The most characters of a note that a line shows: the note can quote a peer.
 MAX_NOTE = 300
 
 
 class AccessLine(NamedTuple):
-    """One request: sizes in bytes, `ms` to the end of the response."""
+    """The line of one request. `bytes` is the size of the body; `ms` is the time to the end of the response."""
 
     at: float
     method: str
@@ -38,7 +38,7 @@ class AccessLine(NamedTuple):
     note: str = ""
 
     def text(self) -> str:
-        """For people."""
+        """The line as text for people."""
         what = "/".join(part for part in (self.registry, self.repository) if part)
         note = f" ({self.note[:MAX_NOTE]})" if self.note else ""
         how = f"{self.status} {self.bytes}B {self.cache or '-'} {self.ms:.1f}ms"
@@ -46,7 +46,7 @@ class AccessLine(NamedTuple):
 
 
 def _one_line(text: str) -> str:
-    """Without what could end the line, or talk to a terminal."""
+    """The text with escapes for characters that could end the line or control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
@@ -63,7 +63,9 @@ def _timestamp(at: float) -> str:
 
 @lru_cache(maxsize=4096)
 def _what(method: str, registry: str, repository: str, reference: str, status: int, sent: int, cache: str) -> str:
-    """The part of a line that many requests share: at thousands a second, encoding it takes the GIL from the event loop."""
+    """The part of a JSON line that many requests share. It is cached: at thousands of lines per second, encoding it would
+    take the GIL from the event loop.
+    """
     fields = {
         "level": "info", "msg": "request", "method": method, "registry": registry, "repository": repository,
         "reference": reference, "status": status, "bytes": sent, "cache": cache,
@@ -75,8 +77,8 @@ _quoted = lru_cache(maxsize=4096)(json.dumps)
 
 
 class AccessLog:
-    """Takes lines on the event loop and writes them in batches from a thread of its own: at thousands of hits a second,
-    a write (or a slow terminal) per line would be most of the work.
+    """Takes lines on the event loop and writes them in batches from its own thread: at thousands of hits per second, one
+    write for each line (or a slow terminal) would be most of the work.
     """
 
     def __init__(self, stream: TextIO | None, *, as_json: bool) -> None:
@@ -90,16 +92,16 @@ class AccessLog:
         self._thread.start()
 
     def write(self, line: AccessLine) -> None:
-        """Takes a line; it is written within a tenth of a second. Dropped if the log is read too slowly."""
+        """Takes a line; the thread writes it within 0.1 seconds. Drops the line if the reader of the log is too slow."""
         if self._queue.qsize() < MAX_WAITING:
             self._queue.put(line)
 
     def write_text(self, line: str) -> None:
-        """Takes a line of another kind, in the same way: whoever reads the log slowly, or not at all, holds up nobody."""
+        """Takes a line of another kind. It does not wait either: a slow reader of the log must not hold up the event loop."""
         if self._closed:
             self._write_batch([line])
         elif self._regular:
-            # A file never makes anybody wait.
+            # A write to a file does not wait for a reader.
             with self._writing:
                 self._write_batch([line])
         elif self._writing.acquire(blocking=False):
@@ -118,14 +120,14 @@ class AccessLog:
             self._queue.put(line)
 
     def _takes_more(self) -> bool:
-        """Whether a short line can be written without waiting: a pipe that is ready has room for it (pipe(7), PIPE_BUF)."""
+        """Whether a write of a short line does not wait: a pipe that is ready has room for it (pipe(7), PIPE_BUF)."""
         try:
             return bool(self._stream and select.select([], [self._stream.fileno()], [], 0)[1])
         except (OSError, ValueError):
             return self._stream is not None
 
     def close(self) -> None:
-        """Writes what is left; what comes later is written at once."""
+        """Writes the lines that are left. Later lines are written at once."""
         self._queue.put(None)
         self._thread.join(timeout=5)
         self._closed = not self._thread.is_alive()
@@ -153,11 +155,11 @@ class AccessLog:
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stream.flush()
         except (OSError, ValueError):
-            pass  # Nobody reads the log any more; that is no reason to stop serving.
+            pass  # Nobody reads the log any more; cacheyd must go on serving.
 
     def _format(self, line: AccessLine) -> str:
         if self._json:
-            # All of it is short: names, tags and digests that were parsed.
+            # All these fields are short: names, tags and digests that the parser has checked.
             what = _what(line.method, line.registry, line.repository, line.reference, line.status, line.bytes, line.cache)
             note = f', "note": {json.dumps(line.note[:MAX_NOTE])}' if line.note else ""
             return (
@@ -174,14 +176,14 @@ def _is_regular(stream: TextIO | None) -> bool:
 
 
 class _ThroughThread(logging.Handler):
-    """Hands records to the thread of the access log: a write to a pipe that is full would hold the event loop."""
+    """Hands log records to the thread of the access log: a write to a full pipe would block the event loop."""
 
     def __init__(self, log: AccessLog) -> None:
         super().__init__()
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As text, made here: what a record refers to may change."""
+        """Formats the record here, and not in the thread: the objects that it refers to can change."""
         try:
             self._log.write_text(f"{self.format(record)}\n")
         except Exception:
@@ -192,7 +194,7 @@ class JsonFormatter(logging.Formatter):
     """A log record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, with the traceback inside where there is one."""
+        """One line, with the traceback inside if there is one."""
         fields = {"time": _timestamp(record.created), "level": record.levelname.lower(), "msg": record.getMessage()}
         fields |= getattr(record, "fields", {})
         if record.exc_info:
@@ -204,21 +206,21 @@ class TextFormatter(logging.Formatter):
     """A log record for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time, level where it matters, message."""
+        """Time, level (except for info), message, traceback."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         text = f"{_timestamp(record.created)} {level}{record.getMessage()}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
 def setup(*, debug: bool, stream: TextIO | None = None) -> AccessLog:
-    """Logging for the daemon: cacheyd's own at info (debug if asked for), mitmproxy's from warnings up.
+    """Sets up logging for the daemon: cacheyd's lines from info up (from debug up with `debug`), others from warning up.
 
-    mitmproxy's debug lines may show heads, and so credentials: they stay off even with `debug`.
+    mitmproxy's debug lines can show heads, and so credentials: they stay off even with `debug`.
     """
     stream = stream or sys.stderr
     as_json = not stream.isatty()
     access_log = AccessLog(stream, as_json=as_json)
-    # What is said at the very end, of a start that failed for one, is written all the same.
+    # Writes the lines of the very end, too, such as the lines of a start that failed.
     atexit.register(access_log.close)
     handler = _ThroughThread(access_log)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())

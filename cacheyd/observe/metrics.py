@@ -1,4 +1,4 @@
-"""Every metric, and their text form for `/metrics`."""
+"""All metrics, and their text form for `/metrics`."""
 
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -23,13 +23,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_LABELS = 50
-# Statuses with a label of their own, and what is counted of an upstream that gave none.
+# Statuses with their own label, and the labels of upstreams that gave no status.
 _CODES = frozenset({*(str(int(status)) for status in HTTPStatus), "error", "timeout", "dead"})
 _HITS = frozenset({"HIT", "STALE", "REVALIDATED", "HELD"})
 
 
 class _Plain(Collector):
-    """Counters under exactly the names that people know; prometheus_client's own Counter would append `_total`."""
+    """Counters with exactly the names that people know; prometheus_client's own Counter would append `_total`."""
 
     def __init__(self) -> None:
         self.hits = 0
@@ -40,39 +40,43 @@ class _Plain(Collector):
         """The three counters."""
         for name, text, value in (
             ("cache_hits", "Requests answered from disk", self.hits),
-            ("cache_misses", "Requests that upstream was asked for", self.misses),
+            ("cache_misses", "Requests for which cacheyd asked upstream", self.misses),
             (
                 "cache_miss_by_ignore",
-                "Requests for tags that are always asked of upstream first, such as latest",
+                "Requests for tags that cacheyd never answers without asking upstream, such as latest",
                 self.ignored,
             ),
         ):
             family = CounterMetricFamily(name, text)
-            family.name = name  # The constructor drops a `_total`, and puts it after each sample's name.
+            family.name = name  # The constructor removes a `_total` here, and appends it to each sample's name.
             family.add_metric([], value)
             for index, sample in enumerate(family.samples):
                 family.samples[index] = sample._replace(name=name)
-            family.type = "gauge"  # Else `_total` is put after the name; see `render`.
+            family.type = "gauge"  # With type counter, the library appends `_total` to the name; see `render`.
             yield family
 
 
-# Gauges, then counters (their names without `_total`), that are read when somebody looks.
+# Gauges, then counters (their names without `_total`); cacheyd reads their values at each scrape.
 _GAUGES: tuple[tuple[str, str, Callable[[Report], float]], ...] = (
-    ("cacheyd_flights", "Objects being fetched", lambda now: now.flights),
-    ("cacheyd_waiting", "Clients that wait for upstreams", lambda now: now.waiting),
-    ("cacheyd_upstreams_dead", "Origins that are left alone now", lambda now: now.upstreams_dead),
+    ("cacheyd_flights", "Objects that cacheyd fetches now", lambda now: now.flights),
+    ("cacheyd_waiting", "Clients that wait for upstreams now", lambda now: now.waiting),
+    (
+        "cacheyd_upstreams_dead",
+        "Origins that do not answer, and that cacheyd does not ask now",
+        lambda now: now.upstreams_dead,
+    ),
     ("cacheyd_tags_held", "Tags that are held now", lambda now: now.tags_held),
     ("cacheyd_store_bytes", "Bytes stored", lambda now: now.store.size),
     ("cacheyd_store_free_bytes", "Bytes free below CACHE_DIR", lambda now: now.store.free or 0),
-    ("cacheyd_store_writable", "0 while the disk refuses writes", lambda now: now.store.writable),
-    ("cacheyd_store_full", "1 while there is no room and nothing may go", lambda now: now.store.full),
-    ("cacheyd_store_partial_bytes", "Bytes in files being fetched", lambda now: now.store.partial_bytes),
+    ("cacheyd_store_writable", "1 normally, 0 while the disk refuses writes", lambda now: now.store.writable),
+    ("cacheyd_store_full", "1 while there is no room and the store can remove no object", lambda now: now.store.full),
+    ("cacheyd_store_partial_bytes", "Bytes in the partial files of fetches", lambda now: now.store.partial_bytes),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[Report], float]], ...] = (
-    ("cacheyd_scrub_bytes", "Bytes checked in the background", lambda now: now.store.scrubbed),
+    ("cacheyd_scrub_bytes", "Stored bytes that the background check has read", lambda now: now.store.scrubbed),
     (
         "cacheyd_scrub_dropped",
-        "Stored objects that did not have their digest any more",
+        "Stored objects whose bytes no longer matched their digest",
         lambda now: now.store.scrub_dropped,
     ),
     ("cacheyd_store_write_errors", "Writes that the disk refused", lambda now: now.store.write_errors),
@@ -80,7 +84,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Report], float]], ...] = (
 
 
 class _Watched(Collector):
-    """The state of a running cache, looked at once for all its metrics."""
+    """The metrics of a running cache's state; each scrape takes one report for all of them."""
 
     def __init__(self, look: Callable[[], Report]) -> None:
         self._look = look
@@ -98,18 +102,20 @@ class _Watched(Collector):
 
 
 class _Labels:
-    """Names of registries as labels: the configured ones, and the first 50 others; anybody may ask for any name."""
+    """Names of registries as labels: the configured registries, and the first 50 others. A client can ask for any name, so
+    the number is bounded.
+    """
 
     def __init__(self, registries: Iterable[str]) -> None:
         self._known = set(registries)
         self._others: set[str] = set()
 
     def add(self, registries: Iterable[str]) -> None:
-        """These are configured, too."""
+        """Adds configured registries."""
         self._known |= set(registries)
 
     def of(self, registry: str) -> str:
-        """The label of a registry."""
+        """The label of a registry: its name, or `other`."""
         if registry in self._known or registry in self._others:
             return registry
         if len(self._others) < MAX_LABELS:
@@ -119,18 +125,18 @@ class _Labels:
 
 
 class _Upstreams:
-    """What upstreams answered, and after what time."""
+    """The metrics of upstreams: answers, times, pulls left."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter("cacheyd_upstream_requests", "Requests to upstreams", ["registry", "code"], registry=registry)
         self.seconds = Histogram("cacheyd_upstream_seconds", "Time to the head of an upstream's response", registry=registry)
         self.remaining = Gauge(
-            "cacheyd_ratelimit_remaining", "Pulls left, as the registry's last answer said", ["registry"], registry=registry
+            "cacheyd_ratelimit_remaining", "Pulls left, by the registry's last answer", ["registry"], registry=registry
         )
 
 
 class Metrics(Events):
-    """What happened so far. `registries` are the configured ones, which always get a label of their own."""
+    """Counts the events of a cache. `registries` are the configured registries, which always get their own label."""
 
     def __init__(self, registries: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
@@ -138,36 +144,36 @@ class Metrics(Events):
         self.registry.register(self._plain)
         ProcessCollector(registry=self.registry)
         r = self.registry
-        self._requests = Counter(
-            "cacheyd_requests", "Requests by what became of them", ["registry", "kind", "result"], registry=r
-        )
-        # The labels of all requests, which are few, are looked up once.
+        self._requests = Counter("cacheyd_requests", "Requests by their result", ["registry", "kind", "result"], registry=r)
+        # The counter of each combination of labels. There are few, so each is looked up only once.
         self._children: dict[tuple[str, str, str], Counter] = {}
-        self._bytes = Counter("cacheyd_bytes", "Body bytes sent to clients, by where they came from", ["source"], registry=r)
+        self._bytes = Counter("cacheyd_bytes", "Body bytes sent to clients, by their source", ["source"], registry=r)
         self._sources = {source: self._bytes.labels(source) for source in ("disk", "upstream")}
         self._upstreams = _Upstreams(r)
         self._stale = Counter("cacheyd_stale_served", "Tags served although upstream failed", ["registry"], registry=r)
         self._held = Counter(
             "cacheyd_held",
-            "Tags that led to something too young, by what was done",
+            "Tags that led to an image younger than min_age, by cacheyd's action",
             ["registry", "action"],
             registry=r,
         )
-        self._evictions = Counter("cacheyd_evictions", "Objects removed to make room", ["reason"], registry=r)
-        self._verify = Counter("cacheyd_verify_failures", "Objects whose bytes did not have their digest", registry=r)
+        self._evictions = Counter("cacheyd_evictions", "Objects that the store removed, by reason", ["reason"], registry=r)
+        self._verify = Counter(
+            "cacheyd_verify_failures", "Objects from upstreams whose bytes did not match their digest", registry=r
+        )
         info = Gauge("cacheyd_build_info", "The version that runs", ["version"], registry=r)
         info.labels(__version__).set(1)
         self._labels = _Labels(registries)
 
     @staticmethod
     def _code(code: str) -> str:
-        """Bounded: an upstream may make up statuses, which count by their class."""
+        """The label of a status. The labels are bounded: an upstream can invent statuses, and these count by their class."""
         if code in _CODES:
             return code
         return f"{code[0]}xx" if len(code) == 3 and code.isdecimal() and code[0] in "12345" else "other"
 
     def request(self, registry: str, kind: str, result: str, sent: int) -> None:
-        """A request was answered with `sent` body bytes. `result` is X-Cache in lower case, or `error`."""
+        """Counts a request that the cache answered with `sent` body bytes. `result` is X-Cache, empty for an error."""
         if result in _HITS:
             self._plain.hits += 1
         elif result:
@@ -183,36 +189,36 @@ class Metrics(Events):
             self._sources["disk" if result in _HITS else "upstream"].inc(sent)
 
     def held(self, registry: str, action: str) -> None:
-        """A tag led to something too young: `held`, `refused`, `allowed` or `audited`."""
+        """Counts a tag that led to a too young image; `action` is `held`, `refused`, `allowed` or `audited`."""
         self._held.labels(self._labels.of(registry), action).inc()
 
     def ignored(self) -> None:
-        """A tag that is always asked of upstream was asked for."""
+        """Counts a request for a tag that cacheyd never answers without asking upstream."""
         self._plain.ignored += 1
 
     def upstream(self, registry: str, code: str, seconds: float) -> None:
-        """An upstream answered (or failed: `error`, `timeout`, `dead`) after `seconds`."""
+        """Counts an answer of an upstream (or a failure: `error`, `timeout`, `dead`) after `seconds`."""
         self._upstreams.requests.labels(self._labels.of(registry), self._code(code)).inc()
         self._upstreams.seconds.observe(seconds)
 
     def ratelimit(self, registry: str, remaining: int) -> None:
-        """The registry said how many pulls are left."""
+        """Sets how many pulls are left at the registry."""
         self._upstreams.remaining.labels(self._labels.of(registry)).set(remaining)
 
     def evicted(self, reason: str, count: int) -> None:
-        """Objects were removed to make room."""
+        """Counts objects that the store removed."""
         self._evictions.labels(reason).inc(count)
 
     def configure(self, registries: Iterable[str]) -> None:
-        """These registries have a label of their own from now on."""
+        """Gives these registries their own label from now on."""
         self._labels.add(registries)
 
     def verify_failure(self, registry: str) -> None:
-        """An upstream sent bytes that do not have their digest."""
+        """Counts an object from an upstream whose bytes do not match their digest."""
         self._verify.inc()
 
     def watch(self, look: Callable[[], Report]) -> None:
-        """Shows the state of a running cache, too; `look` is called when somebody wants to see the metrics."""
+        """Adds the metrics of a running cache's state; each scrape calls `look`."""
         self.registry.register(_Watched(look))
 
     def totals(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The state of a running cache, as a value: `admin.status` makes it."""
+"""The state of a running cache, as a value. `admin.status` makes it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """Sizes are in bytes; `free` is None where the disk does not say; `trouble` says why nothing is kept."""
+    """The state of the store. Sizes are in bytes; `free` is None if unknown; `trouble` says why the store keeps no objects."""
 
     cache_dir: str
     objects: Mapping[str, int]
@@ -23,7 +23,7 @@ class StoreReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is true now, and what happened since the start. `uptime` is in seconds; `sent` has bytes by their source."""
+    """The state now, and the counts since the start. `uptime` is in seconds; `sent` holds the bytes sent, by source."""
 
     uptime: float
     hits: int

@@ -1,1 +1,1 @@
-"""Settings: the table, their values, the rules made of patterns."""
+"""Settings: the table of settings, the parsers of their values, and the rules that consist of patterns."""

@@ -1,4 +1,4 @@
-"""How old images have to be, by pattern: `min_ages`."""
+"""How old images must be, by pattern: `min_ages`."""
 
 from functools import lru_cache
 
@@ -10,23 +10,26 @@ from cacheyd.settings.rules import parse_rules
 
 
 def parse_ages(value: object) -> tuple[tuple[str, float], ...]:
-    """Durations by pattern; in a text as `ghcr.io=1d,docker.io/*:latest=7d`. Raises ValueError with what was expected."""
+    """Durations (seconds) by pattern, from a table or a text such as `ghcr.io=1d,docker.io/*:latest=7d`.
+
+    Raises ValueError with the expected form.
+    """
     found = parse.durations(value, '{ "docker.io/library/*" = "3d", "*/*:latest" = "7d" }')
     parse_rules([text for text, _ in found])
     return found
 
 
 class Ages:
-    """The durations of `min_ages`. The most specific pattern that covers a tag counts; the longest one, if they are alike."""
+    """The durations of `min_ages`. The most specific pattern that covers a tag counts; in a tie, the longest duration."""
 
     def __init__(self, ages: tuple[tuple[str, float], ...] = ()) -> None:
         rules = [(parse_pattern(text), age) for text, age in ages]
-        # Between registries, too, the one with more characters that stand for themselves.
+        # Of two patterns of registries, the pattern with more characters that stand for themselves counts.
         self._rules = sorted(rules, key=lambda r: (r[0].repository is None, -(r[0].weight or literals(r[0].text)), -r[1]))
         self._found = lru_cache(maxsize=MAX_DECIDED)(self._find)
 
     def find(self, ref: Reference) -> float | None:
-        """The seconds for a tag; None if no pattern covers it."""
+        """How old the image of a tag must be (seconds); None if no pattern covers the tag."""
         return self._found(ref.registry, ref.repository, ref.reference) if self._rules else None
 
     def _find(self, registry: str, repository: str, tag: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Lines about settings that can be used, but can hardly be meant."""
+"""Warnings about settings that work, but that the operator can hardly mean."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from cacheyd.settings.values import Size
 
 
 def unknown_variables(environ: Mapping[str, str], registries: Mapping[str, RegistrySettings]) -> Iterator[str]:
-    """A line for each variable that looks like a setting and is none."""
+    """A line for each variable that looks like a setting but is not a setting."""
     shared = [s.name for s in ROWS if s.scope is not Scope.REGISTRY]
     known = {"CACHEYD_CONFIG", *(f"{PREFIX}{name.upper()}" for name in shared)}
     known.update(row.password_env for row in registries.values())
@@ -27,7 +27,7 @@ def unknown_variables(environ: Mapping[str, str], registries: Mapping[str, Regis
 
 
 def doubts(values: Mapping[str, Any], environ: Mapping[str, str], registries: Mapping[str, RegistrySettings]) -> Iterator[str]:
-    """A line for each doubt. `values` are those of the global rows; `environ` is what they were read from."""
+    """A line for each doubt. `values` are the values of the global rows; `environ` is the environment that they came from."""
     yield from unknown_variables(environ, registries)
     known = [*registries, values["default_registry"]]
     for name in ("allow", "deny", "pin", "min_ages"):

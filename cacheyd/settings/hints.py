@@ -1,4 +1,4 @@
-"""What may have been meant by a name that is no setting, or stands in the wrong place."""
+"""Hints for a name that is not a setting, or is in the wrong place: the setting that the operator probably means."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -11,17 +11,17 @@ PLACES = {Scope.GLOBAL: "at the top of the file", Scope.DEFAULTS: "in [defaults]
 
 
 def printable(name: str) -> str:
-    """A name as it can stand in a line."""
+    """A name without characters that a line of text cannot show."""
     return name if name.isprintable() else ascii(name)
 
 
 def nearest_of(name: str, names: Iterable[str]) -> str:
-    """What may have been meant; empty if there is nothing like it."""
+    """The name that is most similar to `name`; empty if none is similar."""
     return next(iter(get_close_matches(name.lower(), list(names), 1)), "")
 
 
 def hint_for(key: str, known: Mapping[str, Setting], *, top: bool) -> str:
-    """What was meant by a key that is not known in its table."""
+    """A hint for a key that its table does not know: the probable setting and its place."""
     nearest = nearest_of(key, [*known, *BY_NAME, *(TABLES if top else ())])
     if not nearest:
         return "known: " + ", ".join(sorted(known))

@@ -1,4 +1,4 @@
-"""The settings in force, and who hears of a change."""
+"""The settings in force, and the listeners that hear of a change."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ type Listener = Callable[[Settings], None]
 
 
 class Live:
-    """Holds one `Settings` value at a time. Everybody who holds this object sees a change at once; on the event loop."""
+    """Holds one `Settings` value at a time. All holders of this object see a change at once. For the event loop only."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -16,7 +16,7 @@ class Live:
 
     @classmethod
     def of(cls, settings: "Settings | Live") -> "Live":
-        """`settings` itself if it is live already, else settings that nobody changes."""
+        """`settings` itself if it is a `Live`, else a new `Live` that nobody changes."""
         return settings if isinstance(settings, Live) else cls(settings)
 
     @property
@@ -25,7 +25,7 @@ class Live:
         return self._settings
 
     def listen(self, listener: Listener) -> None:
-        """Has `listener` called after each change, with the new settings, in the order of these calls."""
+        """Adds a listener: each change calls all listeners with the new settings, in the order in which they were added."""
         self._listeners.append(listener)
 
     def change(self, settings: Settings) -> None:

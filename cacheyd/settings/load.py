@@ -1,7 +1,7 @@
-"""Settings from file, environment and flags.
+"""Reads the settings from file, environment and flags.
 
-Later wins: default, file (`--config` or CACHEYD_CONFIG, TOML), environment, flag. A value that cannot be used stops the
-start with one line: where it stands, the key, the value and what was expected.
+A later source overrides an earlier one: default, file (`--config` or CACHEYD_CONFIG, TOML), environment, flag. A wrong value
+stops the start with one line: the source, the key, the value and the expected form.
 """
 
 import os
@@ -32,7 +32,7 @@ _URL_LOGIN = re.compile(r"//[^/@\s]*@")
 
 
 class _Loader:
-    """Collects values and where they came from."""
+    """Parses values, and remembers the source of each in `origins`."""
 
     def __init__(self) -> None:
         self.origins: dict[str, str] = {}
@@ -60,7 +60,7 @@ class _Loader:
         return {name: self.value(by_name[name], found, where, prefix + name) for name, found in raw.items()}
 
     def registries(self, raw: object, where: str, defaults: dict[str, Any]) -> dict[str, RegistrySettings]:
-        """Each configured registry: its own values over the defaults."""
+        """The settings of each configured registry: its own values override the defaults."""
         if not isinstance(raw, dict):
             raise ConfigError(f'{where}: registries: expected tables such as [registries."ghcr.io"]')
         found = {}
@@ -78,7 +78,7 @@ class _Loader:
         return found
 
     def overrides(self, known: tuple[Setting, ...], environ: Mapping[str, str], flags: Mapping[str, object]) -> dict[str, Any]:
-        """What environment and flags say."""
+        """The parsed values that environment and flags set."""
         found = {}
         for setting in known:
             if variable := next((name for name in setting.variables() if is_set(environ, name)), None):
@@ -90,7 +90,7 @@ class _Loader:
 
 
 def _with_latest(ttls: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
-    """`latest` is asked for each time, unless a pattern before says otherwise."""
+    """Appends `latest` with 0 seconds: cacheyd asks upstream each time, unless an earlier pattern covers `latest`."""
     return ttls if ("latest", 0.0) in ttls else (*ttls, ("latest", 0.0))
 
 
@@ -116,7 +116,7 @@ def load(
     environ: Mapping[str, str] = os.environ,
     flags: Mapping[str, object] | None = None,
 ) -> Settings:
-    """The settings in force; raises ConfigError with one line where something cannot be used."""
+    """The settings in force. Raises ConfigError with one line if a value is wrong."""
     loader = _Loader()
     flags = flags or {}
     values = {s.name: loader.value(s, s.default, "default", s.key) for s in GLOBAL}

@@ -1,4 +1,4 @@
-"""Patterns of registries and of registry/repository:tag, as `allow`, `deny` and `min_ages` have them."""
+"""Patterns of registries and of registry/repository:tag, for `allow`, `deny` and `min_ages`."""
 
 import json
 import re
@@ -11,9 +11,9 @@ from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.reference import MAX_NAME, NAME, TAG
 from cacheyd.protocol.registries import DOCKER_HUB, canonical_registry
 
-# So many decisions are remembered, each about a registry, a repository and a tag: hits must not wait for patterns.
+# The most decisions that each list remembers, each about a registry, a repository and a tag: hits must not wait for patterns.
 MAX_DECIDED = 1024
-# What a shell pattern is made of; a class may begin with "]".
+# A part of a shell pattern: a class of characters, which can begin with "]", or one character.
 PART = re.compile(r"\[!?\]?[^]]*\]|.", re.DOTALL)
 _REGISTRY_CHARS = frozenset(f"{ascii_lowercase}{digits}.-_:[]")
 _NAME_CHARS, _TAG_CHARS = f"{ascii_lowercase}{digits}._-/", f"{ascii_lowercase}{ascii_uppercase}{digits}_.-"
@@ -21,9 +21,9 @@ _NAME_CHARS, _TAG_CHARS = f"{ascii_lowercase}{digits}._-/", f"{ascii_lowercase}{
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A pattern of images; without `repository`, one of registries.
+    """A pattern of images; without `repository`, a pattern of registries.
 
-    `weight` is the number of characters that stand for themselves; 0 for a pattern of registries.
+    `weight` is the number of characters that stand for themselves; it is 0 for a pattern of registries.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Pattern:
     weight: int
 
     def covers(self, registry: str, repository: str, tag: str | None, *, untagged: bool) -> bool:
-        """Whether this is meant. `untagged` is the answer where the pattern has a tag and the request has none (None)."""
+        """Whether the pattern matches. `untagged` is the answer if the pattern has a tag and the request has none (None)."""
         if self.registry.fullmatch(registry) is None:
             return False
         if self.repository is None:
@@ -46,33 +46,33 @@ class Pattern:
 
 
 def parse_pattern(text: str) -> Pattern:
-    """A pattern from its text; raises ValueError, with the reason, for one that can never match."""
+    """A pattern from its text. Raises ValueError, with the reason, if the pattern can never match."""
     registry, slash, path = text.partition("/")
     registry, host, weight = _registry(registry)
     if not slash:
         return Pattern(text, host, None, None, 0)
     repository, colon, tag = path.partition(":")
     if registry == DOCKER_HUB and repository.isprintable() and not set(repository) & set("/*?["):
-        # As images are named; Docker Hub has no others of one part.
+        # Images have names like this: Docker Hub has no other repositories with one part.
         repository = f"library/{repository}"
     if not any(len(name) <= MAX_NAME and NAME.fullmatch(name) for name in _fillings(repository, _NAME_CHARS)):
         raise ValueError("no repository can have this name (lower case, like acme/app or acme/*)")
     if colon and not any(TAG.fullmatch(name) for name in _fillings(tag, _TAG_CHARS)):
         raise ValueError("no tag can have this name")
     if tag and set(tag) == {"*"}:
-        # Any tag at all, and so what is asked for without one.
+        # The pattern means every tag, and so also requests without a tag.
         colon = tag = ""
     weight += literals(f"/{repository}{colon}{tag}")
     return Pattern(text, host, glob(repository), glob(tag) if tag else None, weight)
 
 
 def literals(pattern: str) -> int:
-    """How many characters stand for themselves."""
+    """How many characters of a pattern stand for themselves."""
     return sum(len(part) == 1 and part not in "*?" for part in PART.findall(pattern))
 
 
 def _registry(text: str) -> tuple[str, re.Pattern[str], int]:
-    """A registry in its one form, or a pattern of some; how many characters stand for themselves."""
+    """A canonical registry or a pattern of registries; its regular expression; how many characters stand for themselves."""
     try:
         name = canonical_registry(text)
     except RequestError:
@@ -80,9 +80,9 @@ def _registry(text: str) -> tuple[str, re.Pattern[str], int]:
         if not any(part in "*?" or len(part) > 1 for part in parts):
             raise ValueError("no registry can have this name: it must be host or host:port") from None
         if not all(len(part) > 1 or part in "*?" or part in _REGISTRY_CHARS for part in parts):
-            raise ValueError("no registry can have such a name: they are in lower case, as host or host:port") from None
+            raise ValueError("no registry can have such a name: registries are in lower case, as host or host:port") from None
         if text.endswith(":443"):
-            raise ValueError("a registry at port 443 is called without its port") from None
+            raise ValueError("write a registry at port 443 without its port") from None
         return text, glob(text), literals(text)
     return name, re.compile(re.escape(name)), len(name)
 
@@ -93,7 +93,7 @@ def glob(pattern: str) -> re.Pattern[str]:
 
 
 def _fillings(pattern: str, alphabet: str) -> Iterator[str]:
-    """Names that a pattern covers. If it covers any right name, one of these is right: a letter may stand in any place."""
+    """Names that a pattern covers. If the pattern covers any valid name, one of these is valid: a letter fits in any place."""
     parts = PART.findall(pattern)
     for star in ("a", ""):
         filled = [star if part == "*" else "a" if part == "?" else _member(part, alphabet) for part in parts]
@@ -101,7 +101,7 @@ def _fillings(pattern: str, alphabet: str) -> Iterator[str]:
 
 
 def _member(part: str, alphabet: str) -> str:
-    """A character itself, or the first one of a class; a class without any gives what is in no name."""
+    """The character itself, or the first character of a class; from an empty class, a character that no name has."""
     if len(part) == 1:
         return part
     found = glob(part)
@@ -109,10 +109,10 @@ def _member(part: str, alphabet: str) -> str:
 
 
 def image_repository(registry: str, repository: str) -> str:
-    """A repository as images are named, and so patterns."""
+    """A repository with the `library/` of Docker Hub's short names, as in the names of images and in patterns."""
     return f"library/{repository}" if registry == DOCKER_HUB and "/" not in repository else repository
 
 
 def quoted(text: str) -> str:
-    """A pattern as it stands in a message."""
+    """A pattern in quotes, for a message."""
     return json.dumps(text, ensure_ascii=False)

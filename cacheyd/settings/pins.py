@@ -1,4 +1,4 @@
-"""Patterns of images by their whole names: `pin`; and which image was meant by a pattern of nothing."""
+"""Patterns of images by their whole names (`pin`), and the image that a useless pattern probably means."""
 
 import re
 from collections.abc import Iterable
@@ -11,9 +11,9 @@ from cacheyd.settings.patterns import PART, glob, parse_pattern, quoted
 
 
 def parse_pins(value: object) -> tuple[str, ...]:
-    """Patterns of images by their whole names, `registry/repository:tag` or `registry/repository@digest`, for `pin`.
+    """The patterns of `pin`: whole names, `registry/repository:tag` or `registry/repository@digest`.
 
-    Registries in their one form. Raises ValueError, also for a pattern that can never match: it would keep nothing.
+    The result has canonical registries. Raises ValueError, also for a pattern that can never match: it would pin no image.
     """
     pins = tuple(map(_with_one_registry, parse.patterns(value)))
     for pin in pins:
@@ -35,20 +35,20 @@ def _with_one_registry(pin: str) -> str:
 
 
 def _is_tag_alone(pin: str) -> bool:
-    """Whether this is `nginx:*`: by its characters it could be a registry with any port and all that is in it."""
+    """Whether this is a pattern such as `nginx:*`. By its characters, it could be a registry at any port, with all images."""
     host, colon, _ = pin.partition(":")
     return bool(colon) and "/" not in pin and _is_label(host)
 
 
 def _is_label(host: str) -> bool:
-    """Whether a host has one part, as images of Docker Hub do and hardly any registry."""
+    """Whether a host has only one part. Images of Docker Hub have such names, but hardly any registry has."""
     return host != "localhost" and not set(host) & set(".*?[")
 
 
 def meant_image(pattern: str, registries: Iterable[str]) -> str:
-    """The image that was meant by a pattern whose registry nobody has, such as `nginx` or `acme/app`, with its whole name.
+    """The whole name of the image that a pattern such as `nginx` or `acme/app` means: as a registry, it does not exist.
 
-    Empty where that registry may well be meant: it has a dot, a port or a wildcard, or is one of `registries`.
+    Empty if the pattern can really mean a registry: its host has a dot, a port or a wildcard, or is one of `registries`.
     """
     registry, slash, _ = pattern.lower().partition("/")
     host, colon, port = registry.partition(":")
@@ -65,9 +65,9 @@ def _why_nothing(pin: str) -> str:
             if _names_something(name):
                 return f"it names no registry, as {quoted(name)} does"
     if "/" in pin and "@" not in pin and _names_something(f"{pin}:*"):
-        return f"all tags are {quoted(f'{pin}:*')}"
+        return f"for all tags, write {quoted(f'{pin}:*')}"
     if "/" not in pin and _names_something(f"{pin}/*"):
-        return f"all of a registry is {quoted(f'{pin}/*')}"
+        return f"for all images of a registry, write {quoted(f'{pin}/*')}"
     try:
         parse_pattern(pin)
     except ValueError as error:
@@ -75,7 +75,7 @@ def _why_nothing(pin: str) -> str:
     return "images are named like ghcr.io/acme/app:1.0"
 
 
-# The grammar of image names: after each part, which characters may come next, and which part they belong to.
+# The grammar of image names: for each part, the characters that can follow it, and the part that these characters belong to.
 _ALNUM = ascii_lowercase + digits
 _NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "": ((f"{_ALNUM}[", "registry"),),
@@ -92,7 +92,7 @@ _NAMES: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def _names_something(pattern: str) -> bool:
-    """Whether the name of some image matches; lengths are not looked at."""
+    """Whether the name of some image matches the pattern; does not check lengths."""
     read = {""}
     for part in PART.findall(pattern):
         if part != "*":
@@ -104,6 +104,6 @@ def _names_something(pattern: str) -> bool:
 
 
 def _read(states: set[str], part: str) -> set[str]:
-    """What may have been read after one more character that the part of a pattern stands for."""
+    """The states after one more character, for each character that this part of a pattern stands for."""
     fits = glob(part).fullmatch if part != "[" else re.compile(r"\[").fullmatch
     return {after for state in states for chars, after in _NAMES[state] if any(map(fits, chars))}

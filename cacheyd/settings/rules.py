@@ -1,4 +1,4 @@
-"""What may be asked for: the rules of `allow` and `deny`."""
+"""The rules of `allow` and `deny`: what clients can ask for."""
 
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from cacheyd.settings.patterns import MAX_DECIDED, Pattern, image_repository, pa
 
 
 def parse_rules(value: object) -> tuple[str, ...]:
-    """A list of patterns; in a text they are separated by commas. Raises ValueError with what was expected."""
+    """A list of patterns; in a text, commas separate them. Raises ValueError with the expected form."""
     texts = parse.patterns(value)
     for text in texts:
         try:
@@ -21,7 +21,9 @@ def parse_rules(value: object) -> tuple[str, ...]:
 
 
 class Rules:
-    """Both lists. The most specific rule that covers a request decides; `deny` wins a tie, and between registries."""
+    """Both lists. The most specific rule that covers a request decides. `deny` wins a tie, and also wins if both rules are
+    patterns of registries.
+    """
 
     def __init__(self, allow: tuple[str, ...] = (), deny: tuple[str, ...] = ()) -> None:
         self._allow = _sorted(allow)
@@ -29,10 +31,10 @@ class Rules:
         self._decided = lru_cache(maxsize=MAX_DECIDED)(self._decide)
 
     def refusal(self, ref: Reference) -> tuple[str, str]:
-        """Why this may not be asked for, and the rule that says so; two empty texts if it may.
+        """The reason why `ref` is denied, and the rule that denies it; two empty texts if it is allowed.
 
-        A request without a tag (for a blob, a list, or by digest) may be for any image. So a rule with a tag allows all of
-        these in its repository, because its images consist of them, and denies only requests by that tag.
+        A request without a tag (for a blob, a list, or by digest) can be a part of any image. So an `allow` rule with a tag
+        allows all these requests in its repository: images consist of them. A `deny` rule with a tag denies only that tag.
         """
         if not self._deny and not self._allow:
             return "", ""
@@ -40,7 +42,7 @@ class Rules:
         return self._decided(ref.registry, ref.repository, tag)
 
     def _decide(self, registry: str, repository: str, tag: str | None) -> tuple[str, str]:
-        # What is denied at an IPv4 address is denied by whatever IPv6 address leads there, too.
+        # A rule that denies an IPv4 address also denies every IPv6 address that leads to it.
         names, repository = names_of(registry), image_repository(registry, repository)
         covers = (r for r in self._deny if any(r.covers(one, repository, tag, untagged=False) for one in names))
         denied = next(covers, None)

@@ -12,7 +12,7 @@ from cacheyd.settings.values import Size
 def _shown(setting: Setting, value: object) -> str:
     match value:
         case [program, *arguments] if setting.parse is parse.command:
-            # A program is no secret; its arguments may be.
+            # The program is not secret, but its arguments can be.
             return "[" + ", ".join([quoted(program), *['"…"' for _ in arguments]]) + "]"
         case _ if setting.secret and value:
             return '"…"'
@@ -31,7 +31,7 @@ def _shown(setting: Setting, value: object) -> str:
 
 
 def show(settings: Settings) -> str:
-    """The settings in force as TOML, each with where it came from; secrets are masked, durations are in seconds."""
+    """The settings in force as TOML, each with its source. Secrets are masked; durations are in seconds."""
     lines = [_line(s, getattr(settings, s.name), settings.origins.get(s.key)) for s in GLOBAL]
     lines += ["", "[defaults]"]
     lines += [_line(s, getattr(settings.defaults, s.name), settings.origins.get(s.key)) for s in DEFAULTS]
@@ -58,5 +58,5 @@ def _line(setting: Setting, value: object, origin: str | None) -> str:
 
 
 def quoted(value: object) -> str:
-    """A text as a TOML basic string: JSON's escapes are among its own."""
+    """A text as a TOML basic string: TOML knows all escapes of JSON."""
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""Parsers of single setting values. Each raises ValueError with what was expected, to be read after "expected"."""
+"""Parsers of single setting values. Each raises ValueError; its message is what to read after the word "expected"."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Size:
     share: float = 0.0
 
     def of(self, total: int) -> int:
-        """In bytes, on a disk of `total` bytes."""
+        """The size in bytes, on a disk of `total` bytes."""
         return self.bytes or int(total * self.share)
 
 
@@ -42,7 +42,7 @@ def duration(value: object) -> float:
 
 
 def size(value: object) -> Size:
-    """Bytes from `"50GiB"` (binary), `"50GB"` (decimal), a share of the disk from `"5%"`, nothing from `""`."""
+    """Bytes from `"50GiB"` (binary) or `"50GB"` (decimal); a share of the disk from `"5%"`; size 0 from `""`."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return Size(value)
     if isinstance(value, str):
@@ -67,7 +67,7 @@ def share(value: object) -> Size:
 
 
 def byte_count(value: object) -> int:
-    """Bytes from `"16MiB"` or a number; 0 from `""`. A share is refused: there is nothing that it could be a share of."""
+    """Bytes from `"16MiB"` or a number; 0 from `""`. Refuses a share: there is no disk size to take the share of."""
     found = size(value)
     if found.share:
         raise ValueError('a size such as "16MiB"')
@@ -95,7 +95,7 @@ def text(value: object) -> str:
 
 
 def choice(*values: str) -> Callable[[object], str]:
-    """Makes a parser of one of some words."""
+    """Makes a parser that accepts one of the given words."""
 
     def parse(value: object) -> str:
         if isinstance(value, str) and value in values:
@@ -106,7 +106,7 @@ def choice(*values: str) -> Callable[[object], str]:
 
 
 def switch(value: object) -> bool:
-    """True or false, also as people write it in environments."""
+    """True or false, also from the words that people write in environment variables (`1`, `yes`, `off`)."""
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     if isinstance(value, bool):
         return value
@@ -116,7 +116,7 @@ def switch(value: object) -> bool:
 
 
 def directory(value: object) -> Path:
-    """A path that need not exist."""
+    """The path of a directory, which does not need to exist."""
     if isinstance(value, str) and value and value.isprintable():
         return _path(value)
     raise ValueError("a directory")
@@ -126,11 +126,11 @@ def _path(value: str) -> Path:
     try:
         return Path(value).expanduser().absolute()
     except RuntimeError:
-        raise ValueError("a path; there is no such home") from None
+        raise ValueError("a path; the home directory in it does not exist") from None
 
 
 def readable_file(value: object) -> Path | None:
-    """The path of a file that can be read now; None from an empty text."""
+    """The path of a file that cacheyd can read now; None from an empty text."""
     if value == "":
         return None
     if not isinstance(value, str) or not value.isprintable():
@@ -145,7 +145,7 @@ def readable_file(value: object) -> Path | None:
 
 
 def command(value: object) -> tuple[str, ...]:
-    """A program and its arguments, as a list; none from an empty text or list."""
+    """A program and its arguments, from a list; empty from an empty text or list."""
     if value in ("", []):
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value) or not value[0]:
@@ -154,7 +154,7 @@ def command(value: object) -> tuple[str, ...]:
 
 
 def helper_name(value: object) -> str:
-    """The name of one of docker's credential helpers, without `docker-credential-`; or an empty text."""
+    """The name of a docker credential helper, without `docker-credential-`; or an empty text."""
     if value == "":
         return ""
     name = text(value)
@@ -164,7 +164,7 @@ def helper_name(value: object) -> str:
 
 
 def registry_name(value: object) -> str:
-    """A registry as `host` or `host:port`, canonical; or an empty text."""
+    """The canonical name of a registry, from `host` or `host:port`; or an empty text."""
     if value == "":
         return ""
     try:
@@ -174,7 +174,7 @@ def registry_name(value: object) -> str:
 
 
 def base_url(value: object) -> str:
-    """An http or https URL with host, perhaps port and path, and nothing else; without a slash at its end."""
+    """An http or https URL with a host, optional port and path, and nothing else. The result has no slash at its end."""
     try:
         url = urlsplit(text(value))
         parse_url(text(value))
@@ -186,7 +186,7 @@ def base_url(value: object) -> str:
 
 
 def base_urls(value: object) -> tuple[str, ...]:
-    """One URL or a list of them; in a text they are separated by commas."""
+    """One URL or a list of URLs; in a text, commas separate them."""
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list) or not items:
         raise ValueError("a URL such as https://registry.example, or a list of them")
@@ -194,7 +194,7 @@ def base_urls(value: object) -> tuple[str, ...]:
 
 
 def proxy_url(value: object) -> str:
-    """The URL of an HTTP(S) proxy, which may have user and password; or an empty text."""
+    """The URL of an HTTP(S) proxy, which can have user and password; or an empty text."""
     if value == "":
         return ""
     try:
@@ -208,7 +208,7 @@ def proxy_url(value: object) -> str:
 
 
 def patterns(value: object) -> tuple[str, ...]:
-    """A list of shell patterns; in a text they are separated by commas."""
+    """A list of shell patterns; in a text, commas separate them."""
     items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
     if isinstance(items, list) and all(isinstance(item, str) and item and item.isprintable() for item in items):
         return tuple(items)
@@ -216,12 +216,12 @@ def patterns(value: object) -> tuple[str, ...]:
 
 
 def ttls(value: object) -> tuple[tuple[str, float], ...]:
-    """Durations by tag pattern; in a text as `latest=0s,v*=24h`."""
+    """Durations (seconds) by tag pattern, from a table or a text such as `latest=0s,v*=24h`."""
     return durations(value, '{ "latest" = "0s", "v*" = "24h" }')
 
 
 def durations(value: object, example: str) -> tuple[tuple[str, float], ...]:
-    """Durations by pattern; in a text as `name=1d,other=2h`. `example` is a table as it should be."""
+    """Durations (seconds) by pattern, from a table or a text such as `name=1d,other=2h`. `example` is a correct table."""
     if isinstance(value, str):
         parts = [part.partition("=") for part in value.split(",") if part.strip()]
         value = {name.strip(): found.strip() for name, _, found in parts}
