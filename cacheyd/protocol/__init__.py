@@ -1,1 +1,1 @@
-"""The words of the specifications, as values: no I/O."""
+"""The terms of the specifications as values, and the rules for them; no I/O."""

@@ -4,18 +4,19 @@ import hashlib
 import re
 from functools import lru_cache
 
-# Longer lines are parsed each time: what strangers make up must not fill the memory (characters).
+# Longer Accept lines are not cached, but parsed each time: invented lines must not fill the memory (characters).
 CACHED_ACCEPT = 1 << 10
-# Of more than this, media types are not all looked at (RFC 6838 section 4.2: none has more than 255 characters).
+# The most characters of all Accept lines, the most media types, and the most characters of one media type that the parser
+# reads (RFC 6838 section 4.2: no type has more than 255 characters).
 MAX_ACCEPT, MAX_TYPES, MAX_TYPE = 4 << 10, 64, 255
-# Begins the mark that stands for all types that were not looked at. No media type begins like that.
+# The beginning of the mark that stands for all types that the parser did not read. No media type begins like this.
 _MORE = "..."
 
 
 def accepted_types(accept: tuple[str, ...]) -> frozenset[str]:
-    """The media types that Accept lines (RFC 9110 section 12.5.1) name, lower case, without parameters; q=0 excludes one.
+    """The media types in Accept lines (RFC 9110 section 12.5.1), in lower case, without parameters and without types of q=0.
 
-    Of absurdly many, these are the first ones, and one mark that stands for all others (see `are_all`).
+    If there are far too many types, the result has the first types and one mark for all others (see `are_all`).
     """
     return _types_cached(accept) if sum(map(len, accept)) <= CACHED_ACCEPT else _types(accept)
 
@@ -39,12 +40,12 @@ _types_cached = lru_cache(maxsize=1024)(_types)
 
 
 def are_all(types: frozenset[str]) -> bool:
-    """Whether these are all the types that a client accepts."""
+    """Whether `types` holds all types that the client accepts, without a mark for others."""
     return not any(name.startswith(_MORE) for name in types)
 
 
 def accepts(types: frozenset[str], media_type: str) -> bool:
-    """Whether a client that named `types` takes `media_type`. No Accept at all takes everything (RFC 9110)."""
+    """Whether a client that named `types` accepts `media_type`. A client without Accept accepts everything (RFC 9110)."""
     if not types or media_type.lower() in types or "*/*" in types:
         return True
     return f"{media_type.lower().partition('/')[0]}/*" in types

@@ -1,18 +1,18 @@
-"""JSON from anybody: read only where that takes no longer than the event loop may stand."""
+"""Parses JSON from untrusted peers, but only if this takes no longer than the event loop can stand still."""
 
 import json
 from typing import Any
 
-# What a JSON object may have in it (objects, lists, members, escapes): index and manifest, 1,024 entries each, have 20,000.
-# 50,000 take 15 ms.
+# The most values of one JSON object (objects, lists, members, escapes), and the most digits of a number. An index or a
+# manifest with 1,024 entries has 20,000 values. Parsing 50,000 values takes 15 ms.
 MAX_VALUES, MAX_DIGITS = 50_000, 40
 
 
 def parse_object(data: bytes | bytearray) -> dict[str, Any]:
-    """A JSON object. Raises ValueError, also for one that would take long: the parser lets no other thread run."""
-    # The parser's time and memory grow with these. Counting them takes a hundredth of its time.
+    """A JSON object. Raises ValueError, also if parsing would take long: no other thread runs while the parser runs."""
+    # The parser's time and memory grow with these characters. Counting them takes a hundredth of the parser's time.
     if sum(map(data.count, (b"{", b"[", b",", b"\\"))) > MAX_VALUES:
-        raise ValueError("not looked into: too much in one JSON object")
+        raise ValueError("not parsed: too many values in one JSON object")
     try:
         content = json.loads(data, parse_int=_integer, parse_float=_fraction)
     except (ValueError, RecursionError):
@@ -23,7 +23,7 @@ def parse_object(data: bytes | bytearray) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    # Long ones take quadratic time.
+    # The time for a number grows with the square of its digits.
     if len(text) > MAX_DIGITS:
         raise ValueError("too many digits")
     return int(text)

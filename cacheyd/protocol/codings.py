@@ -1,6 +1,6 @@
-"""Decodes content codings (RFC 9110 section 8.4.1) piece by piece: some upstreams compress although nobody asked for it.
+"""Decodes content codings (RFC 9110 section 8.4.1) piece by piece: some upstreams compress although no client asked for it.
 
-It knows gzip, x-gzip, deflate (with zlib's frame as RFC 1950 has it, or bare) and zstd (RFC 8878). A body has one of them.
+The decoder knows gzip, x-gzip, deflate (with zlib's frame of RFC 1950, or bare) and zstd (RFC 8878). A body has one coding.
 """
 
 import time
@@ -12,40 +12,41 @@ import zstandard
 
 from cacheyd.protocol.headers import HeaderList
 
-# How many codings a body may have, one inside the other. Each one multiplies what an attacker's byte costs; nobody sends two.
+# The most codings of a body, one inside the other. Each coding multiplies the cost of an attacker's byte; no server uses two.
 MAX_CODINGS = 1
-# The most that is decoded at once: the largest zstd block. And how much input is looked at at once (bytes).
+# The most bytes that one step decodes to (the largest zstd block), and the most bytes of input of one step.
 PIECE, LOOK = 128 << 10, 64 << 10
-# A decoded body has at most so many times the bytes that came, and this many more (bytes). Layers have ten times as many.
+# The most bytes of a decoded body: EXPANSION times the bytes that came, and SLACK bytes more. Layers expand ten times.
 EXPANSION, SLACK = 200, 1 << 20
-# The window of a zstd frame (bytes), as RFC 9659 has it for a content coding.
+# The largest window of a zstd frame (bytes), by RFC 9659 for a content coding.
 WINDOW = 8 << 20
-# How many members, frames and blocks a body may have; one more for so many bytes in, and out. Each costs a kilobyte's time.
+# The most members, frames and blocks of a body: PARTS, one more for each IN_OF_PART bytes of input, and one more for each
+# OUT_OF_PART bytes of output. Each part costs as much time as a kilobyte.
 PARTS, IN_OF_PART, OUT_OF_PART = 1000, 64, 1024
-# Processor time for decoding (seconds): a body in memory; a blob, and so much more for each MiB in and out. Honest bodies
-# take a tenth of it. A gzip of empty blocks decodes to nothing for as long as it comes.
+# The most processor time for decoding (seconds): for a body in memory; for a blob; more for each MiB of a blob's input and
+# output. Honest bodies take a tenth of this time. A gzip of empty blocks decodes to nothing for as long as it lasts.
 SECONDS, BLOB_SECONDS, SECONDS_OF_MIB = 0.5, 1.0, 0.03
 _NAMES = {"x-gzip": "gzip"}
 _ZSTD, _SKIPPABLE = b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"
 
 
 class BadCoding(ValueError):
-    """The body is not in the coding that its header names, or it is made to fill memory."""
+    """The body does not have the coding that its header names, or somebody made it to fill memory."""
 
 
 class UnknownCoding(BadCoding):
-    """A coding that nobody asked for and that is not known here."""
+    """The body has a coding that no client asked for and that this module does not know."""
 
 
 def codings_of(headers: HeaderList) -> tuple[str, ...]:
-    """The codings that Content-Encoding names, in the order in which they were applied; identity is none."""
+    """The codings that Content-Encoding names, in the order in which the server applied them; without identity."""
     lines = [value for key, value in headers if key.lower() == "content-encoding"]
     names = [name.strip(" \t").lower() for line in lines for name in line.split(",")]
     return tuple(_NAMES.get(name, name) for name in names if name not in ("", "identity"))
 
 
 def check_known(codings: Sequence[str]) -> None:
-    """Raises UnknownCoding unless this is one coding that can be decoded."""
+    """Raises UnknownCoding unless `codings` is a single coding that this module can decode."""
     if len(codings) > MAX_CODINGS:
         raise UnknownCoding("it has several codings, one in the other")
     unknown = [name for name in codings if name not in _STAGES]
@@ -57,14 +58,17 @@ class _Stage(Protocol):
     parts: int
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What these bytes decode to, up to PIECE at once. Raises BadCoding."""
+        """The decoded bytes of `data`, in pieces of up to PIECE bytes. Raises BadCoding."""
 
     def finish(self) -> None:
-        """Raises BadCoding if it ends too early."""
+        """Raises BadCoding if the input ends too early."""
 
 
 class Decoder:
-    """Decodes one body in `seconds` of processor time, and `more` for each MiB in and out. Raises UnknownCoding."""
+    """Decodes one body in at most `seconds` of processor time, and `more` seconds for each MiB of input and output.
+
+    Raises UnknownCoding.
+    """
 
     def __init__(self, codings: Sequence[str], seconds: float = SECONDS, more: float = 0.0) -> None:
         check_known(codings)
@@ -74,7 +78,7 @@ class Decoder:
         self._spent = 0.0
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
-        """What these bytes decode to, up to 128 KiB at once. Raises BadCoding."""
+        """The decoded bytes of `data`, in pieces of up to 128 KiB. Raises BadCoding."""
         view = memoryview(data)
         for at in range(0, len(view), LOOK):
             look = bytes(view[at : at + LOOK])
@@ -92,20 +96,20 @@ class Decoder:
 
     def _check(self) -> None:
         if self._made > SLACK + EXPANSION * self._came:
-            raise BadCoding("it decodes to absurdly much")
+            raise BadCoding("it decodes to far too many bytes")
         if self._stage.parts > PARTS + self._came // IN_OF_PART + self._made // OUT_OF_PART:
-            raise BadCoding("it comes in absurdly small parts")
+            raise BadCoding("its parts are far too small")
         if self._spent > self._seconds + self._more * (self._came + self._made):
             raise BadCoding("decoding it takes absurdly long")
 
     def finish(self) -> None:
-        """Nothing more comes. Raises BadCoding if it ends too early; nothing at all is a body, too."""
+        """Ends the input. Raises BadCoding if the input ends too early; an empty input is a valid body."""
         if self._came:
             self._stage.finish()
 
 
 class _Inflate:
-    """What zlib knows, one member after the other."""
+    """Decodes the formats of zlib, one member after the other."""
 
     def __init__(self, wbits: int = 31) -> None:
         self.parts = 0
@@ -123,7 +127,7 @@ class _Inflate:
                 raise BadCoding("it is not compressed as it says") from None
             full = len(piece) == PIECE and not self._engine.eof
             data = self._engine.unused_data if self._engine.eof else self._engine.unconsumed_tail
-            # Also an empty piece, so that the bounds are checked after each of a thousand members.
+            # Yields an empty piece, too, so that the caller checks the bounds after each of a thousand members.
             yield piece
 
     def _next_member(self) -> None:
@@ -136,7 +140,7 @@ class _Inflate:
 
 
 class _Deflate(_Inflate):
-    """zlib's format, which is what deflate means, or bare deflate, which is what some take it for."""
+    """Decodes zlib's format, which is the meaning of `deflate`, or bare deflate, which some servers send instead."""
 
     def __init__(self) -> None:
         super().__init__(zlib.MAX_WBITS)
@@ -158,7 +162,7 @@ class _Deflate(_Inflate):
 
 
 class _Zstandard:
-    """Frame after frame. The library gets one block at a time: it decodes all that it gets, and returns it at once."""
+    """Decodes zstd, frame after frame. The library gets one block at a time: it decodes all its input at once."""
 
     def __init__(self) -> None:
         self.parts = 0
@@ -166,7 +170,7 @@ class _Zstandard:
         self._engine: zstandard.ZstdDecompressionObj | None = None
         self._buffer = bytearray()
         self._skip = 0
-        # What stands behind the last block of this frame (bytes).
+        # How many bytes follow the last block of this frame (its checksum).
         self._tail = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -180,7 +184,7 @@ class _Zstandard:
         del self._buffer[:at]
 
     def _next(self, at: int) -> int:
-        """The size of the next part: a frame's header, a block, or what is skipped; 0 if not all of it is there."""
+        """The size of the next part (bytes): a frame's header, a block, or bytes to skip; 0 if the part is not complete."""
         there = len(self._buffer) - at
         if self._skip:
             size = min(self._skip, there)
@@ -235,7 +239,7 @@ _STAGES: dict[str, type[_Inflate] | type[_Zstandard]] = {"gzip": _Inflate, "defl
 
 
 def decode(data: bytes | bytearray, codings: Sequence[str], limit: int) -> bytearray:
-    """All of a body, `limit` bytes at most. Raises BadCoding."""
+    """The whole decoded body, at most `limit` bytes. Raises BadCoding."""
     decoder, found = Decoder(codings), bytearray()
     for piece in decoder.feed(data):
         if len(found) + len(piece) > limit:

@@ -1,4 +1,4 @@
-"""What a manifest's bytes say of themselves, as far as a store has to know it; in bounds, for bytes that anybody sent."""
+"""Reads from a manifest's bytes the facts that a store needs; within bounds, because an attacker can send the bytes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,15 +10,17 @@ from cacheyd.protocol.manifest import kept_type
 from cacheyd.protocol.media_types import kind_of
 from cacheyd.protocol.reference import Kind
 
-# A manifest that refers to more than this is not looked into (real ones have tens): it would fill the memory.
+# The most digests that a manifest can refer to. With more, cacheyd ignores all of them: they would fill the memory. Real
+# manifests have tens.
 MAX_CHILDREN = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What an object's bytes say of it: the media type of a manifest (empty if it is none that is kept), and what it needs.
+    """The facts in an object's bytes: its media type (empty if it is not a manifest that cacheyd keeps), and what it needs.
 
-    `blobs` are those of an index's entries that are blobs by their media type: it needs them as a manifest its layers.
+    `needs` are digests. `blobs` are the digests of an index's entries that are blobs by their media type: the index needs
+    these blobs as a manifest needs its layers.
     """
 
     media_type: str = ""
@@ -28,7 +30,7 @@ class Description:
 
 
 def describe(data: bytes | bytearray | None) -> Description:
-    """Looks into what may be a manifest, whatever somebody says that it is. Up to 20 ms for the worst."""
+    """Describes bytes that can be a manifest; ignores any stated media type. Takes up to 20 ms in the worst case."""
     if not data or bytes(data[:4096]).lstrip()[:1] != b"{":
         return Description()
     try:
@@ -66,10 +68,10 @@ def _is_blob(item: object) -> bool:
 
 
 def guess_media_type(data: bytes | None) -> str:
-    """What a manifest is by its content; empty if it is not a manifest."""
+    """The media type of a manifest by its content; empty if the bytes are not a manifest."""
     return describe(data).media_type
 
 
 def children(data: bytes | None) -> list[str]:
-    """The digests that a manifest or index needs, each once (image-spec, "Descriptors"); none for absurdly many."""
+    """The digests that a manifest or index needs, each once (image-spec, "Descriptors"); empty if there are too many."""
     return list(describe(data).needs)

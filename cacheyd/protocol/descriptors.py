@@ -1,4 +1,4 @@
-"""Descriptors: what one object refers to another by, and which entries of an index are for a platform.
+"""Descriptors, by which one object refers to another, and the choice of an index's entries for a platform.
 
 Source: OCI image-spec ("Descriptors", "Image Index").
 """
@@ -12,16 +12,17 @@ from cacheyd.protocol.media_types import OCI_INDEX, kind_of
 from cacheyd.protocol.platforms import Platform, normal_platform
 from cacheyd.protocol.reference import Kind
 
-# Annotations of BuildKit's provenance and SBOM manifests: that it is one, and which manifest it is about.
+# Annotations of BuildKit's provenance and SBOM manifests: the first marks such a manifest, the second has the digest of the
+# manifest that it is about.
 ATTESTATION, ATTESTED = "vnd.docker.reference.type", "vnd.docker.reference.digest"
 UNKNOWN = Platform("unknown", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What one object refers to another by. `foreign` says that the registry need not have it.
+    """A reference from one object to another; `size` is in bytes. `foreign`: the registry does not need to have the object.
 
-    `attests` is the digest of the manifest that an attestation of BuildKit is about; empty for all others.
+    `attests` is the digest of the manifest that a BuildKit attestation is about; empty for all other objects.
     """
 
     digest: str
@@ -33,12 +34,12 @@ class Descriptor:
 
     @property
     def kind(self) -> Kind | None:
-        """Whether it is a manifest or a blob, by its media type; None if that does not tell."""
+        """Manifest or blob, by the media type; None if the media type does not tell."""
         return kind_of(self.media_type)
 
 
 def parse_descriptor(item: object, media_type: str = OCI_INDEX) -> Descriptor:
-    """A descriptor; `media_type` is for one that has none. Raises ValueError."""
+    """A descriptor; `media_type` counts if the descriptor has no media type. Raises ValueError."""
     fields = item if isinstance(item, dict) else {}
     digest, size, stated = fields.get("digest"), fields.get("size"), fields.get("mediaType") or media_type
     if not (isinstance(digest, str) and DIGEST.fullmatch(digest) and isinstance(stated, str)):
@@ -67,10 +68,10 @@ def _platform_of(fields: object) -> Platform | None:
 
 
 def select(entries: Iterable[Descriptor], wanted: Collection[Platform] | None, *, attested: bool = False) -> list[Descriptor]:
-    """The entries of an index for these platforms (None: all). Entries without a platform are for every one.
+    """The entries of an index for these platforms (None: all entries). An entry without a platform is for every platform.
 
-    For each platform, the best entry that it runs. Attestations (`unknown/unknown`) are for no platform; with `attested`,
-    those about chosen entries are chosen, too.
+    For each platform, chooses the best entry that it runs. Attestations (`unknown/unknown`) are for no platform; with
+    `attested`, chooses the attestations of the chosen entries, too.
     """
     entries = list(entries)
     if wanted is None:
@@ -84,6 +85,6 @@ def select(entries: Iterable[Descriptor], wanted: Collection[Platform] | None, *
 
 
 def unmet(wanted: Collection[Platform] | None, chosen: Collection[Descriptor]) -> list[Platform]:
-    """The platforms that nothing among the chosen entries is for."""
+    """The platforms that have no entry among the chosen entries."""
     platforms = [entry.platform for entry in chosen]
     return [one for one in wanted or () if not any(other is None or one.rank(other) for other in platforms)]

@@ -1,4 +1,4 @@
-"""Digests (image-spec, "Digests"): the two algorithms that are checked here."""
+"""Digests (image-spec, "Digests") of the two algorithms that cacheyd can check."""
 
 import hashlib
 import re

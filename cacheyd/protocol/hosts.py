@@ -1,4 +1,4 @@
-"""Host names, addresses and ports in their one form; which IPv4 addresses an IPv6 address leads to."""
+"""The canonical form of host names, addresses and ports; the IPv4 addresses that an IPv6 address leads to."""
 
 import ipaddress
 import re
@@ -7,27 +7,27 @@ from collections.abc import Iterator
 
 import idna
 
-# Here, because idna would load it on demand: on the event loop, at the first such host.
+# Import it here: otherwise idna would load it on demand, on the event loop, at the first such host.
 import idna.uts46data
 
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9_.-]*[a-z0-9])?")
 _IPV6 = re.compile(r"\[[0-9a-f:.]+\]")
-# A host whose last part is a number is an IPv4 address, or none (https://url.spec.whatwg.org/#ends-in-a-number-checker).
+# A host whose last part is a number is an IPv4 address or invalid (https://url.spec.whatwg.org/#ends-in-a-number-checker).
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PORT = re.compile(r"[0-9]{1,5}")
 # The last 32 bits of these are an IPv4 address: IPv4-compatible, IPv4-translated (RFC 2765), NAT64 (RFC 6052, RFC 8215).
 _EMBEDDING = tuple(
     map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")),
 )
-# RFC 1035 section 2.3.4, without the length bytes.
+# The most characters of a host and of a label: RFC 1035 section 2.3.4, without the length bytes.
 MAX_HOST, MAX_LABEL = 253, 63
 
 
 def canonical_host(host: str) -> str:
-    """The one form of a host: ASCII (IDNA 2008), lower case, an IPv6 address in brackets. Raises ValueError for what is none.
+    """The canonical form of a host: ASCII (IDNA 2008), lower case, an IPv6 address in brackets. Raises ValueError if invalid.
 
-    Numbers are read like inet_aton(3), as resolvers and proxies do: `127.1`, `2130706433` and
-    `0x7f000001` are 127.0.0.1. So is `[::ffff:127.0.0.1]`, to which Linux connects by IPv4 (RFC 4291 section 2.5.5.2).
+    Reads numbers like inet_aton(3), as resolvers and proxies do: `127.1`, `2130706433` and `0x7f000001` are 127.0.0.1.
+    `[::ffff:127.0.0.1]` is 127.0.0.1, too: Linux connects to it by IPv4 (RFC 4291 section 2.5.5.2).
     """
     name = host.lower()
     if len(name) > MAX_HOST:
@@ -38,7 +38,7 @@ def canonical_host(host: str) -> str:
         address = ipaddress.IPv6Address(name[1:-1])
         return f"[{address}]" if address.ipv4_mapped is None else str(address.ipv4_mapped)
     if not name.isascii():
-        # Of what users type (UTS 46) as browsers and Go's clients read it; an IDNAError is a ValueError.
+        # Reads a typed name (UTS 46) as browsers and Go's clients do; an IDNAError is a ValueError.
         name = idna.encode(host, uts46=True, std3_rules=False).decode("ascii")
     labels = name.split(".")
     if not _HOST.fullmatch(name) or len(name) > MAX_HOST or not all(0 < len(label) <= MAX_LABEL for label in labels):
@@ -52,7 +52,7 @@ def canonical_host(host: str) -> str:
 
 
 def split_port(authority: str) -> tuple[str, str | None]:
-    """Host and port; the port is None where there is none. Only the port is checked: a number of at most 5 digits.
+    """Host and port of an authority; the port is None if missing. Checks only the port: a number of at most 5 digits.
 
     Raises ValueError.
     """
@@ -65,10 +65,10 @@ def split_port(authority: str) -> tuple[str, str | None]:
 
 
 def embedded(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
-    """The IPv4 addresses that packets to an IPv6 address may end at."""
+    """The IPv4 addresses that can receive packets to an IPv6 address."""
     if not isinstance(ip, ipaddress.IPv6Address) or ip.is_loopback or ip.is_unspecified:
         return
     yield from filter(None, (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())))
-    # ISATAP (RFC 5214) has its mark in the middle, whatever the network.
+    # ISATAP (RFC 5214) has its mark in the middle of the address, in every network.
     if any(ip in network for network in _EMBEDDING) or (int(ip) >> 32) & 0xFDFFFFFF == 0x5EFE:
         yield ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""Names of images, as people and containerd write them."""
+"""Parses names of images, as people and containerd write them."""
 
 import re
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from cacheyd.protocol.errors import RequestError
 from cacheyd.protocol.reference import MAX_NAME, NAME, TAG, Kind, Reference
 from cacheyd.protocol.registries import DOCKER_HUB, canonical_registry, has_registry
 
-# A digest, or the beginning of one as tools show it: docker takes it for no name, either.
+# A digest, or the beginning of a digest, as tools show it. Docker does not accept it as a name, either.
 _BARE_DIGEST = re.compile(r"sha(?:256|512):[a-f0-9]{12,128}")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageName:
-    """An image as people and containerd name it: `docker.io/library/alpine:3.22`, `ghcr.io/acme/app@sha256:…`.
+    """The name of an image: `docker.io/library/alpine:3.22`, `ghcr.io/acme/app@sha256:…`.
 
-    Where there are both a tag and a digest, the digest decides.
+    If there are both a tag and a digest, the digest decides.
     """
 
     registry: str
@@ -26,12 +26,12 @@ class ImageName:
 
     @property
     def name(self) -> str:
-        """Registry and repository, as objects and tags remember them."""
+        """Registry and repository in one text, as the store records them for objects and tags."""
         return f"{self.registry}/{self.repository}"
 
     @property
     def reference(self) -> str:
-        """What the manifest is asked for by."""
+        """The digest or tag with which to ask for the manifest."""
         return self.digest or self.tag
 
     def __str__(self) -> str:
@@ -39,13 +39,13 @@ class ImageName:
         return f"{self.name}{tag}{digest}"
 
     def part(self, kind: Kind, reference: str, ns: str = "") -> Reference:
-        """A manifest or blob of this repository."""
+        """The reference of a manifest or blob in this repository."""
         digest = reference if DIGEST.fullmatch(reference) else None
         return Reference(self.registry, self.repository, kind, reference, digest, ns)
 
 
 def parse_image(name: str, *, default_tag: str = "latest") -> ImageName:
-    """The image that docker means by a name: `alpine` is `docker.io/library/alpine:latest`. Raises ValueError."""
+    """The image that a name means for docker: `alpine` is `docker.io/library/alpine:latest`. Raises ValueError."""
     if _BARE_DIGEST.fullmatch(name):
         raise ValueError(f"{name!r} is a digest without a name; an image is named like ghcr.io/acme/app@{name}")
     rest, at, digest = name.partition("@")

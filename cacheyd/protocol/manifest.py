@@ -1,4 +1,4 @@
-"""Manifests and indexes: what they are, and what they refer to (OCI image-spec, "Image Index", "Image Manifest")."""
+"""Manifests and indexes: their types, and the objects that they refer to (OCI image-spec, "Image Index", "Image Manifest")."""
 
 import base64
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ from cacheyd.protocol.media_types import (
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a manifest or index refers to: config and layers, or the manifests of an index."""
+    """The objects that a manifest refers to (config and layers), or that an index refers to (manifests)."""
 
     is_index: bool
     entries: tuple[Descriptor, ...]
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """A manifest's content; a list may be `null` or left out. Raises ValueError for what is no manifest and no index."""
+    """The content of a manifest or index; a list can be `null` or missing. Raises ValueError if it is neither of the two."""
     content = parse_object(data)
     config, lists = content.get("config"), [content.get(name) for name in ("manifests", "layers", "blobs")]
     if any(not isinstance(items, list | None) for items in lists) or not isinstance(config, dict | None):
@@ -45,7 +45,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def _entries(items: list[object]) -> tuple[Descriptor, ...]:
-    """The entries of an index. Where none names a real platform, `unknown` ones are for every platform."""
+    """The entries of an index. If no entry names a real platform, the `unknown` entries are for every platform."""
     entries = tuple(parse_descriptor(item, "") for item in items)
     if any(entry.platform not in (None, UNKNOWN) for entry in entries):
         return entries
@@ -53,7 +53,7 @@ def _entries(items: list[object]) -> tuple[Descriptor, ...]:
 
 
 def media_type_of(content: dict[str, Any]) -> str:
-    """What a manifest is by its own content: its `mediaType` (image-spec: optional), else its shape; empty if it is none."""
+    """The media type of a manifest by its content: its `mediaType` (image-spec: optional), else by its shape; else empty."""
     declared = content.get("mediaType")
     if is_media_type(declared) and declared.startswith("application/") and declared not in NO_TYPES:
         return str(declared)
@@ -65,19 +65,19 @@ def media_type_of(content: dict[str, Any]) -> str:
         if "manifests" in content and manifests is None:
             return OCI_INDEX
         return OCI_MANIFEST if isinstance(content.get("layers"), list) else ""
-    # Docker's own manifests are to have a mediaType; of one that has none, the config tells.
+    # Docker's own manifests should have a mediaType; if there is none, the config tells.
     return DOCKER_MANIFEST if config.get("mediaType") == DOCKER_CONFIG else OCI_MANIFEST
 
 
 def kept_type(content: dict[str, Any]) -> str:
-    """The media type of a manifest that may be kept: of the second schema, or an artifact, which has none; else empty."""
+    """The media type of a manifest that cacheyd keeps: with schema 2, or an artifact, which has no schema; else empty."""
     schema = content.get("schemaVersion")
     whole = schema == 2 or (schema is None and content.get("mediaType") in ARTIFACTS)
     return media_type_of(content) if whole else ""
 
 
 def is_manifest(data: bytes) -> bool:
-    """Whether bytes are a manifest, where the type that they are listed by does not tell."""
+    """Whether the bytes are a manifest that cacheyd keeps; for bytes whose listed media type does not tell."""
     try:
         return bool(kept_type(parse_object(data)))
     except ValueError:
@@ -85,7 +85,7 @@ def is_manifest(data: bytes) -> bool:
 
 
 def signed_payload(data: bytes | bytearray) -> bytes | None:
-    """The bytes that the digest of a signed manifest of the first schema covers: all but its signatures. None for others.
+    """The bytes that the digest of a signed schema 1 manifest covers: all except the signatures. None for other manifests.
 
     https://github.com/distribution/distribution/blob/v2.8.2/docs/spec/manifest-v2-1.md, "Signed Manifests".
     """

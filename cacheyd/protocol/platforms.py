@@ -1,4 +1,4 @@
-"""Platforms: how they are written, and which runs what was built for another.
+"""Platforms: how to write them, and which platform runs the images of another.
 
 Source: containerd's matching of platforms (https://github.com/containerd/platforms).
 """
@@ -20,13 +20,13 @@ _ARCHITECTURES = {
     "loongarch64": "loong64",
 }
 _PART = re.compile(r"[A-Za-z0-9_.-]+")
-# The variant that is meant where none is said.
+# The variant of an architecture that is written without a variant.
 _DEFAULT_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Operating system and architecture, with the variant that this stands for written out."""
+    """Operating system, architecture and variant; a default variant is written out."""
 
     system: str
     architecture: str
@@ -37,9 +37,9 @@ class Platform:
         return "/".join(part for part in (self.system, self.architecture, shown) if part)
 
     def rank(self, other: "Platform") -> int:
-        """How well what was built for `other` suits this platform: 0 not at all, the higher the better.
+        """How well an image for `other` suits this platform: 0 means not at all, a higher number is better.
 
-        A processor also runs what was built for an earlier variant of it.
+        A processor also runs images for an earlier variant of its architecture.
         """
         if (self.system, self.architecture) != (other.system, other.architecture):
             return 0
@@ -55,7 +55,7 @@ def _level(variant: str) -> int | None:
 
 
 def normal_platform(system: str, architecture: str, variant: str) -> Platform:
-    """A platform from the names that people and manifests use (`x86_64`, `aarch64`), as Go spells them."""
+    """A platform with Go's spelling, from the names that people and manifests use (`x86_64`, `aarch64`)."""
     architecture, _, implied = _ARCHITECTURES.get(architecture.lower(), architecture.lower()).partition("/")
     variant = variant.lower() or implied
     if variant.isdigit():
@@ -72,5 +72,5 @@ def parse_platform(text: str) -> Platform:
 
 
 def own_platform() -> Platform:
-    """linux on this machine's architecture."""
+    """The platform of this machine: linux on its architecture."""
     return normal_platform("linux", platform.machine() or "amd64", "")

@@ -1,4 +1,4 @@
-"""Arithmetic of Range, If-Range and Content-Range (RFC 9110 section 14)."""
+"""Parses and computes Range, If-Range and Content-Range (RFC 9110 section 14)."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Part:
 
     @property
     def length(self) -> int:
-        """How many bytes."""
+        """The length of the part (bytes)."""
         return self.end - self.start
 
     def content_range(self, size: int) -> str:
@@ -26,30 +26,30 @@ class Part:
 
 
 class Unsatisfiable(Exception):
-    """The request asks for no byte of the representation: 416 with `Content-Range: bytes */size`."""
+    """The request asks for no byte of the representation. The answer is 416 with `Content-Range: bytes */size`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RangeRequest:
-    """A parsed Range header before the size is known: pairs of first and last byte, None where it was left out."""
+    """A parsed Range header, before the size is known: pairs of first and last byte, each None if missing."""
 
     specs: tuple[tuple[int | None, int | None], ...]
 
     @property
     def start(self) -> int | None:
-        """The first byte of a single range that says so; None for suffixes and for several ranges."""
+        """The first byte of a single range; None for a suffix and for several ranges."""
         return self.specs[0][0] if len(self.specs) == 1 else None
 
     @property
     def bounded(self) -> int | None:
-        """How many bytes a single `first-last` range asks for; None for an open one, a suffix or several."""
+        """How many bytes a single `first-last` range asks for; None for an open range, a suffix or several ranges."""
         if len(self.specs) != 1:
             return None
         first, last = self.specs[0]
         return None if first is None or last is None else last - first + 1
 
     def parts(self, size: int) -> tuple[Part, ...]:
-        """The satisfiable parts of a representation of `size` bytes, clamped to it; raises Unsatisfiable if there are none."""
+        """The satisfiable parts of a representation of `size` bytes, clamped to its size. Raises Unsatisfiable if none."""
         found = []
         for first, last in self.specs:
             if first is None:
@@ -64,9 +64,9 @@ class RangeRequest:
 
 
 def parse_range(header: str | None) -> RangeRequest | None:
-    """A Range header in bytes, or None where it is to be ignored (other units, bad syntax, too many ranges).
+    """A Range header in bytes, or None if the cache must ignore it (other units, bad syntax, too many ranges).
 
-    `bytes=500-0` is kept as a range with no bytes, so that it is answered 416, as the OCI conformance suite expects.
+    `bytes=500-0` stays as a range without bytes, so that the answer is 416, as the OCI conformance suite expects.
     """
     if not header:
         return None
@@ -83,15 +83,15 @@ def parse_range(header: str | None) -> RangeRequest | None:
 
 
 def if_range_holds(header: str | None, etag: str) -> bool:
-    """Whether a Range is to be honoured: without If-Range, or with the strong ETag of this representation.
+    """Whether the Range counts: there is no If-Range, or If-Range is the strong ETag of this representation.
 
-    A date never holds: what is content-addressed has no date (RFC 9110 section 13.1.5).
+    A date never matches: a content-addressed object has no date (RFC 9110 section 13.1.5).
     """
     return header is None or header.strip() == etag
 
 
 def parse_content_range(header: str | None) -> tuple[int, int, int | None] | None:
-    """Start, end (exclusive) and size (None if unknown) of a Content-Range in bytes; None if it is not one."""
+    """Start, end (exclusive) and size (None if unknown) of a Content-Range in bytes; None if the header is not valid."""
     match = _CONTENT_RANGE.fullmatch((header or "").strip())
     if not match or int(match[2]) < int(match[1]):
         return None

@@ -1,11 +1,8 @@
-"""What a request is about: one thing in one repository of one registry (OCI distribution-spec, the grammar of names)."""
+"""The subject of a request: one thing in one repository of one registry (OCI distribution-spec, the grammar of names)."""
 
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-
-# Loaded on demand else: on the event loop, at the first such host.
-
 
 NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
@@ -13,7 +10,7 @@ MAX_NAME = 255
 
 
 class Kind(StrEnum):
-    """What a request is about."""
+    """The kind of thing that a request asks for."""
 
     MANIFEST = "manifest"
     BLOB = "blob"
@@ -25,9 +22,9 @@ class Kind(StrEnum):
 class Reference:
     """One thing in one repository of one registry.
 
-    `registry` is the canonical namespace (`docker.io` for each of Docker Hub's names); `ns` is what the client called it.
-    `reference` is a tag or a digest; `digest` is the same where it is a digest, else None. `query` is what goes upstream
-    for tag lists and referrers: the client's query without `ns`, byte for byte.
+    `registry` is the canonical namespace (`docker.io` for each of Docker Hub's names); `ns` is the client's name for it.
+    `reference` is a tag or a digest; `digest` equals `reference` if that is a digest, else None. `query` is the query that
+    cacheyd sends upstream for tag lists and referrers: the client's query without `ns`, byte for byte.
     """
 
     registry: str
@@ -40,7 +37,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Registry and repository, as objects and tags remember them."""
+        """Registry and repository in one text, as the store records them for objects and tags."""
         return f"{self.registry}/{self.repository}"
 
     @property
@@ -59,5 +56,5 @@ class Reference:
 
     @property
     def scoped(self) -> bool:
-        """Whether the client named the registry with `ns` (and so is owed `OCI-Namespace`)."""
+        """Whether the client named the registry with `ns`; the answer then needs `OCI-Namespace`."""
         return bool(self.ns)

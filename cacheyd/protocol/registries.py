@@ -1,4 +1,4 @@
-"""Names of registries in their one form: `host` or `host:port`, and `docker.io` for all of Docker Hub's names."""
+"""The canonical names of registries: `host` or `host:port`, and `docker.io` for all of Docker Hub's names."""
 
 import ipaddress
 
@@ -11,9 +11,9 @@ _DOCKER_ALIASES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.
 
 
 def canonical_registry(ns: str) -> str:
-    """The registry that a client means by `ns`: `host[:port]` in one form, Docker Hub's names as `docker.io`.
+    """The canonical name of the registry that a client means by `ns`: `host[:port]`, or `docker.io` for Docker Hub's names.
 
-    Raises RequestError 400 for anything else: user info, paths, control characters, ports over 65535.
+    Raises RequestError 400 for everything else: user info, paths, control characters, ports over 65535.
     """
     try:
         if len(ns) > MAX_NAME:
@@ -24,13 +24,13 @@ def canonical_registry(ns: str) -> str:
         message = "ns is not a registry: it must be host or host:port"
         raise client_error(400, Code.NAME_INVALID, message, ns=ns[:MAX_NAME]) from None
     if port is not None and int(port) != 443:
-        # https is what a registry speaks unless it is configured: its port may be left out, and means no other registry.
+        # A registry speaks https unless the operator configures http. So port 443 is the same registry as no port.
         name = f"{name}:{int(port)}"
     return DOCKER_HUB if name in _DOCKER_ALIASES else name
 
 
 def names_of(registry: str) -> tuple[str, ...]:
-    """The canonical names of a registry: its own one, and those of the IPv4 addresses in an IPv6 address."""
+    """The canonical names of a registry: its own name, and the IPv4 addresses that its IPv6 address contains."""
     if not registry.startswith("["):
         return (registry,)
     host, _, port = registry[1:].partition("]")
@@ -38,6 +38,6 @@ def names_of(registry: str) -> tuple[str, ...]:
 
 
 def has_registry(name: str) -> bool:
-    """Whether a name begins with a registry, as docker tells: its first part has a dot or a port, or is `localhost`."""
+    """Whether a name begins with a registry, by docker's rule: its first part has a dot or a port, or is `localhost`."""
     first, slash, _ = name.partition("/")
     return bool(slash) and ("." in first or ":" in first or first == "localhost")

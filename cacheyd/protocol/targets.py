@@ -1,4 +1,4 @@
-"""Parses a request target once, at the edge, into frozen values; nothing behind it parses again.
+"""Parses a request target once, at the edge, into frozen values; no other code parses it again.
 
 Sources: OCI distribution-spec ("Pulling manifests", "Pulling blobs") and containerd's `ns` query parameter
 (https://github.com/containerd/containerd/blob/main/docs/hosts.md).
@@ -14,9 +14,10 @@ from cacheyd.protocol.errors import Code, RequestError, client_error
 from cacheyd.protocol.reference import MAX_NAME, NAME, TAG, Kind, Reference
 from cacheyd.protocol.registries import DOCKER_HUB, canonical_registry, has_registry
 
-# A longer target, or query of a list, is refused with 414 (characters): the longest right name, tag and ns are below 1 KiB.
+# The most characters of a target, and of the query of a list. cacheyd refuses a longer one with 414: the longest valid name,
+# tag and ns together are below 1 KiB.
 MAX_TARGET, MAX_QUERY = 8 << 10, 2 << 10
-# Longer targets are parsed each time: what strangers make up must not fill the memory (characters).
+# Longer targets are not cached, but parsed each time: invented targets must not fill the memory (characters).
 CACHED_TARGET = 512
 
 
@@ -33,7 +34,7 @@ _TAGS_ROUTE = re.compile(r"/v2/(?P<name>.+)/tags/list")
 
 
 def _split_prefix(name: str, default_registry: str) -> tuple[str, str]:
-    """Registry and repository of a request without `ns`: the first component if it looks like a host."""
+    """Registry and repository of a request without `ns`. The first component is the registry if it looks like a host."""
     if has_registry(name):
         first, _, rest = name.partition("/")
         return _under(canonical_registry(first), rest)
@@ -48,9 +49,9 @@ def _split_prefix(name: str, default_registry: str) -> tuple[str, str]:
 
 
 def _after_prefix(name: str, registry: str) -> str:
-    """The repository of a request with `ns`: what follows the first component if that, too, names the registry of `ns`.
+    """The repository of a request with `ns`: the name without its first component, if this component names the same registry.
 
-    containerd's `override_path` and buildkit's mirrors send both.
+    containerd's `override_path` and buildkit's mirrors name the registry in both places.
     """
     if not has_registry(name):
         return name
@@ -62,15 +63,15 @@ def _after_prefix(name: str, registry: str) -> str:
 
 
 def _under(registry: str, rest: str) -> tuple[str, str]:
-    """Registry and repository as images are named: one part under Docker Hub is short for an image in `library`.
+    """Registry and full repository: at Docker Hub, a name of one part is short for an image in `library`.
 
-    Docker Hub itself has no repository of one part; what is asked for by `ns` alone is passed on as it is.
+    Docker Hub itself has no repository with one part. If the client names the registry only by `ns`, the name stays as it is.
     """
     return registry, f"library/{rest}" if registry == DOCKER_HUB and "/" not in rest else rest
 
 
 def _check(kind: Kind, reference: str) -> str | None:
-    """The digest, or None for a tag; raises what an origin registry would answer."""
+    """The digest, or None for a tag. Raises RequestError with the status and code that an origin would answer."""
     if DIGEST.fullmatch(reference):
         return reference
     if kind is not Kind.MANIFEST or ":" in reference:
@@ -81,10 +82,10 @@ def _check(kind: Kind, reference: str) -> str | None:
 
 
 def parse_target(target: str, default_registry: str = "") -> Reference | Page:
-    """What a request target (origin-form, RFC 9112 section 3.2.1) asks for.
+    """The reference or the page that a request target (origin-form, RFC 9112 section 3.2.1) asks for.
 
-    Raises RequestError with the status and code that a registry gives for it: 404 for an unknown path, 400 for a missing
-    or wrong `ns`, name or digest, 414 for what is too long.
+    Raises RequestError with the status and code that a registry would answer: 404 for an unknown path, 400 for a missing
+    or wrong `ns`, name or digest, 414 if the target is too long.
     """
     if len(target) <= CACHED_TARGET:
         return _parse_cached(target, default_registry)
@@ -113,14 +114,14 @@ _parse_cached = lru_cache(maxsize=8192)(_parse_target)
 
 
 def name_to_ask(ref: Reference) -> str:
-    """The name that the client of `ref` puts into a path to ask for the same repository again, beside `ns` if it sent one."""
+    """The name for a path with which the client of `ref` can ask for the same repository again (with its `ns`, if any)."""
     if ref.scoped and _after_prefix(ref.repository, ref.registry) == ref.repository:
         return ref.repository
     return ref.name
 
 
 def is_ns(part: str) -> bool:
-    """Whether this part of a query is `ns`, which is for this cache and no registry."""
+    """Whether this part of a query is `ns`, which is for this cache and not for a registry."""
     name = part.partition("=")[0]
     return name == "ns" or ("%" in name and unquote_plus(name) == "ns")
 

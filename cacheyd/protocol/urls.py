@@ -1,6 +1,6 @@
-"""URLs that requests go to, as one parser reads them: what is checked is what is sent.
+"""The URLs of requests. One parser reads them, so cacheyd sends exactly the URL that it has checked.
 
-Sources: RFC 3986 and RFC 9110 section 4.2; of what is not allowed in a URI but met in a Location,
+Sources: RFC 3986 and RFC 9110 section 4.2; for characters that a URI must not have, but that servers send in a Location,
 https://github.com/curl/curl/issues/473.
 """
 
@@ -13,15 +13,16 @@ from cacheyd.protocol.hosts import canonical_host, split_port
 _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
-# What is not encoded in a path. Brackets should be, but everybody sends them as they are, and signatures cover them.
+# The characters that stay unencoded in a path. Brackets should be encoded, but all servers send them as they are, and
+# signatures cover them.
 _PATH = "!$%&'()*+,/:;=@[]~"
-# In a query, all that is printable: signers are tested with Go's clients, which encode none of it.
+# In a query, all printable characters: the authors of signers test them with Go's clients, which encode none of these.
 _QUERY = _PATH + '?"<>\\^`{|}'
 
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """An http or https URL. `host` is canonical, an IPv6 address without brackets; `path` has the query with it."""
+    """An http or https URL. `host` is canonical, an IPv6 address has no brackets; `path` includes the query."""
 
     scheme: str
     host: str
@@ -35,15 +36,15 @@ class Url:
 
 
 def default_port(scheme: str) -> int:
-    """The port of http and https."""
+    """The default port of http or https."""
     return 443 if scheme == "https" else 80
 
 
 def parse_url(text: str) -> Url:
-    """The parts of a URL. Path and query stay byte for byte; only what cannot be sent like that is percent-encoded.
+    """The parts of a URL. Path and query stay byte for byte, except for percent-encoding where a request must have it.
 
-    Raises ValueError for other schemes than http and https, for user info, for wrong hosts, and for control characters: a
-    line break would begin another header, and parsers that skip some controls read another host.
+    Raises ValueError for other schemes than http and https, for user info, for invalid hosts, and for control characters: a
+    line break would begin another header, and parsers that skip some control characters would read another host.
     """
     match = _URL.fullmatch(text)
     if match is None or _CONTROLS.search(text):
@@ -62,16 +63,17 @@ def parse_url(text: str) -> Url:
 
 
 def is_upgrade(known: Url, url: Url) -> bool:
-    """Whether `url` is the same host as `known`, by TLS: at the ports of both schemes (80, 443), or at the very same one.
+    """Whether `url` is the host of `known`, but with TLS: from port 80 to port 443, or at the same port.
 
-    Another port is another server, which may be anybody's. Never the other way: what was sent by TLS must not go by http.
+    Another port is another server, which can belong to somebody else. https to http is never an upgrade: data for TLS must
+    not go over http.
     """
     same_place = known.port == url.port or (known.port, url.port) == (80, 443)
     return (known.scheme, url.scheme) == ("http", "https") and known.host == url.host and same_place
 
 
 def resolve(url: str, location: str) -> str:
-    """Where a Location leads to from `url`; byte for byte, unless it is a relative path. Raises ValueError."""
+    """The URL that a Location leads to from `url`; byte for byte, unless it is a relative path. Raises ValueError."""
     if _CONTROLS.search(location):
         raise ValueError("no URL")
     if _SCHEME.match(location):
@@ -85,7 +87,7 @@ def resolve(url: str, location: str) -> str:
 
 
 def from_field(value: str) -> str:
-    """A URL out of a header's value, which has a character for each byte (latin-1): UTF-8 where it is that.
+    """The URL in a header's value, which has one character for each byte (latin-1). Decodes valid UTF-8.
 
     Raises ValueError.
     """
