@@ -1,1 +1,1 @@
-"""What peers may cost: memory, turns, CPU, open files."""
+"""Bounds on what peers cost: memory, turns, processor time, open files."""

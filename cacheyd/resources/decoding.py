@@ -1,6 +1,6 @@
-"""Decoding of bodies: in one thread, so that it never takes more than one processor, and never the event loop.
+"""Decodes bodies in one thread, so that decoding takes at most one processor and never the event loop.
 
-Bodies in memory are decoded one at a time, registries in turn; a few blobs are decoded beside them, slice by slice.
+The thread decodes bodies in memory one at a time, registries in turn; between them, it decodes a few blobs slice by slice.
 """
 
 import asyncio
@@ -13,20 +13,20 @@ from contextlib import asynccontextmanager, contextmanager
 from cacheyd.protocol.codings import WINDOW, BadCoding, decode
 from cacheyd.resources.budget import Budget
 
-# Bodies in memory that wait for their turn, of one registry; and for how long (seconds).
+# The most bodies in memory of one registry that wait for a turn, and how long each waits (seconds).
 MAX_WAITING, WAIT = 16, 10.0
-# How many blobs are decoded at once, no registry more than two.
+# The most blobs that are decoded at once; a registry has at most two of them.
 BLOBS = 4
-# What a slice of a blob decodes to (bytes), or takes of a processor (seconds).
+# A slice of a blob ends after this many decoded bytes, or after this much processor time (seconds).
 SLICE, SLICE_SECONDS = 512 << 10, 0.05
 
 
 class NoTurn(Exception):
-    """Too much waits to be decoded."""
+    """Too many bodies wait for decoding."""
 
 
 class DecodingQueue:
-    """One turn at a time. Registries that wait have theirs one after the other, each with its oldest request."""
+    """Gives one turn at a time. Waiting registries take turns, each with its oldest request."""
 
     def __init__(self) -> None:
         self._taken = False
@@ -34,7 +34,7 @@ class DecodingQueue:
 
     @asynccontextmanager
     async def turn(self, registry: str) -> AsyncIterator[None]:
-        """A turn while the block runs. Raises NoTurn where there is none in time."""
+        """Waits for a turn and holds it while the block runs. Raises NoTurn if no turn comes in time."""
         await self._enter(registry)
         try:
             yield
@@ -87,9 +87,9 @@ async def undo(
     *,
     is_right: Callable[[bytes | bytearray], bool] = lambda data: False,
 ) -> bytes | bytearray:
-    """Decodes a body that is in memory, to `limit` bytes at most; returns it as it came where it `is_right` already.
+    """Decodes a body in memory to at most `limit` bytes; if `is_right` accepts the undecoded bytes, returns these.
 
-    Raises BadCoding, and NoTurn.
+    Raises BadCoding and NoTurn.
     """
     with _counted(budget, len(data)):
         async with _turns.turn(registry):
@@ -119,12 +119,12 @@ def _try[T](function: Callable[[], T]) -> T | BadCoding:
     try:
         return function()
     except BadCoding as error:
-        # A new one: this one's frames keep what is decoded so far, and the window, for as long as somebody keeps the error.
+        # Makes a new error: the frames of `error` would keep the decoded bytes and the window in memory as long as the error.
         return type(error)(str(error))
 
 
 async def next_slice(pieces: Iterator[bytes]) -> tuple[list[bytes], bool]:
-    """What is decoded next, as much as is worth it, and whether that is all. Raises BadCoding."""
+    """Decodes the next slice: its pieces, and whether the body ends with it. Raises BadCoding."""
     return await _run(lambda: _slice(pieces))
 
 

@@ -1,10 +1,10 @@
-"""How many files and sockets this process may have open."""
+"""Raises the limit of open files and sockets of this process."""
 
 import resource
 
 
 def raise_limit() -> int:
-    """Takes all that this process may have; how many those are."""
+    """Raises the soft limit of open files to the hard limit; returns the limit in force."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

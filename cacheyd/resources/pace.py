@@ -1,13 +1,13 @@
-"""The least rate at which a body has to come: strangers who send byte after byte hold memory and turns."""
+"""The lowest rate at which a body must move: a peer that sends byte after byte would hold memory and turns."""
 
 import time
 from collections.abc import Callable
 
 
 class Pace:
-    """Whether a body comes fast enough: `rate` bytes a second over `window` seconds of waiting for it.
+    """Checks that a body comes fast enough: `rate` bytes per second over `window` seconds of waiting for the peer.
 
-    Only the time in which somebody waited for the peer counts, and not that in which a full buffer kept the peer waiting.
+    Only the time in which cacheyd waits for the peer counts. The time in which a full buffer makes the peer wait does not.
     """
 
     def __init__(self, rate: int, window: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -18,11 +18,11 @@ class Pace:
         self._came = 0
 
     def begin(self) -> float:
-        """Somebody waits from now on. What it returns is for `end`."""
+        """Starts a wait for the peer; returns the start time, for `end`."""
         return self._clock()
 
     def end(self, began: float, size: int) -> bool:
-        """Counts the bytes that came since `began`; whether the body is fast enough."""
+        """Ends a wait and counts its `size` bytes; returns whether the body is fast enough."""
         self._waited += self._clock() - began
         self._came += size
         if self._waited < self._window:

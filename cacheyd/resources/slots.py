@@ -1,14 +1,14 @@
-"""Turns for fetches: a bounded number at once, no more than half of them for one registry, and fair to those that wait."""
+"""Turns for fetches: a bounded number at once, at most half of them for one registry, given fairly to waiting registries."""
 
 import asyncio
 from collections import Counter, deque
 
-# So many turns a registry may have in any case.
+# A registry can always have this many turns, also if half of all turns is less.
 FEW = 2
 
 
 class Slots:
-    """Turns by registry. Of several that wait, the one with the fewest turns is next; within it, the oldest request."""
+    """Gives turns to registries. The waiting registry with the fewest turns is next, with its oldest request."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -29,14 +29,14 @@ class Slots:
         return not self.full and self._taken[registry] < self._most
 
     def try_enter(self, registry: str) -> bool:
-        """Takes a turn if there is one and nobody of this registry waits for it; `leave` gives it back."""
+        """Takes a turn if one is free and no request of this registry waits for a turn; `leave` gives the turn back."""
         if registry in self._waiting or not self._is_free(registry):
             return False
         self._taken[registry] += 1
         return True
 
     async def enter(self, registry: str) -> None:
-        """Waits for a turn; `leave` gives it back."""
+        """Waits for a turn; `leave` gives the turn back."""
         if self.try_enter(registry):
             return
         turn = asyncio.get_running_loop().create_future()
@@ -51,7 +51,7 @@ class Slots:
             raise
 
     def leave(self, registry: str) -> None:
-        """Gives a turn back. It goes to one that waits."""
+        """Gives a turn back; a waiting request gets it."""
         self._taken[registry] -= 1
         if not self._taken[registry]:
             del self._taken[registry]

@@ -1,1 +1,1 @@
-"""Registries upstream: as whom they are asked, which of them, how often, and when not."""
+"""Requests to upstream registries: the choice of origin, the login, turns, rate limits, and pauses after failures."""

@@ -1,8 +1,8 @@
-"""As whom upstreams are asked: the client itself (the default), a stored login, or an anonymous token.
+"""Chooses the login for upstreams: the client's own (the default), a stored login, or an anonymous token.
 
 Sources: distribution's token authentication (https://distribution.github.io/distribution/spec/auth/token/) and RFC 9110
-section 11. Stored credentials go to the registry's own host and to token services of its operator or of the
-configuration, and never elsewhere.
+section 11. cacheyd sends stored credentials only to the registry's own host, and to token services of the registry's
+operator or of the configuration.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Authorizer:
-    """Adds the login that a registry's settings want, and keeps tokens until they expire."""
+    """Adds the login that a registry's settings require to requests, and keeps tokens until they expire."""
 
     def __init__(self, settings: Settings | Live, clock: Callable[[], float] = time.monotonic) -> None:
         self._live = Live.of(settings)
@@ -37,16 +37,16 @@ class Authorizer:
         self._live.listen(lambda _: self.forget())
 
     def forget(self) -> None:
-        """After a change of settings: no token and no login of before is used."""
+        """Drops all tokens and logins, after a change of settings."""
         self._tokens.forget()
         self._logins.forget()
 
     async def close(self) -> None:
-        """Ends programs that are asked for a login."""
+        """Ends the programs that look up logins now."""
         await self._logins.close()
 
     async def prepare(self, request: UpstreamRequest) -> None:
-        """Waits for the stored login that the request needs: how long that takes says nothing about the registry.
+        """Waits for the stored login that the request needs. This wait is separate: its time says nothing about the registry.
 
         Raises UpstreamBroken.
         """
@@ -56,10 +56,10 @@ class Authorizer:
             async with asyncio.timeout(self._live.settings.head_timeout):
                 await self._logins.get(self._live.settings, request.ref)
         except TimeoutError:
-            raise UpstreamBroken("its login was not there in time", refused=True) from None
+            raise UpstreamBroken("its login did not come in time", refused=True) from None
 
     async def fetch(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
-        """The upstream's response to the request, as whom the settings say. Raises UpstreamBroken."""
+        """The upstream's response to the request, with the login of the settings. Raises UpstreamBroken."""
         registry = self._live.settings.registry(request.ref.registry)
         name, url = request.ref.registry, target(base, request.ref)
         if registry.auth == "passthrough" or request.as_client:
@@ -82,7 +82,7 @@ class Authorizer:
     async def _logged_in(
         self, transport: Transport, request: UpstreamRequest, base: str, registry: RegistrySettings, login: str
     ) -> UpstreamResponse:
-        """The response for this login (empty: for anybody). A token that is refused, with 401 or 403, is replaced once."""
+        """The response for this login (empty: anonymous). Replaces a token once if the registry refuses it (401 or 403)."""
         name, url = request.ref.registry, target(base, request.ref)
         headers = without(request.headers, "authorization")
         key = Key(name, base, _scope(request.ref), who_of(login))
@@ -90,8 +90,8 @@ class Authorizer:
         response = await transport.fetch(name, request.method, url, (*headers, *known))
         replaced = response.status == 403 and self._tokens.is_replaceable(key, known)
         if replaced:
-            # Some registries answer 403 to an expired token. Only a request without a token gets the challenge, which says
-            # where tokens are.
+            # Some registries answer 403 to an expired token. Only a request without a token gets the challenge, which names
+            # the token service.
             response.close()
             response = await transport.fetch(name, request.method, url, headers)
         if response.status != 401:
@@ -111,10 +111,10 @@ class Authorizer:
         return response
 
     async def _anonymous(self, transport: Transport, request: UpstreamRequest, base: str) -> UpstreamResponse:
-        """For clients that name the registry in the path and bring no login.
+        """The response for a client that names the registry in the path and has no login: with an anonymous token if needed.
 
-        skopeo, podman and CRI-O look for the challenge at `/v2/`, which is about no registry in particular here. They take
-        a later challenge as final, so they could not read what everybody may read.
+        skopeo, podman and CRI-O look for the challenge at `/v2/`. Here, this path belongs to no registry. These clients take
+        a later challenge as final, so without this token they could not read public images.
         """
         name, url = request.ref.registry, target(base, request.ref)
         key = Key(name, base, _scope(request.ref), "")
@@ -138,20 +138,20 @@ class Authorizer:
 
 
 async def answer_challenge(transport: Transport, ref: Reference, bases: Iterable[str], headers: HeaderList, login: str) -> str:
-    """The Authorization that a client with this login (`user:password`) answers a 401 with; `headers` are the 401's.
+    """The Authorization with which a client with this login (`user:password`) answers a 401; `headers` are those of the 401.
 
-    As clients do, it believes the registry about its token service, which must be reached as safely as the registry
-    itself. Raises UpstreamBroken.
+    As clients do, this function trusts the registry about its token service. The connection to the service must be as safe
+    as the connection to the registry. Raises UpstreamBroken.
     """
     challenges = parse_challenges(headers)
     bearer = bearer_of(challenges)
     if bearer is None:
         if any(c.scheme == "basic" for c in challenges):
             return basic(login)
-        raise UpstreamBroken(f"{ref.registry} asks for no login that is known here", refused=True)
+        raise UpstreamBroken(f"{ref.registry} asks for no kind of login that cacheyd knows", refused=True)
     realm = realm_of(bearer)
     if not (parse_url(realm).scheme == "https" or any(realm_belongs(realm, base, ()) for base in bases)):
-        raise UpstreamBroken("its token service has no https, so it does not see the login", refused=True)
+        raise UpstreamBroken("its token service has no https, so cacheyd does not send the login to it", refused=True)
     token, _ = await request_token(transport, ref.registry, bearer, _scope(ref), login)
     return f"Bearer {token}"
 

@@ -1,4 +1,4 @@
-"""Auth files: docker's config.json (its `cli/config/configfile`) and podman's auth.json."""
+"""Reads auth files: docker's config.json (its `cli/config/configfile`) and podman's auth.json."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ from cacheyd.settings.values import helper_name
 from cacheyd.upstream.docker_helpers import docker_login, executable, server_of
 from cacheyd.upstream.programs import DEADLINE, HelperError, checked_login, find
 
-# An auth file (bytes).
+# The most bytes of an auth file.
 FILE_MAX = 1 << 20
 
 
@@ -25,7 +25,7 @@ class _Entry:
 
 
 class AuthFile:
-    """docker's config.json, or podman's auth.json: logins, and the helpers that have them."""
+    """docker's config.json or podman's auth.json: logins, and the helpers that have logins."""
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path = path
@@ -51,24 +51,24 @@ class AuthFile:
             raise HelperError(f"{path}: {error}") from None
 
     def helpers(self, registry: str) -> list[str]:
-        """The helper that may be run for a registry: its own, or that of all."""
+        """The helper that cacheyd can run for a registry: the registry's own helper, or the helper for all registries."""
         if registry in self._helpers:
             return [self._helpers[registry][1]]
         return [self._store] if self._store else []
 
     def is_narrow(self, registry: str) -> bool:
-        """Whether some of the registry's repositories have a login of their own, as podman writes them."""
+        """Whether some of the registry's repositories have their own login, as podman can write it."""
         return any(place.startswith(f"{registry}/") for place in self._auths)
 
     async def login(self, name: str, deadline: float = DEADLINE) -> str:
-        """The login for `registry/repository`, empty if there is none. Raises HelperError."""
+        """The login for `registry/repository`; empty if there is none. Raises HelperError."""
         registry = name.partition("/")[0]
         if registry in self._helpers:
             key, helper = self._helpers[registry]
             return await self._ask(registry, helper, server_of(registry) if registry == DOCKER_HUB else key, deadline)
         place = max((place for place in self._auths if f"{name}/".startswith(f"{place}/")), key=len, default="")
         login = self._own(place) if place else ""
-        # A store that was never used for this registry, and is not there, has no login either.
+        # If the store has no entry for this registry, and its program does not exist, then it has no login either.
         if not login and self._store and (place or find(executable(self._store))):
             server = self._auths[place].key if place else server_of(registry)
             return await self._ask(registry, self._store, server, deadline)
@@ -78,12 +78,12 @@ class AuthFile:
         try:
             return await docker_login(helper_name(helper), server, deadline)
         except ValueError:
-            raise HelperError(f"{self.path}: the credential helper of {registry} has a name that is none") from None
+            raise HelperError(f"{self.path}: the credential helper of {registry} has an invalid name") from None
         except HelperError as error:
             raise HelperError(f"{self.path}: the credential helper of {registry}: {error}") from None
 
     def _own(self, place: str) -> str:
-        """The login that stands in the file itself."""
+        """The login in the file itself. Raises HelperError."""
         fields = self._auths[place].fields
         if fields.get("identitytoken"):
             raise HelperError(f"{self.path}: the login of {place} is an identity token, which cacheyd cannot use")
@@ -100,7 +100,7 @@ class AuthFile:
 
 
 def _place(key: str) -> str:
-    """What a key of `auths` is about: a registry, or (podman) a part of one; docker writes its own as a URL."""
+    """The place that a key of `auths` means: a registry, or (podman) a part of a registry. Docker writes its own as a URL."""
     host, _, path = key.removeprefix("https://").removeprefix("http://").rstrip("/").partition("/")
     try:
         registry = canonical_registry(host)

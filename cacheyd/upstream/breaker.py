@@ -1,15 +1,16 @@
-"""Which origins and token services are dead, so that they are left alone for a while."""
+"""Remembers which origins and token services are dead, so that cacheyd does not ask them for a while."""
 
 import heapq
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# A dead origin is left alone for so long, doubled with each failure (seconds).
+# The pause of a dead origin, and the longest pause (seconds). Each further failure doubles the pause.
 PAUSE, PAUSE_MAX = 5.0, 60.0
-# A timeout costs every client its length, so one is enough; other failures are quick and may be chance.
+# How many failures make an origin dead. One timeout is enough, because each client pays its whole length; other failures are
+# quick and can be chance.
 FAILURES = 3
-# How many names are remembered, and how many are forgotten at once where there are more.
+# The most names that are remembered, and how many of them are forgotten at once if there are more.
 MAX_TRACKED, FORGOTTEN = 10_000, 1_000
 
 
@@ -23,7 +24,7 @@ class _Health:
 
 
 class Breaker:
-    """Remembers which origins are dead, so that they cost one timeout and not one per request."""
+    """Remembers which origins are dead, so that a dead origin costs one timeout, and not one for each request."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -31,7 +32,7 @@ class Breaker:
         self._since = float("-inf")
 
     def forget(self) -> None:
-        """After a change of settings: nothing is dead, and requests that began before do not count any more."""
+        """Forgets all origins, after a change of settings. Requests that began before no longer count."""
         self._health.clear()
         self._since = self._clock()
 
@@ -41,15 +42,15 @@ class Breaker:
     def _of(self, origin: str) -> _Health:
         health = self._health.pop(origin, None) or _Health()
         if len(self._health) >= MAX_TRACKED:
-            # Anybody may make up names. Living origins go first, those that were heard of long ago before others; the
-            # one that is dead for longest goes last.
+            # An attacker can invent names. Forgets living origins first, the least recently used of them before others, and
+            # dead origins by the end of their pause, the latest end last.
             for name in heapq.nsmallest(FORGOTTEN, self._health, key=lambda name: self._health[name].dead_until):
                 del self._health[name]
         self._health[origin] = health
         return health
 
     def admit(self, origin: str) -> bool:
-        """Whether to ask the origin now; after its pause, one request at a time finds out."""
+        """Whether to ask the origin now. After its pause, one request at a time checks whether it lives."""
         health = self._health.get(origin)
         if health is None or not health.dead_until:
             return True
@@ -59,21 +60,21 @@ class Breaker:
         return True
 
     def answered(self, origin: str) -> None:
-        """The origin lives, whatever it said."""
+        """Notes that the origin lives, with any answer."""
         health = self._of(origin)
         health.failures, health.dead_until, health.probing = 0, 0.0, False
         health.answered = self._clock()
 
     def abandoned(self, origin: str) -> None:
-        """Nobody waited for the answer."""
+        """Notes that nobody waited for the answer, so another request can check the origin."""
         if health := self._health.get(origin):
             health.probing = False
 
     def failed(self, origin: str, *, timeout: bool, since: float, slow: bool = False) -> None:
-        """The origin could not be reached, or did not answer a request of `since` (on this breaker's clock).
+        """Notes that the origin was unreachable, or did not answer a request that began at `since` (this breaker's clock).
 
-        If it answered another request meanwhile, only that object is slow, and the origin is not dead. `slow` says that an
-        answer may take long: timeouts of such requests alone never make an origin a dead one, nor keep it dead.
+        If the origin has answered another request since then, only this object is slow, and the origin is not dead. `slow`:
+        the answer can take long. Timeouts of slow requests alone never make an origin dead, and never keep it dead.
         """
         if since < self._since:
             return
@@ -90,6 +91,6 @@ class Breaker:
             health.dead_until = self._clock() + health.pause
 
     def dead(self) -> list[str]:
-        """The origins that are left alone now."""
+        """The origins that cacheyd does not ask now."""
         now = self._clock()
         return [origin for origin, health in self._health.items() if health.dead_until > now]

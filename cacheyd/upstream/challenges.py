@@ -1,11 +1,11 @@
-"""Challenges: what a registry wants to see in Authorization (WWW-Authenticate, RFC 9110 section 11)."""
+"""Parses challenges: the login that a registry wants in Authorization (WWW-Authenticate, RFC 9110 section 11)."""
 
 import re
 from dataclasses import dataclass
 
 from cacheyd.protocol.headers import HeaderList
 
-# All challenges of a response together; of longer ones there is none that could be answered (bytes).
+# The most bytes of all challenges of a response. cacheyd answers none of longer challenges.
 CHALLENGES_MAX = 4 << 10
 _WORD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
@@ -25,9 +25,9 @@ class Challenge:
 
 
 def parse_challenges(headers: HeaderList) -> list[Challenge]:
-    """Each challenge of a 401, in order; several lines, and several in one line (RFC 9110 section 11.6.1).
+    """The challenges of a 401, in order, from all lines; a line can have several (RFC 9110 section 11.6.1).
 
-    None if they are longer than 4 KiB together. What is no challenge is passed over, up to the next comma.
+    Empty if the lines have more than 4 KiB together. Skips text that is not a challenge, up to the next comma.
     """
     lines = [value for name, value in headers if name.lower() == "www-authenticate"]
     if sum(map(len, lines)) > CHALLENGES_MAX:
@@ -36,7 +36,7 @@ def parse_challenges(headers: HeaderList) -> list[Challenge]:
 
 
 def _challenges(line: str) -> list[Challenge]:
-    """Looks at each character once, or twice: whatever does not match is passed over, and nothing is tried again."""
+    """The challenges of one line. Reads each character at most twice: skips text that does not match, and never goes back."""
     found: list[Challenge] = []
     at, comma = 0, True
     while True:
@@ -50,7 +50,7 @@ def _challenges(line: str) -> list[Challenge]:
         if word and equals:
             value = (_QUOTED if line[equals.end() : equals.end() + 1] == '"' else _UNQUOTED).match(line, equals.end())
             if value is None and line[equals.end() : equals.end() + 1] == '"':
-                return found  # What follows is in a quoted string that has no end.
+                return found  # The rest of the line is in a quoted string without an end.
             if value and found:
                 found[-1].params[word[0].lower()] = _value(value)
             at = value.end() if value else equals.end()
@@ -67,7 +67,7 @@ def _value(match: re.Match[str]) -> str:
 
 
 def _after_token68(line: str, at: int) -> int:
-    """Where a scheme's token68 ends, if it has one and no parameters."""
+    """The end of a scheme's token68, if the scheme has a token68 instead of parameters; else `at`."""
     start = at
     while line[start : start + 1] == " ":
         start += 1
@@ -76,11 +76,11 @@ def _after_token68(line: str, at: int) -> int:
 
 
 def _pass_over(line: str, at: int) -> int:
-    """The end of what is neither a scheme nor a parameter."""
+    """The end of a text that is neither a scheme nor a parameter."""
     match = _QUOTED.match(line, at) or _UNQUOTED.match(line, at)
     return match.end() if match else at + 1
 
 
 def bearer_of(challenges: list[Challenge]) -> Challenge | None:
-    """The first challenge that wants a token and says where there is one."""
+    """The first challenge that wants a token and names a token service."""
     return next((c for c in challenges if c.scheme == "bearer" and "realm" in c.params), None)

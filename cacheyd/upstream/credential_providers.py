@@ -1,4 +1,4 @@
-"""kubelet's credential providers.
+"""Asks kubelet's credential providers for logins.
 
 Source: https://kubernetes.io/docs/reference/config-api/kubelet-credentialprovider.v1/.
 """
@@ -20,9 +20,9 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0
 
 @dataclass(frozen=True, slots=True)
 class Provided:
-    """What a provider answered: logins by pattern of image, for how many seconds (None: it does not say).
+    """A provider's answer: logins by pattern of image. `life` is how long they hold (seconds; None if unknown).
 
-    `of_image` says that it is for the image that was asked for alone.
+    `of_image`: the answer is only for the image that cacheyd asked for.
     """
 
     logins: Mapping[str, str] = field(repr=False)
@@ -30,29 +30,29 @@ class Provided:
     of_image: bool
 
     def login(self, image: str) -> str:
-        """The login for an image: that of the longest pattern that matches, without wildcards first; empty for none."""
+        """The login of the longest pattern that matches an image (in a tie, without wildcards); empty if none matches."""
         found = [pattern for pattern in self.logins if image_matches(pattern, image)]
         return self.logins[max(found, key=lambda p: (len(p), "*" not in p))] if found else ""
 
 
 async def provided_login(argv: Sequence[str], image: str, deadline: float = DEADLINE) -> Provided:
-    """What a credential provider answers for an image (`registry/repository`). Raises HelperError."""
+    """The answer of a credential provider for an image (`registry/repository`). Raises HelperError."""
     request = {"apiVersion": PROVIDER, "kind": "CredentialProviderRequest", "image": image}
     output = await run(argv, json.dumps(request).encode(), deadline)
     return parse_provided(os.path.basename(argv[0]), output)
 
 
 def parse_provided(name: str, output: bytes) -> Provided:
-    """A CredentialProviderResponse of v1. Raises HelperError."""
+    """Parses a CredentialProviderResponse of v1. Raises HelperError."""
     answer = parse_answer(name, output)
     if (answer.get("apiVersion"), answer.get("kind")) != (PROVIDER, "CredentialProviderResponse"):
-        raise HelperError(f"{name}: its answer is no CredentialProviderResponse of {PROVIDER}")
+        raise HelperError(f"{name}: its answer is not a CredentialProviderResponse of {PROVIDER}")
     kind = answer.get("cacheKeyType")
     if kind not in ("Image", "Registry", "Global"):
         raise HelperError(f"{name}: its answer has no cacheKeyType Image, Registry or Global")
     auth = answer.get("auth")
     if not isinstance(auth, dict | None):
-        raise HelperError(f"{name}: its answer has an auth that is no object")
+        raise HelperError(f"{name}: its answer has an auth that is not an object")
     logins = {}
     for pattern, entry in (auth or {}).items():
         fields = entry if isinstance(entry, dict) else {}
@@ -61,7 +61,7 @@ def parse_provided(name: str, output: bytes) -> Provided:
 
 
 def _seconds(name: str, value: object) -> float | None:
-    """Go's notation of a duration (`12h0m0s`)."""
+    """The seconds of a duration in Go's notation (`12h0m0s`). Raises HelperError."""
     if value is None:
         return None
     text = value if isinstance(value, str) and len(value) <= 100 else ""
@@ -70,13 +70,13 @@ def _seconds(name: str, value: object) -> float | None:
     parts = _PART.findall(text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not parts or "".join(number + unit for number, unit in parts) != text or not math.isfinite(seconds):
-        raise HelperError(f"{name}: its answer has a cacheDuration that is none, such as 12h0m0s")
+        raise HelperError(f"{name}: its answer has an invalid cacheDuration; a valid one is 12h0m0s")
     return seconds
 
 
 def image_matches(pattern: str, image: str) -> bool:
-    """Whether a key of `auth` means this image: the same number of parts of the host, with wildcards in them; the port,
-    if the key has one; and its path, of whole components.
+    """Whether a key of `auth` matches this image: the hosts have the same number of parts (the key's can have wildcards),
+    the port is the same (if the key has a port), and the image's path begins with the key's path (whole components).
     """
     host, _, path = pattern.removeprefix("https://").removeprefix("http://").rstrip("/").partition("/")
     own_host, _, own_path = image.partition("/")

@@ -1,4 +1,4 @@
-"""docker's credential helpers.
+"""Asks docker's credential helpers for logins.
 
 Source: https://github.com/docker/docker-credential-helpers (the protocol of `get`).
 """
@@ -6,24 +6,24 @@ Source: https://github.com/docker/docker-credential-helpers (the protocol of `ge
 from cacheyd.protocol.registries import DOCKER_HUB
 from cacheyd.upstream.programs import DEADLINE, HelperError, checked_login, parse_answer, run
 
-# As which docker's own registry is known to helpers and in auth files.
+# The name of docker's own registry for helpers and in auth files.
 DOCKER_SERVER = "https://index.docker.io/v1/"
 _NOT_FOUND = "credentials not found"
 _TOKEN_USER = "<token>"  # noqa: S105
 
 
 def executable(helper: str) -> str:
-    """The program of one of docker's credential helpers."""
+    """The program of a docker credential helper."""
     return f"docker-credential-{helper}"
 
 
 def server_of(registry: str) -> str:
-    """The server whose login a helper is asked for."""
+    """The server name with which to ask a helper for the login of a registry."""
     return DOCKER_SERVER if registry == DOCKER_HUB else registry
 
 
 async def docker_login(helper: str, server: str, deadline: float = DEADLINE) -> str:
-    """The login that a helper of docker's has for a server, empty if it has none. Raises HelperError."""
+    """The login that a docker credential helper has for a server; empty if it has none. Raises HelperError."""
     name = executable(helper)
     try:
         output = await run([name, "get"], server.encode(), deadline)

@@ -1,4 +1,4 @@
-"""Rate limits that are in force, and whose turn is next when one ends."""
+"""Rate limits in force, and the order of the requests after a limit ends."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -8,15 +8,16 @@ from typing import Any
 from cacheyd.protocol.errors import Failure, RequestError
 from cacheyd.upstream.port import Relay, Relayed
 
-# However short a limit is: nobody asks again earlier than this (seconds).
+# The shortest time until a request asks again, also if a limit is shorter (seconds).
 LEAST = 0.1
-# Different things that wait for the same limit are asked for one after the other (seconds), up to so long after its end.
+# The time between the requests for different things that wait for the same limit, and the latest time for such a request
+# after the end of the limit (seconds).
 SPACING, SPREAD = 0.025, 1.0
-# Limits that are remembered.
+# The most limits that are remembered.
 MAX_REMEMBERED = 4000
-# Things that wait for limits to end, of all registries: clients that wait are no more than that by default.
+# The most things of all registries that wait for limits to end: by default, at most this many clients wait at all.
 MAX_THINGS = 4096
-# Waits in vain count for those who ask again, too, for so long (seconds): clients repeat what is refused.
+# How long waits without an answer count for later requests, too (seconds): clients repeat requests that were refused.
 FORGIVEN_AFTER = 30.0
 
 type Key = tuple[str, str, bytes]
@@ -31,25 +32,25 @@ class _Limit:
 
 @dataclass(slots=True)
 class _Waits:
-    """How long was waited for a limit in all, and up to when."""
+    """How long clients waited for a limit in all (seconds), and the end of the last wait."""
 
     seconds: float = 0.0
     until: float = 0.0
 
 
 class Limits:
-    """Limits that are in force, each for one repository and one login at a registry; and who is next when they end."""
+    """The limits in force, each for one repository and one login at a registry; gives turns to requests after their end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._known: dict[Key, _Limit] = {}
-        # The last turn that was given for each limit, and those of each thing, by its hash: queries may be long.
+        # The last turn of each limit, and the turn of each thing (by its hash, because queries can be long).
         self._turns: dict[Key, float] = {}
         self._things: dict[tuple[Key, int], float] = {}
         self._waits: dict[Key, _Waits] = {}
 
     def check(self, key: Key) -> None:
-        """Raises what was said of a limit that is still in force."""
+        """Raises the remembered answer if the limit of this key is still in force."""
         known = self._known.get(key)
         if known is None:
             return
@@ -58,21 +59,21 @@ class Limits:
         del self._known[key]
 
     def note(self, key: Key, until: float, said: Relay | Failure, again_at: float | None) -> None:
-        """A limit is in force until then. The oldest ones are forgotten where there are too many."""
+        """Remembers a limit that is in force until `until`. Forgets the oldest limits if there are too many."""
         _make_room(self._known)
         self._known[key] = _Limit(until, said, again_at)
 
     def forget(self) -> None:
-        """No limit of before counts any more."""
+        """Forgets all limits."""
         self._known.clear()
         self._turns.clear()
         self._things.clear()
         self._waits.clear()
 
     def may_wait(self, key: Key, end: float, most: float) -> bool:
-        """Whether to wait until `end`, so that no more than `most` seconds are waited for this limit in all.
+        """Whether to wait until `end`: all waits for this limit together can take at most `most` seconds. Counts the wait.
 
-        Who waits at the same time as others costs nothing more.
+        A wait at the same time as another wait costs no further seconds.
         """
         now = self.clock()
         waits = self._waits.get(key)
@@ -87,13 +88,14 @@ class Limits:
         return True
 
     def over(self, key: Key) -> None:
-        """What was waited for came."""
+        """Ends the waits for this limit: an answer came."""
         self._waits.pop(key, None)
 
     def turn(self, key: Key, thing: Hashable, end: float) -> float | None:
-        """When to ask for `thing` after a limit that ends at `end`. The same thing has one turn; others follow one by one.
+        """When to ask for `thing` after a limit that ends at `end`. All requests for a thing share one turn; the turns of
+        different things follow one by one.
 
-        None if too many others wait.
+        None if too many other things wait.
         """
         now, place = self.clock(), (key, hash(thing))
         last = self._turns.get(key, 0.0)
@@ -114,7 +116,7 @@ class Limits:
 
 
 def _make_room(known: dict[Key, Any]) -> None:
-    """Forgets the oldest half of what is remembered where that is too much."""
+    """Forgets the oldest half if too much is remembered."""
     if len(known) >= MAX_REMEMBERED:
         for old in list(known)[: MAX_REMEMBERED // 2]:
             del known[old]

@@ -1,4 +1,4 @@
-"""Whose turn it is at a registry. Small requests never wait behind layers."""
+"""Gives turns at a registry to requests, in lanes: small requests never wait behind layers."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from cacheyd.resources.slots import Slots
 from cacheyd.settings.settings import Settings
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
 
-# In each lane, so many times `max_flights` responses of all registries at once.
+# The most responses of all registries at once in each lane, as a multiple of `max_flights`.
 LANE_WIDTH = 2
-# How long a piece waits for a turn; after that its client waits for the fetch of the whole blob (seconds).
+# How long a piece waits for a turn (seconds). After this time, its client waits for the fetch of the whole blob.
 PIECE_PATIENCE = 1.0
 
 
 class Lane(StrEnum):
-    """What waits behind each other at one registry. Small requests never wait behind layers, nor behind long lists."""
+    """The requests to one registry that wait behind each other. Small requests never wait behind layers or long lists."""
 
     BLOBS = "blobs"
     PIECES = "pieces"
@@ -26,7 +26,7 @@ class Lane(StrEnum):
 
 
 def lane_of(request: UpstreamRequest) -> Lane:
-    """Where a request waits for its turn."""
+    """The lane in which a request waits for its turn."""
     if request.ref.kind in (Kind.TAGS, Kind.REFERRERS):
         return Lane.LISTS
     if request.piece:
@@ -36,7 +36,7 @@ def lane_of(request: UpstreamRequest) -> Lane:
 
 @dataclass(slots=True)
 class _Turns:
-    """The turns of one lane at one registry, for as long as somebody has or wants one."""
+    """The turns of one lane at one registry; exists as long as a request has or wants a turn."""
 
     limit: int
     semaphore: asyncio.Semaphore
@@ -44,13 +44,13 @@ class _Turns:
 
 
 class Limiter:
-    """At most so many responses in each lane of one registry at once; the others wait in the order in which they came."""
+    """Bounds the responses in each lane of one registry at once; further requests wait in their order of arrival."""
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[str, Lane], _Turns] = {}
 
     async def enter(self, registry: str, lane: Lane, limit: int, patience: float) -> Callable[[], None]:
-        """Waits for a turn, at most `patience` seconds; what it returns gives the turn back. Raises TimeoutError."""
+        """Waits for a turn, at most `patience` seconds; returns the function that gives it back. Raises TimeoutError."""
         key = registry, lane
         turns = self._lanes.get(key)
         if turns is None or turns.limit != limit:
@@ -76,15 +76,15 @@ class Limiter:
 
 
 class Lanes:
-    """The turns of all requests: so many in each lane of one registry, and so many in each lane of all registries."""
+    """The turns of all requests, bounded in each lane of one registry, and in each lane of all registries together."""
 
     def __init__(self, max_flights: int) -> None:
         self._of_registry = Limiter()
-        # Over all registries: anybody may have a thousand names.
+        # A second bound over all registries: an attacker can have a thousand names.
         self._of_all = {lane: Slots(LANE_WIDTH * max_flights) for lane in Lane}
 
     async def enter(self, request: UpstreamRequest, settings: Settings) -> Callable[[], None]:
-        """Waits for a turn of a request; what it returns gives the turn back. Raises UpstreamBroken where there is none in
+        """Waits for a turn of a request; returns the function that gives it back. Raises UpstreamBroken if no turn comes in
         time.
         """
         registry, lane = request.ref.registry, lane_of(request)

@@ -1,4 +1,4 @@
-"""What is heard on the way to a registry's answer: from the registry, and from its token service."""
+"""Notes which hosts answer during one request: the registry, and its token service."""
 
 import time
 
@@ -9,10 +9,10 @@ from cacheyd.upstream.port import Transport, UpstreamBroken, UpstreamResponse
 
 
 class Listening:
-    """The transport of one request, and of the token that it needs. `answered` says whether the registry itself answered.
+    """The transport of one request and of the token that the request needs. `answered`: the registry itself answered.
 
-    A dead token service costs only one timeout, as a dead origin does. A registry may name anybody's service: so it counts
-    as dead for that registry only.
+    A dead token service costs only one timeout, as a dead origin does. A registry can name any service of any owner, so a
+    dead service counts as dead for that registry only.
     """
 
     def __init__(self, transport: Transport, breaker: Breaker, url: str) -> None:
@@ -22,14 +22,14 @@ class Listening:
         self.answered = False
 
     async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> UpstreamResponse:
-        """As the transport's own."""
+        """Fetches with the transport, and notes the answer or the failure. Raises UpstreamBroken."""
         if url == self._url:
             response = await self._transport.fetch(registry, method, url, headers)
             self.answered = True
             return response
         service, started = f"{registry}'s token service {parse_url(url).host}", time.monotonic()
         if not self._breaker.admit(service):
-            raise UpstreamBroken(f"{service} did not answer just now; it is asked again in a moment", refused=True)
+            raise UpstreamBroken(f"{service} did not answer just now; cacheyd asks it again in a moment", refused=True)
         try:
             response = await self._transport.fetch(registry, method, url, headers)
         except UpstreamBroken as error:

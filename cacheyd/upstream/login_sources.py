@@ -1,4 +1,4 @@
-"""Where stored logins come from: the settings, an auth file, a program."""
+"""The sources of stored logins: the settings, an auth file, a program."""
 
 import asyncio
 import logging
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def has_source(registry: RegistrySettings) -> bool:
-    """Whether the login is with a program or in an auth file."""
+    """Whether the login comes from a program or an auth file."""
     return registry.auth == "credentials" and bool(
         registry.credential_helper or registry.credential_command or registry.auth_file
     )
 
 
 def own_login(registry: RegistrySettings) -> str:
-    """The login of the settings, empty for anonymous."""
+    """The login in the settings; empty for anonymous. Raises UpstreamBroken if it cannot be read."""
     if registry.auth != "credentials":
         return ""
     try:
@@ -37,7 +37,7 @@ def own_login(registry: RegistrySettings) -> str:
 
 
 def mark_of(registry: RegistrySettings) -> tuple[int, ...]:
-    """The state of the auth file, so that a changed one is another; empty where there is none."""
+    """The state of the auth file, which shows whether the file has changed; empty if there is no auth file."""
     if registry.auth_file is None:
         return ()
     try:
@@ -48,7 +48,7 @@ def mark_of(registry: RegistrySettings) -> tuple[int, ...]:
 
 
 async def provided_by(settings: Settings, ref: Reference, image: str) -> Provided:
-    """Asks whatever has the login, for an image (`registry/repository`). Raises HelperError."""
+    """Asks the program or file that has the login for an image (`registry/repository`). Raises HelperError."""
     registry, name = settings.registry(ref.registry), image.partition("/")[0]
     deadline = min(programs.DEADLINE, settings.head_timeout)
     if registry.credential_helper:
@@ -66,7 +66,7 @@ async def provided_by(settings: Settings, ref: Reference, image: str) -> Provide
 
 
 def missing(settings: Settings) -> list[str]:
-    """What the settings, and auth files that they name, say is to be run for a login and cannot be found; a line for each."""
+    """A line for each program for logins that cannot be found; the settings, or the auth files in them, name the programs."""
     lines = []
     for name, registry in settings.registries.items():
         if not has_source(registry):
@@ -85,7 +85,7 @@ def missing(settings: Settings) -> list[str]:
 
 
 def password(registry: RegistrySettings, environ: Mapping[str, str] = os.environ) -> str:
-    """The stored password, read anew each time so that a rotated secret is seen; raises ConfigError if it is not there."""
+    """The stored password. Reads it anew each time, so that a rotated secret counts. Raises ConfigError if it is missing."""
     if registry.password_file:
         try:
             return registry.password_file.read_text("utf-8").strip()

@@ -1,7 +1,8 @@
-"""Stored logins, kept while they hold.
+"""Stored logins; cacheyd keeps each as long as it holds.
 
-What a program answered is kept until it expires, and renewed in the background before; one run at a time for each
-registry, in a task that belongs to no request. A program that fails is left alone for a pause, as a dead origin is.
+cacheyd keeps the answer of a program until the answer expires, and renews it in the background before this. A registry has
+one run at a time, in a task that belongs to no request. After a failure, cacheyd does not run the program for a pause, as it
+does not ask a dead origin.
 """
 
 import asyncio
@@ -20,22 +21,22 @@ from cacheyd.upstream.port import UpstreamBroken
 from cacheyd.upstream.programs import HelperError
 
 log = logging.getLogger(__name__)
-# After a failure a program is not run for so long, doubled with each further one (seconds).
+# The pause after a program's failure, and the longest pause (seconds). Each further failure doubles the pause.
 PAUSE, PAUSE_MAX = 5.0, 60.0
-# An answer is kept for at least so long, so that the requests of one pull share it, and for at most so long (seconds).
+# The shortest time that an answer is kept, so that the requests of one pull share it, and the longest time (seconds).
 LIFE_MIN, LIFE_MAX = 5.0, 86400.0
-# Into this share of its life an answer is used as it is; then it is renewed while it still holds.
+# After this share of its life, cacheyd renews an answer while the answer still holds.
 RENEW_AT = 0.75
-# A program is run again because a registry refused its login, but no more often than this (seconds): registries refuse
-# good ones, too, where the repository is not for them.
+# If a registry refuses a login, cacheyd runs the program again, but only once in this time (seconds): registries also refuse
+# good logins for repositories that these logins may not read.
 REFUSED_EVERY = 10.0
-# Answers that are for one image alone, of each registry.
+# The most answers of a registry that are for one image only.
 MAX_IMAGES = 500
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """`got`, `renew` and `expires` are times. `mark` is the state of the auth file that it is from."""
+    """An answer of a program or file. `renew` and `expires` are times on the clock. `mark` is the state of the auth file."""
 
     provided: Provided = field(repr=False)
     renew: float
@@ -45,7 +46,7 @@ class _Answer:
 
 @dataclass(slots=True)
 class _Place:
-    """What is known of one registry's login. `kept` is by image; the empty one stands for all."""
+    """The state of one registry's login. `kept` holds answers by image; the empty name stands for all images."""
 
     kept: dict[str, _Answer] = field(default_factory=dict, repr=False)
     runs: SingleFlight[str, str, _Answer] = field(default_factory=SingleFlight)
@@ -55,7 +56,7 @@ class _Place:
     refused_at: float = float("-inf")
 
     def is_paused(self, now: float, mark: tuple[int, ...]) -> bool:
-        """Whether it failed just now; a file that has changed since is another one."""
+        """Whether the pause after a failure still runs; it ends at once if the auth file has changed (`mark`)."""
         return now < self.paused_until and mark == self.paused_mark
 
     def find(self, image: str) -> _Answer | None:
@@ -69,7 +70,7 @@ class _Place:
 
 
 class Logins:
-    """The stored logins of all registries. `clock` is one that never jumps."""
+    """The stored logins of all registries. `clock` must be monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -77,19 +78,19 @@ class Logins:
         self._running: set[asyncio.Task[_Answer]] = set()
 
     def forget(self) -> None:
-        """After a change of settings: what is known, and what runs now, is for nobody who comes later."""
-        # New places: what a run of before brings is put into the old ones.
+        """Drops all logins, after a change of settings. Later requests do not get the results of current runs, either."""
+        # Makes new places: the current runs put their results into the old places.
         self._places = {}
 
     async def close(self) -> None:
-        """Ends what runs."""
+        """Ends all runs."""
         running = list(self._running)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
     async def get(self, settings: Settings, ref: Reference) -> str:
-        """The registry's login as `user:password`. Raises UpstreamBroken if it is not to be had."""
+        """The registry's login as `user:password`. Raises UpstreamBroken if cacheyd cannot get it."""
         registry = settings.registry(ref.registry)
         if not has_source(registry):
             return own_login(registry)
@@ -102,25 +103,27 @@ class Logins:
             return _login(answer, image, ref.registry)
         while True:
             if place.is_paused(self._clock(), mark):
-                raise UpstreamBroken("its login could not be had just now; it is tried again in a moment", refused=True)
+                raise UpstreamBroken(
+                    "cacheyd could not get the registry's login just now; it tries again in a moment", refused=True
+                )
             theirs, running = self._run(place, settings, ref, image)
             try:
                 answer = await running
             except HelperError as error:
-                raise UpstreamBroken("its login cannot be had; the log says why", refused=True) from error
+                raise UpstreamBroken("cacheyd cannot get the registry's login; the log says why", refused=True) from error
             if theirs == image or not answer.provided.of_image:
                 return _login(answer, image, ref.registry)
-            # It was run for another image: this one has its turn now.
+            # That run was for another image; now this image has its turn.
             await asyncio.sleep(0)
 
     async def other(self, settings: Settings, ref: Reference, refused: str) -> str:
-        """A login instead of one that was refused, empty if there is none."""
+        """Another login instead of `refused`, which a registry refused; empty if there is none."""
         if not has_source(settings.registry(ref.registry)):
             return ""
         place, image = self._place(ref.registry), image_of(settings, ref)
         try:
             if await self.get(settings, ref) == refused:
-                # One that runs now may be for others whose login was refused, too.
+                # A current run can be for other requests whose login was refused, too: then wait for this run.
                 if not place.runs.tasks():
                     if self._clock() - place.refused_at < REFUSED_EVERY or self._clock() < place.paused_until:
                         return ""
@@ -133,7 +136,7 @@ class Logins:
         return login if login != refused else ""
 
     def _place(self, registry: str) -> _Place:
-        # Configured registries only come here, so these are not many.
+        # Only configured registries get a place, so there are few.
         return self._places.setdefault(registry, _Place())
 
     def _run(self, place: _Place, settings: Settings, ref: Reference, image: str) -> tuple[str, asyncio.Future[_Answer]]:
@@ -145,7 +148,7 @@ class Logins:
         return theirs, running
 
     async def _ask(self, place: _Place, settings: Settings, ref: Reference, image: str) -> _Answer:
-        """Runs the program, or reads the file. Raises HelperError after it was logged."""
+        """Runs the program or reads the file. Logs a HelperError and raises it."""
         registry = settings.registry(ref.registry)
         mark = mark_of(registry)
         try:
@@ -164,7 +167,7 @@ class Logins:
 
 
 def _see(running: asyncio.Future[_Answer]) -> None:
-    """Nobody may be waiting for what is renewed."""
+    """Marks the exception of a run as seen: no request needs to wait for a renewal."""
     if not running.cancelled():
         running.exception()
 
@@ -172,9 +175,9 @@ def _see(running: asyncio.Future[_Answer]) -> None:
 def _login(answer: _Answer, image: str, registry: str) -> str:
     login = answer.provided.login(image)
     if not login:
-        raise UpstreamBroken(f"there is no login for {registry} where it is configured to be", refused=True)
+        raise UpstreamBroken(f"there is no login for {registry} at the configured place", refused=True)
     return login
 
 
-# How long an answer holds that does not say (seconds).
+# How long an answer holds that does not say how long it holds (seconds).
 LIFE = 300.0

@@ -96,7 +96,7 @@ class Origins:
         registry, started = request.ref.registry, time.monotonic()
         if not self.breaker.admit(base):
             self._events.upstream(registry, "dead", 0.0)
-            raise UpstreamBroken(f"{base} did not answer just now; it is asked again in a moment", refused=True)
+            raise UpstreamBroken(f"{base} did not answer just now; cacheyd asks it again in a moment", refused=True)
         code = "error"
         try:
             response = await self._answer(request, base, share)

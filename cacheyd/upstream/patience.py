@@ -1,4 +1,4 @@
-"""One client's wait for rate limits that end in a moment."""
+"""The wait of one client for rate limits that end soon."""
 
 import asyncio
 from collections.abc import Callable, Hashable
@@ -7,18 +7,19 @@ from cacheyd.protocol.errors import RequestError
 from cacheyd.upstream.known_limits import Key, Limits
 from cacheyd.upstream.port import Relayed
 
-# Nobody waits for limits more often than this.
+# The most waits for limits of one client.
 MAX_TRIES = 5
-# A client that leaves ends its wait within (seconds).
+# How often a wait checks whether the client has left (seconds).
 LOOK_EVERY = 0.25
-# containerd gives up after 30 s without a head; with what it waited here, an answer is there before (seconds).
+# The longest time from a client's request to its answer, waits included (seconds): containerd gives up after 30 s without a
+# head.
 CLIENTS_WAIT = 28.0
 
 
 class Patience:
-    """One client's patience: it waits for limits of at most `most` seconds in all, as it would if it asked upstream itself.
+    """Waits for limits of at most `most` seconds in all for one client, as the client would if it asked upstream itself.
 
-    Those seconds are for all clients that ask for something of this repository with this login, until something comes.
+    All clients with this login in this repository share these seconds, until one of them gets an answer.
     """
 
     def __init__(self, limits: Limits, key: Key, thing: Hashable, began: float, most: float) -> None:
@@ -30,17 +31,19 @@ class Patience:
         self._tries = 0
 
     def succeeded(self) -> None:
-        """It was worth it."""
+        """Ends the waits: an answer came, so the limit of this key is over."""
         if self._tries:
             self._limits.over(self._key)
 
     @property
     def left(self) -> float:
-        """How long the next try may take (seconds)."""
+        """How long the next try can take (seconds)."""
         return self._began + CLIENTS_WAIT - self._limits.clock()
 
     async def outlast(self, error: Relayed | RequestError, gone: Callable[[], bool]) -> bool:
-        """Waits until it is worth asking again; False, at once, if it is not, or if nobody wants the answer any more."""
+        """Waits until it is time to ask again, and returns True. Returns False, without a wait, if the client should not wait;
+        also returns False if nobody wants the answer any more (`gone`).
+        """
         end, now = error.again_at, self._limits.clock()
         if end is None or self._tries == MAX_TRIES or end - now > self._most:
             return False

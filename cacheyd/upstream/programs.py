@@ -1,6 +1,6 @@
-"""Runs programs that give logins, and checks what they say.
+"""Runs programs that give logins, and checks their answers.
 
-A program is run without a shell, in a session of its own, with this process's environment. Logins are `user:password`.
+A program runs without a shell, in its own session, with this process's environment. Logins are `user:password`.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from typing import Any, cast
 
 from cacheyd.protocol.bounded_json import parse_object
 
-# What a program may write: to standard output, and what of its errors is looked at (bytes).
+# The most bytes that a program can write to standard output, and the most bytes of its errors that cacheyd reads.
 OUTPUT_MAX, ERRORS_MAX = 64 << 10, 4 << 10
-# A login (characters).
+# The most characters of a login.
 LOGIN_MAX = 16 << 10
-# How long one run may take (seconds), and how long after its end what a child of it still holds open is waited for.
+# How long one run can take, and how long cacheyd waits after its end for output that a child still holds open (seconds).
 DEADLINE, LINGER = 10.0, 0.5
-# Of a program's errors, how much is looked at for secrets, and the most of it that goes into the log (characters).
+# The most characters of a program's errors that are searched for secrets, and the most that go into the log.
 _LOOKED_AT, _SAID = 1000, 300
-# Words that a secret follows, and words that are long enough to be one.
+# Words before a secret, with the secret; words that are long enough to be a secret.
 _NAMED = re.compile(
     r"""(?i)((?:pass\w*|pwd|secret\w*|token\w*|key\w*|auth\w*|credential\w*)["']?[:=] ?(?:(?:bearer|basic) )?"""
     r"""|(?:password|passwd|pwd|secret|token|key|bearer|basic) (?:(?:password|secret|token|key|is|was) )*)\S+"""
@@ -34,18 +34,18 @@ _SECRET_NAMES = ("PASS", "SECRET", "TOKEN", "KEY", "AUTH", "CREDENTIAL")
 
 
 class HelperError(Exception):
-    """A program or a file that gave no login; the message is one line without secrets."""
+    """A program or a file gave no login. The message is one line without secrets."""
 
 
 def find(program: str) -> str | None:
-    """Where a program is, on PATH unless it has a path."""
+    """The path of a program, from PATH if `program` is a bare name; None if there is none."""
     return shutil.which(program)
 
 
 async def run(argv: Sequence[str], data: bytes, deadline: float = DEADLINE) -> bytes:
-    """What a program writes when it reads `data`. Raises HelperError.
+    """Runs a program with `data` as its input; returns its output. Raises HelperError.
 
-    One that takes longer than `deadline` seconds, writes more than 64 KiB or fails is killed with its children.
+    If the program takes longer than `deadline` seconds, writes more than 64 KiB or fails, kills it with its children.
     """
     name = os.path.basename(argv[0])
     path = find(argv[0])
@@ -79,7 +79,7 @@ async def run(argv: Sequence[str], data: bytes, deadline: float = DEADLINE) -> b
 
 
 async def _kill(pid: int, exited: asyncio.Event) -> None:
-    """Kills a program and its children, and waits until it is gone: `close` would read its status away."""
+    """Kills a program and its children, and waits for its end: otherwise `close` would take its exit status first."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):
@@ -92,7 +92,7 @@ def _status(code: int) -> str:
 
 
 class _Program(asyncio.SubprocessProtocol):
-    """Collects what a program writes. `ended` is done when it has ended, and fails if it writes too much."""
+    """Collects the output of a program. `ended` is done when the program has ended, and fails if it writes too much."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -110,7 +110,7 @@ class _Program(asyncio.SubprocessProtocol):
 
     def process_exited(self) -> None:
         self.exited.set()
-        # An agent that it left running may hold its output open for good.
+        # An agent that the program started can hold the output open forever.
         asyncio.get_running_loop().call_later(LINGER, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -122,8 +122,8 @@ class _Program(asyncio.SubprocessProtocol):
 
 
 def clean(said: bytes | bytearray, secret: bytes | bytearray = b"") -> str:
-    """The beginning of what a program said, as one line, without what may be secret: what it wrote as its answer, values
-    of the environment's secrets, what follows words such as `password`, and long words.
+    """The beginning of a program's output as one line, without possible secrets: words of its answer (`secret`), values of
+    secrets in the environment, words after a word such as `password`, and long words.
     """
     text = " ".join(bytes(said).decode("utf-8", "replace").split())
     text = "".join(char if char.isprintable() else "?" for char in text)
@@ -145,9 +145,9 @@ def parse_answer(name: str, output: bytes) -> dict[str, Any]:
 
 
 def checked_login(name: str, username: object, password: object) -> str:
-    """A login of these two; empty if both are. A line break, or a colon in the name, would make it another login.
+    """The login of a name and a password; empty if both are empty. `name` is the name of the program, for errors.
 
-    Raises HelperError. `name` is the program's.
+    Raises HelperError, also for a line break, or a colon in the username: either would make another login.
     """
     if not (isinstance(username, str) and isinstance(password, str)):
         raise HelperError(f"{name}: its answer has no name and password")

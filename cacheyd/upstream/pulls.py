@@ -1,4 +1,4 @@
-"""How many pulls are left at a registry, as it says itself."""
+"""How many pulls are left at a registry, by its own answers."""
 
 import re
 import time
@@ -6,29 +6,29 @@ from collections.abc import Callable
 
 from cacheyd.protocol.headers import HeaderList, header
 
-# How long the number of pulls left is believed where the registry does not say (seconds).
+# How long the number of pulls left holds if the registry does not say (seconds).
 WINDOW = 60.0
-# Registries whose number is remembered.
+# The most registries whose number of pulls is remembered.
 MAX_REGISTRIES = 10_000
 _REMAINING = re.compile(r"(\d{1,9})(?:;w=(\d{1,9}))?")
 
 
 class PullsLeft:
-    """Remembers what registries said last, for as long as it holds."""
+    """Remembers the last number of pulls left of each registry, as long as the number holds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # How many, and until when that holds.
+        # The number of pulls left, and the time until which the number holds.
         self._remaining: dict[str, tuple[int, float]] = {}
 
     def forget(self) -> None:
-        """After a change of settings: what was said may have been to another login."""
+        """Call after a change of settings: the numbers can belong to another login."""
         self._remaining.clear()
 
     def note(self, registry: str, headers: HeaderList) -> int | None:
-        """How many pulls are left, None where the registry does not say.
+        """Remembers and returns how many pulls are left; None if the registry does not say.
 
-        Docker Hub's `ratelimit-remaining: 93;w=21600`: so many pulls, in a window of so many seconds.
+        Docker Hub's `ratelimit-remaining: 93;w=21600` means 93 pulls in a window of 21600 seconds.
         """
         match = _REMAINING.fullmatch((header(headers, "ratelimit-remaining") or "").strip())
         if match is None:
@@ -39,6 +39,6 @@ class PullsLeft:
         return remaining
 
     def are_below(self, floor: int, registry: str) -> bool:
-        """Whether fewer than `floor` are left."""
+        """Whether fewer than `floor` pulls are left."""
         remaining, until = self._remaining.get(registry, (floor, 0.0))
         return remaining < floor and self._clock() < until

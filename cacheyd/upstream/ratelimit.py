@@ -1,4 +1,4 @@
-"""Remembers rate limits: while one is in force, its registry is not asked again in that repository and with that login."""
+"""Remembers rate limits: while a limit is in force, cacheyd does not ask the registry in that repository with that login."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from cacheyd.upstream.port import (
 from cacheyd.upstream.relay import read_relay
 from cacheyd.upstream.retry_after import RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX, wanted_wait
 
-# Of an answer that is remembered, for many at once: the body and each header (bytes), how many headers, and which.
+# The most of an answer that is remembered, because there can be thousands: bytes of the body, bytes of each header, number
+# of headers; and the names of these headers.
 REMEMBERED_BODY, REMEMBERED_HEADER, MAX_REMEMBERED_HEADERS = 2 << 10, 512, 8
 _REMEMBERED = frozenset(
     {
@@ -38,9 +39,9 @@ _REMEMBERED = frozenset(
 
 
 class RateLimited:
-    """An upstream that is left alone for as long as it said. Implements `Upstream`.
+    """Asks an upstream, except while a rate limit of the upstream is in force. Implements `Upstream`.
 
-    `limits` are the limits that are in force. A change of settings ends them.
+    `limits` are the limits in force. A change of settings ends all of them.
     """
 
     def __init__(
@@ -62,12 +63,12 @@ class RateLimited:
         self._generation = 0
 
     def forget(self) -> None:
-        """After a change of settings: earlier limits count no more, nor do limits in answers to earlier questions."""
+        """Ends all limits, after a change of settings. Limits in the answers to earlier requests do not count, either."""
         self._generation += 1
         self.limits.forget()
 
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
-        """The head of the response. Raises Relayed for a rate limit, RequestError for an upstream that fails."""
+        """The head of the response. Raises Relayed for a rate limit, and RequestError if the upstream fails."""
         ref = request.ref
         key, generation = self.key(ref, request.headers, as_client=request.as_client), self._generation
         self.limits.check(key)
@@ -87,16 +88,17 @@ class RateLimited:
         return response
 
     def key(self, ref: Reference, headers: HeaderList, *, as_client: bool = False) -> Key:
-        """Whom a rate limit is for: the repository, and the login that upstream sees. Nobody else has to keep it."""
+        """The key of a rate limit: the repository and the login that upstream sees. The limit holds for no other key."""
         auth = self._live.settings.registry(ref.registry).auth
         if auth != "passthrough" and not as_client:
             return ref.registry, ref.repository, auth.encode()
-        # A client that names the registry in the path and has no login gets one of cacheyd's, and may be refused that.
+        # A client that names the registry in the path and has no login gets an anonymous token from cacheyd. A limit can be
+        # for this token.
         given = not ref.scoped and header(headers, "authorization") is None
         return ref.registry, ref.repository, b"given" if given else credentials_of(headers)
 
     def _note(self, key: Key, ref: Reference, wait: float | None, said: Relay | Failure) -> float | None:
-        """Remembers a rate limit. Gives when to ask again, if clients are to wait for that."""
+        """Remembers a rate limit. Returns when to ask again (monotonic clock); None if clients should not wait for it."""
         now = self._monotonic()
         again_at = None
         most = self._live.settings.registry(ref.registry).retry_after_max
@@ -108,11 +110,11 @@ class RateLimited:
 
 
 def _to_remember(relay: Relay) -> Relay:
-    """What is kept of an answer for those who ask again: it may be large, and there may be thousands."""
+    """The small part of an answer that cacheyd keeps for later requests: answers can be large, and there can be thousands."""
     headers = tuple(
         (name, value) for name, value in relay.headers if len(value) <= REMEMBERED_HEADER and name.lower() in _REMEMBERED
     )[:MAX_REMEMBERED_HEADERS]
     if len(relay.body) <= REMEMBERED_BODY:
         return replace(relay, headers=headers)
-    # As an answer to a HEAD it gets a body of ours.
+    # Marked as an answer to a HEAD, the answer gets a body from cacheyd.
     return replace(relay, headers=without(headers, "content-type"), body=b"", from_head=True)

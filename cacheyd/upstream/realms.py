@@ -1,17 +1,18 @@
-"""Which token services may see the login of a registry: its own, and those that the operator allows."""
+"""Decides which token services may see the login of a registry: its own services, and services that the operator allows."""
 
 from urllib.parse import unquote
 
 from cacheyd.protocol.urls import Url, is_upgrade, parse_url
 
-# Token services of registries that run them under another name of the same owner.
+# Token services whose host has another name than their registry, but the same owner.
 _KNOWN_REALMS = {"registry-1.docker.io": ("auth.docker.io",)}
 
 
 def realm_belongs(realm: str, base: str, allowed: tuple[str, ...]) -> bool:
-    """Whether a token service may see a registry's stored login: on the registry's own origin, or allowed by name.
+    """Whether a token service may see a registry's stored login: it is on the registry's own origin, or allowed by name.
 
-    https is needed for any host but the registry's own origin, where the operator chose the scheme: that, or https instead.
+    Every host except the registry's own origin needs https. For the origin, the operator chose the scheme: this scheme or
+    https is right.
     """
     try:
         url, own = parse_url(realm), parse_url(base)
@@ -32,8 +33,8 @@ def _is_below(url: Url, known: Url) -> bool:
 
 
 def _may_leave(path: str) -> bool:
-    """Whether some server may take what follows a base for something outside it: dot segments and empty ones, encoded
-    however often, with backslashes or with parameters (`..;x`).
+    """Whether some server can read a path below a base as a path outside the base: with dot segments and empty segments,
+    encoded any number of times, with backslashes, or with parameters (`..;x`).
     """
     while (plain := unquote(path)) != path:
         path = plain

@@ -1,4 +1,4 @@
-"""An upstream's answer that is passed on as it is: read into memory, within bounds of bytes and seconds."""
+"""Reads an upstream's answer that cacheyd passes on as it is into memory, within bounds of bytes and seconds."""
 
 import asyncio
 
@@ -6,14 +6,14 @@ from cacheyd.protocol.headers import end_to_end
 from cacheyd.resources.budget import Budget
 from cacheyd.upstream.port import Relay, UpstreamBroken, UpstreamResponse, read_all
 
-# The most that an error's body may have (bytes).
+# The most bytes of an error's body.
 RELAY_MAX = 64 << 10
-# How long the body of an error is waited for (seconds).
+# How long cacheyd waits for the body of an error (seconds).
 RELAY_WAIT = 5.0
 
 
 async def read_relay(response: UpstreamResponse, budget: Budget, *, from_head: bool = False) -> Relay:
-    """A response as it is, with its body in memory. If that breaks or is too large, an error gets a body of ours.
+    """The response as it is, with its body in memory. If the body breaks or is too large, cacheyd makes the error's body.
 
     Closes the response.
     """

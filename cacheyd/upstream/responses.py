@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class ResponseInTurn:
-    """A response that gives its turn back when its body ends, and when it is closed."""
+    """A response that gives its turn back when its body ends, and when somebody closes it."""
 
     def __init__(self, response: UpstreamResponse, leave: Callable[[], None]) -> None:
         self._response = response
@@ -20,7 +20,7 @@ class ResponseInTurn:
         self.elsewhere = response.elsewhere
 
     async def read(self) -> Sequence[Chunk]:
-        """As the response's own."""
+        """Reads from the response; gives the turn back at the end. Raises UpstreamBroken."""
         try:
             chunks = await self._response.read()
         except UpstreamBroken:
@@ -35,7 +35,7 @@ class ResponseInTurn:
         return chunks
 
     def close(self) -> None:
-        """As the response's own."""
+        """Closes the response and gives the turn back; safe to call at any time."""
         leave, self._leave = self._leave, None
         if leave is not None:
             self._response.close()

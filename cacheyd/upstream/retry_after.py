@@ -1,4 +1,4 @@
-"""How long an upstream wants to be left alone: Retry-After, in its three forms of a date or in seconds.
+"""Parses Retry-After, the time for which an upstream wants no requests: in seconds, or as a date in three forms.
 
 Sources: RFC 9110 sections 5.6.7 (the three forms of a date) and 10.2.3 (Retry-After).
 """
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from cacheyd.protocol.headers import HeaderList, header
 
-# A limit for longer than this is no limit but a mistake (seconds).
+# A longer wait is not a limit, but a mistake of the upstream (seconds).
 ABSURD = 366 * 86400.0
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -25,9 +25,9 @@ _ASCTIME = re.compile(
 
 
 def http_date(text: str, now: float) -> float | None:
-    """The Unix time of an HTTP-date (RFC 9110 section 5.6.7), None for what is none.
+    """The Unix time of an HTTP-date (RFC 9110 section 5.6.7); None if the text is not an HTTP-date.
 
-    A year of two digits is read as the section says: none that would be more than 50 years after `now`.
+    Reads a year of two digits by this section: the year is at most 50 years after `now`.
     """
     match = _IMF.fullmatch(text) or _RFC850.fullmatch(text) or _ASCTIME.fullmatch(text)
     if match is None:
@@ -39,7 +39,7 @@ def http_date(text: str, now: float) -> float | None:
         year -= 100 if year > this + 50 else 0
     try:
         month = _MONTHS.index(match["month"].lower()) + 1
-        # A leap second is taken for the one before.
+        # A leap second counts as the second before it.
         clock = int(match["hour"]), int(match["minute"]), 59 if match["second"] == "60" else int(match["second"])
         return datetime(year, month, int(match["day"]), *clock, tzinfo=UTC).timestamp()
     except (ValueError, OverflowError):
@@ -47,10 +47,10 @@ def http_date(text: str, now: float) -> float | None:
 
 
 def stated_wait(retry_after: str | None, date: str | None, now: float) -> float | None:
-    """For how many seconds a Retry-After wants to be left alone; None if it says nothing that can be meant.
+    """How long a Retry-After tells clients to wait (seconds); None if it is missing, invalid or absurd.
 
-    A date counts from the answer's own `date`, as its clock may be another one, else from `now` (Unix time). One that has
-    passed is 0.
+    A Retry-After date counts from the answer's own `date`, because the server's clock can differ; without `date`, it counts
+    from `now` (Unix time). A date that has passed gives 0.
     """
     value = (retry_after or "").strip()
     if _SECONDS.fullmatch(value):
@@ -63,18 +63,19 @@ def stated_wait(retry_after: str | None, date: str | None, now: float) -> float 
     return wait if wait <= ABSURD else None
 
 
-# How long a limit holds where nobody says, and at most (seconds).
+# How long a limit holds if the upstream does not say, and the longest that any limit holds (seconds).
 RATE_LIMIT_DEFAULT, RATE_LIMIT_MAX = 1.0, 300.0
 
 
 def wanted_wait(headers: HeaderList, now: float) -> float | None:
-    """How long a Retry-After, in seconds or as a date, wants to be waited (seconds); None where there is none that can be
-    meant. `now` is Unix time.
+    """How long the Retry-After in these headers tells clients to wait (seconds); None if it is missing, invalid or absurd.
+
+    `now` is Unix time.
     """
     return stated_wait(header(headers, "retry-after"), header(headers, "date"), now)
 
 
 def retry_after(headers: HeaderList, now: float | None = None) -> float:
-    """Seconds of a Retry-After, bounded; one second where there is none."""
+    """How long to wait by Retry-After, at most RATE_LIMIT_MAX (seconds); one second if the header says nothing."""
     wait = wanted_wait(headers, time.time() if now is None else now)
     return RATE_LIMIT_DEFAULT if wait is None else min(wait, RATE_LIMIT_MAX)

@@ -17,16 +17,16 @@ from cacheyd.upstream.challenges import Challenge
 from cacheyd.upstream.port import Transport, UpstreamBroken, read_all
 from cacheyd.upstream.retry_after import wanted_wait
 
-# Of the answer of a token service, and of the token in it: those of real ones have up to 4 KiB (bytes).
+# The most bytes of a token service's answer, and of the token in it. Real tokens have up to 4 KiB.
 ANSWER_MAX, TOKEN_MAX = 256 << 10, 16 << 10
-# How long a token holds where its service does not say (distribution's default), what is taken off for the time on the way,
-# and how long one is kept at most (seconds).
+# How long a token holds if its service does not say (distribution's default), how much earlier cacheyd drops a token because
+# of the time in transit, and how long it keeps a token at most (seconds).
 TOKEN_LIFE, TOKEN_MARGIN, TOKEN_LIFE_MAX = 60.0, 10.0, 3600.0
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class LoginRefused(UpstreamBroken):
-    """The registry, or its token service, does not take this login."""
+    """The registry or its token service refused this login."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, refused=True)
@@ -35,10 +35,10 @@ class LoginRefused(UpstreamBroken):
 async def request_token(
     transport: Transport, registry: str, challenge: Challenge, scope: str, login: str
 ) -> tuple[str, float]:
-    """A token and for how many seconds it holds, from the service that the challenge names."""
+    """A token from the service that the challenge names, and how long it holds (seconds). Raises UpstreamBroken."""
     realm, service = realm_of(challenge), challenge.params.get("service")
     query = {"service": service} if service is not None else {}
-    # A header's value has a character for each byte; the service gets the same bytes back.
+    # A header's value has one character for each byte (latin-1), so the service gets the same bytes back.
     asked = urlencode({**query, "scope": challenge.params.get("scope") or scope}, encoding="latin-1", errors="replace")
     url = f"{realm}{'&' if '?' in realm else '?'}{asked}"
     headers = (("Authorization", basic(login)),) if login else ()
@@ -51,7 +51,7 @@ async def request_token(
         if body is not None and (codings := codings_of(response.headers)):
             body = await _undone(registry, body, codings)
     except UpstreamBroken as error:
-        # The registry has just answered: it is there.
+        # The registry has just answered, so the failure is elsewhere.
         error.add(elsewhere=True)
         raise
     if response.status in (401, 403):
@@ -68,11 +68,11 @@ async def _undone(registry: str, body: bytes, codings: tuple[str, ...]) -> bytes
     except BadCoding as error:
         raise UpstreamBroken(f"its body cannot be decoded: {error}") from None
     except NoTurn:
-        raise UpstreamBroken("too much waits to be decoded", refused=True) from None
+        raise UpstreamBroken("too many bodies wait to be decoded", refused=True) from None
 
 
 def realm_of(challenge: Challenge) -> str:
-    """The URL of a token service. Raises UpstreamBroken for what is none."""
+    """The URL of the token service in a challenge. Raises UpstreamBroken if it is not a valid URL."""
     try:
         realm = from_field(challenge.params["realm"]).partition("#")[0]
         parse_url(realm)
@@ -87,14 +87,14 @@ def basic(login: str) -> str:
 
 
 def _parse_token(body: bytes | None) -> tuple[str, float]:
-    """The token and for how many seconds it holds. Raises UpstreamBroken."""
+    """The token in an answer, and how long it holds (seconds). Raises UpstreamBroken."""
     token, life = None, TOKEN_LIFE
     try:
         answer = parse_object(body or b"")
         token = answer.get("token") or answer.get("access_token")
         life = float(answer.get("expires_in") or TOKEN_LIFE)
     except (ValueError, TypeError, OverflowError):
-        pass  # A token without a right time is one all the same.
+        pass  # A token with an invalid time is still a token.
     if not isinstance(token, str) or len(token) > TOKEN_MAX or not _TOKEN.fullmatch(token):
         raise UpstreamBroken("its token service gave no token", refused=True)
     return token, life if math.isfinite(life) and life > 0 else TOKEN_LIFE

@@ -1,4 +1,4 @@
-"""Tokens: kept until they expire, and asked for once however many requests need one."""
+"""Tokens: cacheyd keeps each until it expires, and asks for it once, also if many requests need it."""
 
 import hashlib
 import logging
@@ -16,12 +16,12 @@ from cacheyd.upstream.realms import realm_belongs
 from cacheyd.upstream.token_service import TOKEN_LIFE_MAX, TOKEN_MARGIN, basic, realm_of, request_token
 
 log = logging.getLogger(__name__)
-# Tokens that are kept: how many, and their bytes in all.
+# The most tokens that are kept, and the most bytes of all of them.
 MAX_TOKENS, TOKEN_ROOM = 4096, 4 << 20
 
 
 class Key(NamedTuple):
-    """What a token is for. `who` tells logins apart: a stored login's token is for nobody else, empty is nobody."""
+    """The purpose of a token. `who` stands for its login, so no other login gets the token; empty means no login."""
 
     registry: str
     base: str
@@ -31,7 +31,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """`expires` is on the clock that never jumps. `final`: a 403 is not about the token, which is not replaced for one."""
+    """A token. `expires` is on the monotonic clock. `final`: a 403 is not about this token, so no new token replaces it."""
 
     value: str
     expires: float
@@ -39,7 +39,7 @@ class Token:
 
 
 class KeptTokens:
-    """Tokens that are kept, the oldest ones going first where they are too many."""
+    """The tokens that are kept. If there are too many, it drops the oldest first."""
 
     def __init__(self) -> None:
         self._tokens: dict[Key, Token] = {}
@@ -49,11 +49,11 @@ class KeptTokens:
         return len(self._tokens)
 
     def get(self, key: Key) -> Token | None:
-        """The token, perhaps one that has expired."""
+        """The token, which can have expired; None if there is none."""
         return self._tokens.get(key)
 
     def keep(self, key: Key, token: Token) -> None:
-        """Keeps a token instead of the one before."""
+        """Keeps a token; it replaces the earlier token of this key."""
         self.drop(key)
         self._tokens[key] = token
         self._room -= _cost(key, token)
@@ -61,7 +61,7 @@ class KeptTokens:
             self.drop(next(iter(self._tokens)))
 
     def settle(self, key: Key) -> None:
-        """A 403 was not about the token: another one would be, or was, refused in the same way."""
+        """Marks the token as final: a 403 was not about the token, because the registry refuses other tokens as well."""
         if token := self._tokens.get(key):
             self._tokens[key] = replace(token, final=True)
 
@@ -76,41 +76,41 @@ def _cost(key: Key, token: Token) -> int:
 
 
 def who_of(login: str) -> str:
-    """Stands for a login where tokens are told apart; empty for nobody's."""
+    """A hash that stands for a login in a `Key`; empty for no login."""
     return hashlib.blake2b(login.encode(), digest_size=16).hexdigest() if login else ""
 
 
 class Tokens:
-    """What answers challenges: tokens that hold, and the login itself where a registry wants that."""
+    """Answers challenges, with tokens that hold, or with the login itself if a registry wants that."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._kept = KeptTokens()
-        # Upstreams that want the login itself, with each request.
+        # The base URLs of upstreams that want the login itself with each request.
         self._basic: set[str] = set()
         self._asking: SingleFlight[Key, None, str] = SingleFlight()
 
     def forget(self) -> None:
-        """After a change of settings: no token of before is used."""
-        # New tables: what is asked for now is put into the old ones.
+        """Drops all tokens, after a change of settings."""
+        # Makes new tables: the requests for tokens that run now put their results into the old ones.
         self._kept, self._basic = KeptTokens(), set()
 
     def is_replaceable(self, key: Key, sent: HeaderList) -> bool:
-        """Whether a 403 to a request with `sent` may be about its token."""
+        """Whether a 403 to a request with the Authorization `sent` can be about its token."""
         token = self._kept.get(key)
         return bool(sent) and token is not None and not token.final and sent[0][1].startswith("Bearer ")
 
     def settle(self, key: Key) -> None:
-        """A 403 was not about the token."""
+        """Marks the token as final: a 403 was not about the token."""
         self._kept.settle(key)
 
     def refused(self, key: Key) -> None:
-        """The registry did not take what it had asked for."""
+        """Drops the token or login: the registry asked for it, and then refused it."""
         self._kept.drop(key)
         self._basic.discard(key.base)
 
     def known(self, key: Key, login: str) -> HeaderList:
-        """The Authorization that the next request can have at once; none if there is none that holds."""
+        """The Authorization that the next request can send at once; empty if no token or login holds."""
         token = self._kept.get(key)
         if token and self._clock() < token.expires:
             return (("Authorization", f"Bearer {token.value}"),)
@@ -125,7 +125,7 @@ class Tokens:
         challenges: list[Challenge],
         sent: HeaderList,
     ) -> str:
-        """The Authorization that answers a challenge to a request that was made with `sent`."""
+        """The Authorization that answers the challenges to a request with the Authorization `sent`. Raises UpstreamBroken."""
         bearer = bearer_of(challenges)
         if bearer is not None:
             return f"Bearer {await self.token(transport, registry, key, login, bearer, sent)}"
@@ -143,7 +143,7 @@ class Tokens:
         challenge: Challenge,
         sent: HeaderList,
     ) -> str:
-        """A token other than the one that was sent, asked for once however many requests need it."""
+        """A token other than the sent token. Many requests that need it at once ask the token service only once."""
         known = self.known(key, "")
         if known and known != sent:
             return known[0][1].removeprefix("Bearer ")
@@ -156,7 +156,7 @@ class Tokens:
         realm = realm_of(challenge)
         if login and not realm_belongs(realm, base, registry.token_realms):
             log.error("%s sends logins to %s, which is not its own; allow it with token_realms", name, parse_url(realm).host)
-            raise UpstreamBroken("its token service is not one that may see the stored login", refused=True)
+            raise UpstreamBroken("its token service must not see the stored login", refused=True)
         token, life = await request_token(transport, name, challenge, scope, login)
         kept.keep(key, Token(token, self._clock() + max(0.0, min(life, TOKEN_LIFE_MAX) - TOKEN_MARGIN)))
         return token
