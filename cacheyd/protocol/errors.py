@@ -37,7 +37,7 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An answer that is an error. `status` is the HTTP status; `detail` must never hold a credential."""
+    """An error as an answer. `status` is the HTTP status; `detail` must never hold a credential."""
 
     status: int
     code: Code

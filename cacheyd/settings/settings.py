@@ -1,7 +1,7 @@
 """The one table of settings, and the frozen values that a running cache works with.
 
 A new setting is a row of the table and a field of the same name, with the same default; both are below. `load` reads file,
-environment and flags by the table, `show` prints it.
+environment and flags by the table; `show` prints the settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ class ConfigError(Exception):
 
 
 class Scope(StrEnum):
-    """Where a setting may stand."""
+    """The part of the file in which a setting can stand."""
 
     GLOBAL = "global"
     """At the top of the file."""

@@ -88,7 +88,7 @@ def integer(low: int, high: int) -> Callable[[object], int]:
 
 
 def text(value: object) -> str:
-    """A line of text."""
+    """A single line of printable text."""
     if isinstance(value, str) and value.isprintable():
         return value
     raise ValueError("a text")

@@ -103,14 +103,12 @@ class Logins:
             return _login(answer, image, ref.registry)
         while True:
             if place.is_paused(self._clock(), mark):
-                raise UpstreamBroken(
-                    "cacheyd could not get the registry's login just now; it tries again in a moment", refused=True
-                )
+                raise UpstreamBroken("its login was not available just now; cacheyd tries again in a moment", refused=True)
             theirs, running = self._run(place, settings, ref, image)
             try:
                 answer = await running
             except HelperError as error:
-                raise UpstreamBroken("cacheyd cannot get the registry's login; the log says why", refused=True) from error
+                raise UpstreamBroken("its login is not available; the log says why", refused=True) from error
             if theirs == image or not answer.provided.of_image:
                 return _login(answer, image, ref.registry)
             # That run was for another image; now this image has its turn.

@@ -169,7 +169,7 @@ class NoPolicy:
         """Never raises."""
 
     def below_floor(self, registry: str) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
 
