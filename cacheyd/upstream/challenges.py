@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cacheyd.protocol.headers import HeaderList
 
-# The most bytes of all challenges of a response. cacheyd answers none of longer challenges.
+# The most bytes of all challenges of a response. If they are longer, cacheyd answers none of them.
 CHALLENGES_MAX = 4 << 10
 _WORD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")

@@ -46,13 +46,13 @@ def parse_provided(name: str, output: bytes) -> Provided:
     """Parses a CredentialProviderResponse of v1. Raises HelperError."""
     answer = parse_answer(name, output)
     if (answer.get("apiVersion"), answer.get("kind")) != (PROVIDER, "CredentialProviderResponse"):
-        raise HelperError(f"{name}: its answer is not a CredentialProviderResponse of {PROVIDER}")
+        raise HelperError(f"{name}: its answer is no CredentialProviderResponse of {PROVIDER}")
     kind = answer.get("cacheKeyType")
     if kind not in ("Image", "Registry", "Global"):
         raise HelperError(f"{name}: its answer has no cacheKeyType Image, Registry or Global")
     auth = answer.get("auth")
     if not isinstance(auth, dict | None):
-        raise HelperError(f"{name}: its answer has an auth that is not an object")
+        raise HelperError(f"{name}: its answer has an auth that is no object")
     logins = {}
     for pattern, entry in (auth or {}).items():
         fields = entry if isinstance(entry, dict) else {}
