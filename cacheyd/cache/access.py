@@ -1,8 +1,8 @@
 """Remembers the permissions that upstreams gave to each login (`access = "verify"`), and tags that upstreams hid.
 
 Under a registry that verifies, a hit needs two things. These credentials may read this repository: the cache asks upstream
-by HEAD, and keeps the answer for `access_ttl`, by a hash. And the registry serves this digest in this repository: the object
-keeps its repositories, so that no client gets a digest of one repository by naming another repository or registry.
+by HEAD, and keeps the answer for `access_ttl`, keyed by a hash. And the registry serves this digest in this repository: the
+object keeps its repositories, so that no client gets a digest of one repository by naming another repository or registry.
 
 A registry's answer counts only for objects that this registry delivered, byte for byte, through a flight of its own: anybody
 can run a registry that answers every HEAD with 200. So a HEAD adds a repository to an object only if another repository of

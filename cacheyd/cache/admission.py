@@ -122,7 +122,7 @@ class Admission:
         self._events.held(ref.registry, action)
         does = {
             "held": "is held", "refused": "is refused", "audited": "would be held",
-            "allowed": "would be held, and is allowed as nothing is known before it,",
+            "allowed": "would be held, and is allowed because no earlier image is known,",
         }[action]  # fmt: skip
         log.info(
             "min_age: %s: %s %s until %s; served before: %s",

@@ -72,7 +72,7 @@ class BlobFetch:
             try:
                 await self._attempt()
             except StartOver:
-                # The first time does not count as a failure: the bytes in the file may be out of date.
+                # One new start is always allowed: the bytes in the file may be out of date.
                 attempt += 1
                 if attempt > max(1, self._live.settings.retries):
                     raise upstream_error(502, "upstream sends another blob at each attempt") from None
@@ -178,7 +178,7 @@ class BlobFetch:
         self.flight.body.seal()
 
     async def _restart(self, why: str) -> Exception:
-        """Empties a file that cannot be continued, if no client has any byte of it. Gives the error to raise."""
+        """Drops a file that cannot be continued; begins again if no client has any byte of it. Gives the error to raise."""
         error = await self.incoming.restart(why)
         if isinstance(error, StartOver):
             self._codings = ()

@@ -22,8 +22,8 @@ class Claim:
         """Whether there is room for the `size` bytes that the head of a response promises.
 
         An unknown registry can promise anything: the store makes room for its bytes only as they come. For a registry that
-        has delivered bytes before, the store makes the room now, up to the same number of bytes, and reserves it: so the
-        registry's flights do not run out of room.
+        has delivered bytes before, the store makes the room now, displaces at most as many bytes for it, and reserves it: so
+        the registry's flights do not run out of room.
         """
         if not self._credit:
             return self._store.bounds.can_take(size)

@@ -81,10 +81,10 @@ class Cooldown:
     def refusal(self, ref: Reference, digest: str, until: float) -> RequestError:
         """The error 403, with the time from which the image is served."""
         wait = max(1, int(until - self._sightings.now()) + 1)
-        message = "this tag leads to an image that is too young (min_age), and none before it is known"
+        message = "this tag leads to an image that is too young (min_age), and no earlier image is known"
         known = {"digest": digest} if digest else {}
         return client_error(
-            403, Code.DENIED, f"{message}; it is served from {shown(until)} on",
+            403, Code.DENIED, f"{message}; the image is served from {shown(until)} on",
             headers=(("Retry-After", str(wait)),), until=shown(until), **known,
         )  # fmt: skip
 

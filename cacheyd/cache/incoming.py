@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class StartOver(Exception):
-    """The fetch begins anew, from the first byte."""
+    """The fetch must begin again, from the first byte."""
 
 
 class Incoming:

@@ -139,7 +139,7 @@ class Partials:
         try:
             self.directory.discard(partial)
         except OSError as error:
-            # This is no exception for the fetch: the fetch has to tell its clients what was wrong with the bytes.
+            # This method raises nothing: the fetch has to tell its clients that the bytes were wrong.
             self._health.report_write_error(error)
 
     def committed(self, partial: Partial) -> None:

@@ -137,7 +137,7 @@ class Store:
     @property
     def trouble(self) -> str:
         """Why the store keeps nothing now, for people; empty if all is well."""
-        return self.health.trouble or ("there is no room, and nothing more may go" if self.bounds.full else "")
+        return self.health.trouble or ("there is no room, and no more objects can be evicted" if self.bounds.full else "")
 
     # From a partial file to an object
 
