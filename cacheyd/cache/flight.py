@@ -89,7 +89,7 @@ class Flight:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Registry and digest."""
+        """The key of the flight: registry and digest."""
         return self.requester.registry, self.digest
 
     @property

@@ -1,4 +1,4 @@
-"""The table that keeps flights single: at most one for each registry and digest."""
+"""The table of flights: it has at most one flight for each registry and digest."""
 
 from collections.abc import Iterator
 

@@ -1,6 +1,7 @@
-"""Tag lists and referrers (distribution-spec, "Content Discovery"): kept for `tag_ttl`, and served stale on outages.
+"""Answers requests for tag lists and referrers (distribution-spec, "Content Discovery"): keeps each list for `tag_ttl`.
 
-Admission controllers ask for the signatures of an image with every pod.
+If upstream fails, the cache serves the last known list as stale. Lists are kept because many requests ask for them: admission
+controllers ask for the signatures of an image with every pod.
 """
 
 import asyncio

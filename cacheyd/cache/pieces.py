@@ -25,7 +25,7 @@ OPEN_END = 1 << 20
 # (seconds); the most such blobs that are remembered. They are remembered one by one: any client can find a wrongly labelled
 # blob, and this must not slow down other blobs of its registry.
 WHOLE_ONLY, MAX_WHOLE_ONLY = 60.0, 1000
-# How long a piece may keep its turn at its registry (seconds): it keeps the turn until its client has all bytes.
+# How long a piece may keep its turn at its registry (seconds). It keeps the turn until its client has all bytes of the piece.
 PIECE_TIME = 120.0
 
 

@@ -73,7 +73,7 @@ class Sightings:
         return sight
 
     def _begin_again(self, now: float) -> None:
-        """Begins these waits again: the clock was behind when they began, and would make them too old now that it is right."""
+        """Begins these waits again: the clock was behind when they began, so a right clock would make the images too old."""
         for key in self._anew:
             if (sight := self._store.sights.sight(key)) is not None:
                 self._store.sights.seen.set(key, replace(sight, first=now))

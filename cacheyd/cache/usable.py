@@ -46,7 +46,7 @@ class Usable:
     async def _without_coding(self, ref: Reference, method: str, response: UpstreamResponse) -> UpstreamResponse:
         """The response without its coding. Objects stay as they came: their digest shows whether they are encoded.
 
-        Raises RequestError for a list that cannot be decoded. An error's body that cannot be decoded breaks when it is read.
+        Raises RequestError for a list that cannot be decoded. If an error's body cannot be decoded, reading it raises.
         """
         if not codings_of(response.headers):
             return response

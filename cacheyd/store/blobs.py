@@ -1,4 +1,4 @@
-"""Content-addressed files: append, hash, verify, commit by rename, read through one shared mapping.
+"""Content-addressed files: moves verified files to their digest, and reads them through one shared mapping.
 
 Files are never truncated or rewritten in place: a reader's mapping would fault. Open descriptors and mappings outlive
 unlink and rename, so readers need no handover.

@@ -109,7 +109,7 @@ class Catalog:
     # Use and eviction
 
     def touch(self, digest: str, now: float, hits: int) -> None:
-        """Notes `hits` uses of an object: its root moves to the end of the order of eviction."""
+        """Notes `hits` uses of an object: the image that needs it moves to the end of the order of eviction."""
         stored = self.objects.get(digest)
         if stored is None:
             return

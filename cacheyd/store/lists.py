@@ -116,7 +116,7 @@ def _registry(name: str) -> str:
 
 
 def read_listed(row: Row) -> Listed | None:
-    """A list's row; None if it is not one."""
+    """The list of a row; None if the row is not a list's."""
     try:
         headers = tuple((sys.intern(str(name)), str(value)) for name, value in row["headers"])
         body = str(row["body"]).encode()

@@ -116,6 +116,6 @@ def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], by
 
 
 def _looked_into(stored: Stored, read: Callable[[str], bytes | None]) -> Stored:
-    """The object of an older row, whose type is from an upstream, with the type of its bytes; a blob if they are none."""
+    """The object of an older row (its type is an upstream's) with the type of its bytes; a blob if they are no manifest."""
     description = describe(read(stored.digest) if stored.size <= MANIFEST_MAX else None)
     return replace(stored, media_type=description.media_type, needs=description.needs if description.media_type else ())

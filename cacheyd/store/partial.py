@@ -77,7 +77,7 @@ class Partial:
         return memoryview(window)
 
     def is_linked(self) -> bool:
-        """Whether `path` still leads to this file: the cache directory may be wiped at any time."""
+        """Whether `path` still leads to this file: the cache directory can be wiped at any time."""
         return partial_files.is_linked(self.path, self.fd)
 
     def close(self) -> None:
