@@ -136,7 +136,7 @@ class BlobFetch:
         if response.status == 206 and there:
             part = parse_content_range(header(response.headers, "content-range"))
             if part is None or part[0] != there:
-                raise await self._restart("upstream answered another range than was asked for")
+                raise await self._restart("upstream answered with another range than cacheyd asked for")
             size = part[2] if part[2] is not None else (None if length is None else there + length)
         elif response.status == 200:
             skip = there

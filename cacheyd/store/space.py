@@ -107,7 +107,7 @@ class Space:
 def to_free(stored: int, max_size: int, free: int | None, min_free: int, *, low: float = 0.9, size: int = 0) -> int:
     """How many bytes have to be removed for `size` more: 0 within the limits, else enough to reach the low watermark.
 
-    `low` is the low watermark as a share of `max_size`; `min_free` is raised by the same share.
+    `low` is the low watermark as a share of `max_size`; the room that stays free is `min_free` and `1 - low` of it more.
     """
     over = 0
     if max_size and stored + size > max_size:
