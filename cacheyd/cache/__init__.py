@@ -1,1 +1,1 @@
-"""The ways of a request: hit, flight, revalidation, bypass, refusal."""
+"""Answers requests: by hit, flight, revalidation, bypass or refusal."""

@@ -1,16 +1,16 @@
-"""What upstreams told which login: `access = "verify"`, and tags that are gone.
+"""Remembers the permissions that upstreams gave to each login (`access = "verify"`), and tags that upstreams hid.
 
-Under a registry that verifies two things are needed for a hit: these credentials may read this repository (asked upstream
-by HEAD, the answer kept for `access_ttl`, keyed by a hash), and the registry serves this digest in this repository (kept
-with the object), so that nobody gets at a digest of one repository by naming another one, or another registry.
+Under a registry that verifies, a hit needs two things. These credentials may read this repository: the cache asks upstream
+by HEAD, and keeps the answer for `access_ttl`, keyed by a hash. And the registry serves this digest in this repository: the
+object keeps its repositories, so that no client gets a digest of one repository by naming another repository or registry.
 
-A registry's word counts for what it has itself delivered, byte for byte, through a flight of its own: anybody can run a
-registry that answers every HEAD with 200. So a HEAD adds a repository to an object only where another repository of the
-same registry delivered it; else the object is fetched from there, too.
+A registry's answer counts only for objects that this registry delivered, byte for byte, through a flight of its own: anybody
+can run a registry that answers every HEAD with 200. So a HEAD adds a repository to an object only if another repository of
+the same registry delivered the object; else the cache fetches the object from there, too.
 
-What an open registry delivered is everybody's, under all open registries: it has the bytes, and gives them to whoever
-asks. A stranger's registry is no exception: the stranger could hand out the same bytes himself. Under a
-registry that verifies each login needs that registry's permission all the same.
+All clients may have an object that an open registry delivered, under all open registries: this registry gives the bytes to
+every client. A stranger's registry is no exception: the stranger could give the same bytes away himself. Under a registry
+that verifies, each login needs that registry's permission all the same.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from cacheyd.store.records import Stored
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed
 
-# Names are kept as hashes, so that a grant takes 250 bytes and what is gone 600 at most.
+# Names are kept as hashes, so that a grant takes 250 bytes and a tag that is gone 600 bytes at most.
 MAX_GRANTS = 50_000
 REFUSED = frozenset({401, 403})
 OBJECTS = (Kind.MANIFEST, Kind.BLOB)
 
 
 class Access:
-    """Remembers what upstreams allowed, and what they hid."""
+    """Remembers the permissions that upstreams gave, and the tags that they hid."""
 
     def __init__(
         self, store: Store, fetcher: Fetcher, settings: Settings | Live, clock: Callable[[], float] = time.monotonic
@@ -50,7 +50,7 @@ class Access:
         self._generation = 0
         live = Live.of(settings)
         self._settings = live.settings
-        # Without a registry that verifies there is nothing to be careful with, and nothing to look for.
+        # Without a registry that verifies, every request is allowed, and no check is needed.
         self._careful = _verifies_any(self._settings)
         live.listen(self._configure)
 
@@ -60,17 +60,17 @@ class Access:
         self.forget()
 
     def forget(self) -> None:
-        """After a change of settings: nothing that was told before counts, nor what is being asked now."""
+        """After a change of settings: drops all answers so far, and those to questions that are under way."""
         self._generation += 1
         self._grants.clear()
         self._gone = Gone()
 
     def verifies(self, ref: Reference) -> bool:
-        """Whether this needs upstream's permission for the client's own login."""
+        """Whether a request for `ref` needs upstream's permission for the client's own login."""
         return self._careful and ref.kind in OBJECTS and self._settings.registry(ref.registry).access == "verify"
 
     def granted(self, ref: Reference, headers: HeaderList) -> bool:
-        """Whether the request may be answered from what is here, without asking upstream. Never awaits."""
+        """Whether the cache may answer the request from disk, without asking upstream. Never awaits."""
         if not self.verifies(ref):
             if not self._careful or ref.digest is None:
                 return True
@@ -84,8 +84,8 @@ class Access:
     def may_serve(self, ref: Reference, stored: Stored) -> bool:
         """Whether an object may be served under this registry at all: this registry, or an open one, delivered the bytes.
 
-        Else anybody could get at the object by naming a registry that does not verify. If the index was lost, nobody knows
-        where an object is from, so it is fetched again.
+        Else any client could get the object by naming a registry that does not verify. If the index was lost, the object's
+        registry is unknown, so the cache fetches the object again.
         """
         if not self._careful:
             return True
@@ -93,35 +93,35 @@ class Access:
         return ref.registry in registries or any(self._settings.registry(name).access == "open" for name in registries)
 
     def has(self, ref: Reference) -> bool:
-        """Whether the object is here, and known to be in this repository."""
+        """Whether the object is stored, and known to be in this repository."""
         stored = self._store.objects.find(ref.digest) if ref.digest else None
         return stored is not None and ref.name in stored.within
 
     def _belongs(self, ref: Reference) -> bool:
-        """Whether the digest is known to be in this repository, or nothing of it is here that could be given away."""
+        """Whether the digest is known to be in this repository, or this cache has no byte of it that it could give away."""
         assert ref.digest
         if self._store.objects.find(ref.digest) is not None:
             return self.has(ref)
         return self._fetcher.flights.get(ref.registry, ref.digest) is None
 
     async def check(self, ref: Reference, headers: HeaderList) -> bool:
-        """Asks upstream if this registry verifies and there is no grant yet. True if upstream was asked and allowed it.
+        """Asks upstream if this registry verifies and there is no grant yet. True if upstream was asked and gave permission.
 
-        Raises Relayed with upstream's refusal, RequestError if it cannot be had.
+        Raises Relayed with upstream's refusal, RequestError if upstream gives no answer.
         """
         while self.verifies(ref) and not self.granted(ref, headers):
             generation = self._generation
             allowed = await self.ask(ref, headers)
             if generation == self._generation:
                 return allowed
-            # The settings changed meanwhile: another upstream may have to be asked.
+            # The settings changed during the question: the cache may have to ask another upstream.
         return False
 
     async def ask(self, ref: Reference, headers: HeaderList) -> bool:
-        """Asks upstream whether these credentials may read this, and keeps the answer. Raises as `check` does.
+        """Asks upstream whether these credentials may read `ref`, and keeps the answer. Raises as `check` does.
 
         False for a success that does not look like the object: some registries show a page to clients without a login. Then
-        what is asked for by its digest is fetched with this login, and only the bytes prove anything.
+        the cache fetches the object with this login, and only bytes with the right digest prove the permission.
         """
         generation = self._generation
         method, response = await ask_of(self._fetcher, ref, headers, as_client=True)
@@ -131,7 +131,7 @@ class Access:
         stored = self._store.objects.find(ref.digest) if ref.digest else None
         if not looks_like(ref, response, stored):
             if ref.digest is None:
-                raise upstream_error(502, "upstream answered with something else where a manifest was asked for")
+                raise upstream_error(502, "upstream's answer to a request for a manifest is not a manifest")
             return False
         if generation != self._generation:
             return True
@@ -148,27 +148,27 @@ class Access:
         while len(self._grants) > MAX_GRANTS:
             self._grants.popitem(last=False)
 
-    # What was told of tags
+    # Tags that upstream hid
 
     def refused(self, ref: Reference, headers: HeaderList, status: int) -> None:
-        """Upstream refused this login with `status`: a grant ends, and a tag that upstream hides is gone for this login."""
+        """Notes upstream's refusal of this login: ends a grant, or marks a tag that upstream hides as gone for this login."""
         if status in REFUSED:
             self._grants.pop(_login(ref, headers), None)
         elif status == 404 and is_tag(ref) and self._store.tags.variants(ref.registry, ref.repository, ref.reference):
             self._gone.add(ref, headers)
 
     def found(self, ref: Reference, headers: HeaderList) -> None:
-        """Upstream gave this login the object: its tag is not gone."""
+        """Notes that upstream gave this login the object: its tag is not gone."""
         if self._gone and is_tag(ref):
             self._gone.discard(ref, headers)
 
     def is_gone(self, ref: Reference, headers: HeaderList) -> bool:
-        """Whether the last thing that this login was told is that the tag is gone. Cheap while no tag is."""
+        """Whether upstream's last answer to this login was that the tag is gone. Cheap while no tag is gone."""
         return bool(self._gone) and self._gone.has(ref, headers)
 
 
 def _login(ref: Reference, headers: HeaderList) -> bytes:
-    """Who asks, and for which repository."""
+    """A hash of the login and the repository."""
     return hashlib.blake2b(ref.name.encode(), digest_size=16, key=credentials_of(headers)).digest()
 
 

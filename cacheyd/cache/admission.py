@@ -1,4 +1,4 @@
-"""`min_age`, decided: what becomes of a tag when upstream says what it is, and when the settings change."""
+"""Decides by `min_age` which image a tag leads to: after each answer of upstream, and after a change of settings."""
 
 import logging
 from dataclasses import replace
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 
 
 class Dates(Protocol):
-    """Where images' own dates can be looked up. Implemented by `created`."""
+    """Finds the dates that images give themselves. Implemented by `created`."""
 
     async def look(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> None:
-        """Looks into what a tag leads to, with the client's own login, and tells the sightings; `data` are its bytes if they
-        are known.
+        """Looks up the date of a tag's image with the client's own login, and tells the sightings. `data` are the manifest's
+        bytes, if they are known.
         """
 
 
 class Admission:
-    """Takes up what upstreams say of tags, and tells the store what they lead to."""
+    """Takes up upstreams' answers about tags, and tells the store which images the tags lead to."""
 
     def __init__(
         self,
@@ -46,11 +46,11 @@ class Admission:
         self._cooldown = cooldown
         self._dates = dates
         self._events = events
-        # Behind the cooldown, which has the new ages by then.
+        # The cooldown listens first, so it has the new ages by then.
         Live.of(settings).listen(self._review)
 
     def _review(self, settings: Settings) -> None:
-        """After a change of settings: what they do not hold any more is served, what they hold gets its new time."""
+        """After a change of settings: serves images that the settings do not hold any more, and gives the rest a new time."""
         ages = self._cooldown.ages
         for name in list(self._store.sights.held):
             ref = reference_of(name)
@@ -64,7 +64,7 @@ class Admission:
                 self._store.sights.hold(name, replace(hold, until=until))
 
     async def admit(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> bool:
-        """Takes up what upstream says that a tag is, and decides what the store is told; False if the tag has no `min_age`."""
+        """Takes up upstream's answer about a tag, and decides which image the tag leads to; False if it has no `min_age`."""
         cooldown = self._cooldown
         if not cooldown.active or not cooldown.ages.of(ref):
             self._store.sights.let_go(name_of(ref))
@@ -74,18 +74,18 @@ class Admission:
         if unknown and cooldown.is_held(ref, variant.digest, sight):
             await self._dates.look(ref, headers, variant, data)
             if not cooldown.ages.of(ref):
-                return False  # The settings are others now.
+                return False  # The settings changed during this.
         self._decide(ref, variant)
         return True
 
     def lost(self, ref: Reference, digest: str, asked: frozenset[str]) -> None:
-        """What was served before is neither here nor upstream any more: the tag forgets it."""
+        """Makes the tag forget an earlier image that neither this cache nor upstream has any more."""
         hold = self._cooldown.hold(ref, asked)
         left = [variant for variant in self._cooldown.variants(ref) if variant.digest != digest]
         self._store.tags.delete(ref.registry, ref.repository, ref.reference)
         for variant in reversed(left):
             self._cooldown.set_tag(ref, variant)
-        log.warning("min_age: %s: %s, which was served before, is gone upstream", name_of(ref), digest)
+        log.warning("min_age: %s: upstream no longer has %s, the image that was served before", name_of(ref), digest)
         if hold is not None:
             self._decide(ref, hold.candidate)
 
@@ -94,7 +94,7 @@ class Admission:
         sight = self._sightings.see(ref, variant.digest)
         before = cooldown.hold(ref, variant.asked)
         if before is not None and before.candidate.digest != variant.digest:
-            # The tag has moved on, for those who asked with other types, too: they find out when they ask again.
+            # The tag has moved on, also for clients that asked with other types: they get the new image when they ask again.
             sights.drop(name, before.candidate.digest)
         if not cooldown.is_held(ref, variant.digest, sight):
             sights.let_go(name, variant.asked)
@@ -111,18 +111,18 @@ class Admission:
             sights.let_go(name, variant.asked)
             cooldown.set_tag(ref, variant)
             return
-        # Other clients may have an older image. Then the young one is only for those that do not take its type.
+        # Other clients may have an older image. Then only clients that do not take the older image's type get the young one.
         if memorable:
             sights.hold(name, Hold(variant, previous, until))
         if previous is not None:
-            # Upstream was asked just now: the tag leads to the older image until upstream is asked again.
+            # Upstream has just been asked: the tag leads to the older image until the cache asks upstream again.
             cooldown.set_tag(ref, replace(previous, asked=variant.asked, checked=variant.checked))
 
     def _tell(self, ref: Reference, action: str, variant: TagVariant, previous: TagVariant | None, until: float) -> None:
         self._events.held(ref.registry, action)
         does = {
             "held": "is held", "refused": "is refused", "audited": "would be held",
-            "allowed": "would be held, and is allowed as nothing is known before it,",
+            "allowed": "would be held, and is allowed because no earlier image is known,",
         }[action]  # fmt: skip
         log.info(
             "min_age: %s: %s %s until %s; served before: %s",

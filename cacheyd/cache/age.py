@@ -1,4 +1,4 @@
-"""`min_age`, its arithmetic: dates as images have them, which age a tag demands, from when on an image may be served."""
+"""The arithmetic of `min_age`: the dates in images, the age that a tag demands, the time from which an image may be served."""
 
 import re
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from cacheyd.settings.ages import Ages
 from cacheyd.settings.settings import Settings
 from cacheyd.store.sights import Sight
 
-# 2013-01-01: no image is older, so dates before it say nothing (0001-01-01, 1970-01-01, 1980-01-01 of reproducible builds).
+# 2013-01-01: no image is older. Earlier dates mean nothing (0001-01-01, 1970-01-01, 1980-01-01 of reproducible builds).
 EARLIEST = 1356998400.0
 # Tags that are made of a digest belong to the image of that digest: signatures, attestations, older registries' referrers.
 _OF_DIGEST = re.compile(r"sha(?:256-[a-f0-9]{64}|512-[a-f0-9]{128})(?:\.[A-Za-z0-9._-]+)?")
@@ -16,7 +16,7 @@ _CREATED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d
 
 
 def parse_created(value: object) -> float | None:
-    """A date as images have it (RFC 3339 section 5.6), in seconds since the epoch; None for no date, or one too early."""
+    """A date from an image (RFC 3339 section 5.6), in seconds since the epoch; None for no date, or a date before EARLIEST."""
     match = _CREATED.fullmatch(value) if isinstance(value, str) and len(value) <= 64 else None
     if match is None:
         return None
@@ -28,22 +28,22 @@ def parse_created(value: object) -> float | None:
 
 
 def believed(created: float | None, now: float) -> float:
-    """The date if it can be true, else 0: a date in the future shows no age."""
+    """The date if it can be true, else 0: a date in the future proves no age."""
     return created if created is not None and EARLIEST <= created <= now else 0.0
 
 
 def shown_since(sight: Sight, evidence: str) -> float:
-    """Since when the image exists for certain (seconds since the epoch)."""
+    """The earliest time at which the image certainly existed (seconds since the epoch)."""
     return min(sight.first, sight.created) if evidence == "any" and sight.created else sight.first
 
 
 def ripe_at(sight: Sight, min_age: float, evidence: str) -> float:
-    """From when on the image may be served, in seconds since the epoch."""
+    """The time from which the image may be served, in seconds since the epoch."""
     return 0.0 if sight.released else shown_since(sight, evidence) + min_age
 
 
 def why(sight: Sight, min_age: float, evidence: str) -> str:
-    """Why something is held, for people."""
+    """The reason for a hold, for people."""
     seen = f"first seen here {shown(sight.first)}"
     if evidence == "any" and sight.created:
         seen = f"created {shown(sight.created)}, {seen}"
@@ -78,13 +78,13 @@ class MinAges:
         return self._settings.registry(ref.registry).min_age if found is None else found
 
     def action(self, ref: Reference) -> str:
-        """What is done where nothing older can be served: `refuse`, `allow` or `audit`."""
+        """The setting for images that are too young: `refuse`, `allow` (both if no older image can be served) or `audit`."""
         return self._settings.registry(ref.registry).min_age_action
 
     def evidence(self, ref: Reference) -> str:
-        """What shows an age: `any`, or `seen` by this cache."""
+        """The dates that prove an age: `any`, or `seen` (only the time when this cache first saw the image)."""
         return self._settings.registry(ref.registry).min_age_evidence
 
     def ripe_at(self, ref: Reference, sight: Sight) -> float:
-        """From when on an image may be served under this tag."""
+        """The time from which an image may be served under this tag, in seconds since the epoch."""
         return ripe_at(sight, self.of(ref), self.evidence(ref))

@@ -1,4 +1,4 @@
-"""Answers: status, headers and body of a response, the same for every way it goes out."""
+"""Answers: status, headers and body of a response, in one form for all clients and connections."""
 
 import time
 from email.utils import formatdate
@@ -18,22 +18,22 @@ from cacheyd.upstream.port import Relayed
 
 API_VERSION = ("Docker-Distribution-API-Version", "registry/2.0")
 PROXIED_BY = ("X-Proxied-By", "cacheyd")
-# RFC 9111 dropped Warning, but people grep for it.
+# RFC 9111 dropped the Warning header, but people search logs for it.
 STALE_WARNING = ("Warning", '110 cacheyd "upstream failed: last known tag"')
-# For the log: why what is known is served although it is stale.
+# The reason in the log for a stale answer without a question to upstream.
 FEW_LEFT = "fewer pulls are left than ratelimit_floor"
 MISS, HIT, STALE, REVALIDATED, BYPASS, HELD = "MISS", "HIT", "STALE", "REVALIDATED", "BYPASS", "HELD"
 
 
 class Answer(NamedTuple):
-    """A response to be sent. The body is `body`, or what `source` gives, or nothing; `result` is for X-Cache and the log.
+    """A response to be sent. The body is `body`, or the bytes of `source`, or empty; `result` is for X-Cache and the log.
 
     `page` marks pages of cacheyd itself, which are neither counted nor logged; `note` is for the log and gives the reason.
     `stored` is the object on disk that the answer was made from, if there is one. `length` is the Content-Length in bytes,
-    also of a HEAD; None if nobody knows it, then the body is chunked.
+    also of a HEAD; None if unknown, then the body is chunked.
 
-    Nobody changes an answer: its methods return new ones. It is a named tuple because each hit makes one, and making a frozen
-    dataclass takes three times as long.
+    An answer never changes: its methods return new answers. It is a named tuple because each hit makes an answer, and making
+    a frozen dataclass takes three times as long.
     """
 
     status: int
@@ -48,45 +48,45 @@ class Answer(NamedTuple):
     note: str = ""
 
     def with_headers(self, *more: tuple[str, str]) -> "Answer":
-        """With these headers, too."""
+        """The answer with these headers, too."""
         return self._replace(headers=(*self.headers, *more))
 
     def noted(self, note: str) -> "Answer":
-        """With a note for the log."""
+        """The answer with a note for the log."""
         return self._replace(note=note)
 
     def with_source(self, source: Source, length: int | None) -> "Answer":
-        """With a body of `length` bytes (None: nobody knows) that `source` gives."""
+        """The answer with a body of `length` bytes (None if unknown) from `source`."""
         return self._replace(source=source, length=length)
 
     def without_source(self) -> "Answer":
-        """For an answer that was sent: it keeps nothing of the store."""
+        """The answer without its source: after an answer was sent, it must keep nothing of the store."""
         return self._replace(source=None)
 
     def with_part(self, part: Part, size: int) -> "Answer":
-        """With this part of an object of `size` bytes in place of all of it (RFC 9110 section 15.3.7)."""
+        """The answer with this part of an object of `size` bytes in place of the whole (RFC 9110 section 15.3.7)."""
         headers = (*without(self.headers, "content-range"), ("Content-Range", part.content_range(size)))
         return self._replace(status=206, length=part.length, headers=headers)
 
     def marked_stale(self) -> "Answer":
-        """Marked as stale: upstream did not confirm it."""
+        """The answer marked as stale: upstream did not confirm it."""
         return self.with_headers(STALE_WARNING)
 
     def marked_held(self, digest: str, until: float) -> "Answer":
-        """Marked as the stand-in for `digest`, which is too young until then (seconds since the epoch)."""
+        """The answer marked as the stand-in for `digest`, which is too young until `until` (seconds since the epoch)."""
         text = f"held until {shown(until)}: {digest} is too young"
         return self.with_headers(("Warning", f'299 cacheyd "{text}"')).noted(text)
 
     def in_place_of(self, ref: Reference) -> "Answer":
-        """The same object as the answer for `ref`, a tag that is held."""
+        """The same object as the answer for `ref`, a held tag."""
         headers = (*without(self.headers, "x-cache"), ("X-Cache", HELD))
         return self._replace(ref=ref, result=HELD, headers=headers)
 
 
 def counted(answer: Answer, budget: Budget) -> Answer:
-    """The answer; a large body counts in the budget until it is sent or the client leaves. A 503 where there is no room.
+    """The answer; a large body counts in the budget until it is sent or the client leaves. A 503 if there is no room.
 
-    A body that is sent whole would be copied for each client, and stay for as long as that client does not read.
+    A body that is sent in one piece would be copied for each client, and would stay in memory until that client has read it.
     """
     if len(answer.body) <= FLOOR or answer.source is not None:
         return answer
@@ -104,7 +104,7 @@ def scope_headers(ref: Reference | None) -> HeaderList:
 
 
 def object_headers(ref: Reference, digest: str, media_type: str, result: str) -> HeaderList:
-    """The headers of an object (distribution-spec: Docker-Content-Digest is owed on GET and HEAD)."""
+    """The headers of an object (distribution-spec: answers to GET and HEAD must have Docker-Content-Digest)."""
     ranges = (("Accept-Ranges", "bytes"),) if ref.kind is Kind.BLOB else ()
     return (
         ("Content-Type", media_type),
@@ -123,7 +123,7 @@ def _http_date(second: int) -> str:
 
 
 def hit_headers(now: float, since: float) -> HeaderList:
-    """Age in seconds since upstream confirmed it (RFC 9111 section 5.1), and when this cache answered."""
+    """The Age header, in seconds since upstream confirmed the object (RFC 9111 section 5.1), and the time of this answer."""
     date = _http_date(int(now))
     return (("Age", str(max(0, int(now - since)))), ("Date", date), ("X-Proxy-Date", date))
 
@@ -137,7 +137,7 @@ def error_answer(error: RequestError, ref: Reference | None = None) -> Answer:
 
 
 def why_stale(error: Relayed | RequestError) -> str:
-    """For the log: why upstream did not confirm what is served."""
+    """The reason for the log why upstream did not confirm the object that is served."""
     return f"upstream answered {error.relay.status}" if isinstance(error, Relayed) else error.failure.message
 
 
@@ -152,6 +152,9 @@ def text_answer(status: int, body: bytes, content_type: str = "text/plain; chars
 
 
 def unsatisfiable(ref: Reference, size: int, headers: HeaderList, result: str) -> Answer:
-    """416: no byte of the object's `size` bytes is asked for (RFC 9110 section 15.5.17). `headers` are the object's."""
+    """The answer 416: the client asks for none of the object's `size` bytes (RFC 9110 section 15.5.17).
+
+    `headers` are the object's.
+    """
     kept = (*without(headers, "content-type"), ("Content-Range", f"bytes */{size}"))
     return Answer(416, kept, length=0, result=result, ref=ref)

@@ -1,4 +1,4 @@
-"""What every request upstream goes through, whoever needs it: rate limits, answers that can be used, errors for clients."""
+"""Asks upstreams, for all parts of the cache: applies rate limits, refuses unusable answers, makes errors for clients."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from cacheyd.upstream.relay import read_relay
 
 
 class Asking:
-    """Asks upstreams. Bodies that are held in memory count in `budget`."""
+    """Asks upstreams. Bodies in memory count in `budget`."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Asking:
         return self._limited.limits
 
     def forget(self) -> None:
-        """After a change of settings: rate limits of before count no more."""
+        """After a change of settings: drops the earlier rate limits."""
         self._limited.forget()
 
     async def open(
@@ -54,16 +54,16 @@ class Asking:
         return await self._limited.open(UpstreamRequest(ref, method, headers, as_client, piece))
 
     def limit_key(self, ref: Reference, headers: HeaderList, *, as_client: bool = False) -> Key:
-        """Whom a rate limit is for: who upstream thinks that asks, and the repository."""
+        """The key of a rate limit: the login that upstream sees, and the repository."""
         return self._limited.key(ref, headers, as_client=as_client)
 
     async def relay(self, response: UpstreamResponse, *, from_head: bool = False) -> Relay:
-        """A response as it is, with its body in memory. If that breaks or is too large, an error gets a body of ours."""
+        """A response as it is, with its body in memory. An error whose body breaks or is too large gets a body of cacheyd."""
         return await read_relay(response, self.budget, from_head=from_head)
 
     async def unpacked(self, ref: Reference, response: UpstreamResponse, digest: str) -> Relay:
-        """An object that came encoded and is not kept, in memory. Its digest, if known, says which bytes are the object.
+        """Decodes an object that is not kept, in memory. Its digest, if known, shows which bytes are the object.
 
-        Raises RequestError, also for more than 4 MiB: which bytes are the object would be known at the end only.
+        Raises RequestError, also for more than 4 MiB: only the end of the body shows which bytes are the object.
         """
         return await read_object(ref, response, digest, self.budget)

@@ -1,4 +1,4 @@
-"""One blob's way in: attempts that go on where the last one broke, until its digest is verified."""
+"""Fetches one blob: each attempt goes on where the last attempt broke, until the blob's digest is verified."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ from cacheyd.upstream.port import Chunk, Relayed, UpstreamBroken, UpstreamRespon
 
 log = logging.getLogger(__name__)
 
-# Progress of so many bytes makes the next break a first one again.
+# The progress after which the next break counts as the first again (bytes).
 PROGRESS = 64 << 10
 
 
@@ -58,7 +58,7 @@ class BlobFetch:
         """Brings the blob in. Raises Relayed, RequestError, NotKept."""
         flight, body, incoming = self.flight, self.flight.body, self.incoming
         await incoming.open()
-        # Where logins are verified, what is complete may be another repository's: upstream is asked for the rest.
+        # If the registry verifies logins, a complete file may be from another repository: upstream is asked for the rest.
         trusted = self._live.settings.registry(self.ref.registry).access == "open"
         if trusted and incoming.is_whole():
             await incoming.land()
@@ -72,22 +72,22 @@ class BlobFetch:
             try:
                 await self._attempt()
             except StartOver:
-                # Once is not much: what is here of it may be out of date.
+                # One new start is always allowed: the bytes in the file may be out of date.
                 attempt += 1
                 if attempt > max(1, self._live.settings.retries):
-                    raise upstream_error(502, "upstream has something else each time") from None
+                    raise upstream_error(502, "upstream sends another blob at each attempt") from None
                 await asyncio.sleep(_pause(attempt))
             except UpstreamBroken as error:
                 if incoming.is_whole():
-                    # All is there; only the end of the message was missing.
+                    # All bytes are there; only the end of the message was missing.
                     await incoming.land()
                     return
-                # Of what is encoded nothing is left for the next attempt.
+                # Nothing is left of an encoded body for the next attempt.
                 attempt = 1 if body.received - before >= PROGRESS and not body.sealed else attempt + 1
                 await self._prepare_next(attempt, error)
 
     async def _prepare_next(self, attempt: int, error: UpstreamBroken) -> None:
-        """Waits for the next attempt. Raises what the flight ends with where there is to be none."""
+        """Waits for the next attempt. If there must be no other attempt, raises the error that ends the flight."""
         flight = self.flight
         given_up = attempt > self._live.settings.retries or error.hopeless or (error.timeout and not flight.demand.audience)
         if not flight.streaming or given_up or flight.cut.error is not None:
@@ -98,15 +98,15 @@ class BlobFetch:
         await asyncio.sleep(max(_pause(attempt), (error.again_at or 0.0) - self._monotonic()))
 
     def _check_wanted(self) -> None:
-        """Raises RequestError for what has to make way, or is abandoned."""
+        """Raises RequestError if the flight was cut off, or if no client has waited for it for too long."""
         if self.flight.cut.error is not None:
             raise self.flight.cut.error
         self._check_demand()
 
     def _check_demand(self) -> None:
-        """Raises RequestError where nobody has wanted it for longer than it may go on like this."""
+        """Raises RequestError if no client has waited for the flight for `finish_abandoned` seconds."""
         if self.flight.demand.is_over(self._monotonic(), self._live.settings.finish_abandoned):
-            raise upstream_error(503, "nobody waits for it any more")
+            raise upstream_error(503, "no client waits for this object any more")
 
     async def _attempt(self) -> None:
         flight, headers = self.flight, self._headers
@@ -128,7 +128,7 @@ class BlobFetch:
         await self._finish()
 
     async def _begin(self, response: UpstreamResponse) -> int:
-        """Checks the head of a response and tells the clients. Gives how many bytes of its body are there already."""
+        """Checks the head of a response and tells the clients. Gives how many bytes of its body are already in the file."""
         flight, body, there = self.flight, self.flight.body, self.incoming.size
         await self._seal(response)
         length = None if self._codings else content_length(response.headers)
@@ -136,12 +136,12 @@ class BlobFetch:
         if response.status == 206 and there:
             part = parse_content_range(header(response.headers, "content-range"))
             if part is None or part[0] != there:
-                raise await self._restart("upstream answered another range than was asked for")
+                raise await self._restart("upstream answered with another range than cacheyd asked for")
             size = part[2] if part[2] is not None else (None if length is None else there + length)
         elif response.status == 200:
             skip = there
         elif response.status == 416 and there:
-            raise await self._restart("upstream has less of it than this cache")
+            raise await self._restart("upstream's blob is shorter than what this cache has of it")
         else:
             await self._refuse(response)
         if body.size is not None and size is not None and size != body.size:
@@ -154,7 +154,7 @@ class BlobFetch:
         return skip
 
     async def _refuse(self, response: UpstreamResponse) -> NoReturn:
-        """The answer is not the blob: raises what that means."""
+        """Raises the error that an answer other than the blob means."""
         relay = await self._asking.relay(response)
         if self.flight.streaming:
             raise UpstreamBroken(f"upstream answered {relay.status}")
@@ -163,21 +163,22 @@ class BlobFetch:
         raise Relayed(relay)
 
     async def _seal(self, response: UpstreamResponse) -> None:
-        """Notes that a body comes encoded: it has another length than the object, and other bytes at each place. Or it only
-        says so, as object stores do of compressed layers. The digest tells, at the end: until then nobody gets any of it, and
-        it is never resumed.
+        """Seals a body that comes encoded: its length differs from the object's, and so do its bytes at each place.
+
+        Some bodies are not encoded although their headers say so: object stores do this for compressed layers. Only the digest
+        tells, at the end. Until then no client gets any byte of the body, and no attempt resumes it.
         """
         self._codings = codings_of(response.headers) if response.status in (200, 206) else ()
         if not self._codings:
             return
         if self.incoming.size or (self.flight.streaming and not self.flight.body.sealed):
-            raise await self._restart("upstream goes on with encoded bytes")
+            raise await self._restart("upstream continues a body that was not encoded with encoded bytes")
         if response.status != 200:
-            raise upstream_error(502, "upstream answered a part of something encoded")
+            raise upstream_error(502, "upstream answered with a part of an encoded body")
         self.flight.body.seal()
 
     async def _restart(self, why: str) -> Exception:
-        """What is in the file cannot be continued: it begins anew if no client has any of it. Gives the error to raise."""
+        """Drops a file that cannot be continued; begins again if no client has any byte of it. Gives the error to raise."""
         error = await self.incoming.restart(why)
         if isinstance(error, StartOver):
             self._codings = ()
@@ -222,7 +223,7 @@ def _pause(attempt: int) -> float:
 
 
 def _drop(chunks: Sequence[Chunk], skip: int) -> tuple[list[Chunk], int]:
-    """The chunks without their first `skip` bytes, and what is left to skip."""
+    """The chunks without their first `skip` bytes, and how many bytes are left to skip."""
     kept: list[Chunk] = []
     for chunk in chunks:
         if skip >= len(chunk):

@@ -1,4 +1,4 @@
-"""Blobs that are not here: clients join the flight that brings one in, or get a small piece of it from upstream."""
+"""Blobs that are not stored: a client joins the flight that fetches the blob, or gets a small piece of it from upstream."""
 
 import asyncio
 
@@ -14,14 +14,14 @@ from cacheyd.protocol.media_types import OCTET_STREAM
 from cacheyd.protocol.ranges import Part, RangeRequest, Unsatisfiable
 from cacheyd.store.store import Store
 
-# A flight that does not come to its end in so little time does not keep a small piece waiting (seconds).
+# How long a request for a small piece waits for the end of a flight (seconds).
 PIECE_WAIT = 0.5
-# A flight that has no head after so long does not keep a small piece waiting (seconds).
+# How long a request for a small piece waits for the head of a flight (seconds).
 PIECE_HEAD = 0.1
 
 
 class Blobs:
-    """Answers with a blob that is on its way."""
+    """Answers requests for blobs that are not stored."""
 
     def __init__(self, store: Store, fetcher: Fetcher, boarding: Boarding, pieces: Pieces, bypass: Bypass) -> None:
         self._store = store
@@ -33,13 +33,13 @@ class Blobs:
     async def answer(self, request: Request, *, permitted: bool) -> Answer:
         """The answer for a blob that `Hits` could not find for this client. Raises Relayed, RequestError.
 
-        `permitted` says that upstream allowed this very request just now.
+        `permitted` says that upstream just allowed this very request.
         """
         ref = request.ref
         assert ref.digest
         stored = self._store.objects.find(ref.digest)
         if stored is not None and stored.media_type:
-            # It is here as a manifest, and is not to become a blob for all who ask.
+            # The object is stored as a manifest, and must not become a blob for all clients.
             return await self._bypass.answer(request, MISS)
         running = self._fetcher.flights.get(ref.registry, ref.digest)
         if request.head and (running is None or running.size is None):
@@ -47,7 +47,7 @@ class Blobs:
         wanted = request.wanted
         if error := self._fetcher.failures.resume_refused(ref.registry, ref.digest, (wanted.start if wanted else 0) or 0):
             raise error
-        # What begins with the first byte may be all of it, so its size is waited for.
+        # A range from the first byte on may be the whole blob, so this request waits for the blob's size.
         little = wanted is not None and is_little(wanted) and wanted.start != 0
         flight = None
         try:
@@ -57,7 +57,7 @@ class Blobs:
         except NotKept:
             return await self._bypass.answer(request)
         except TimeoutError:
-            # The flight goes on; who wants little, as lazily pulling clients do, does not wait for its turn.
+            # The flight goes on; a client that wants little, as lazily pulling clients do, does not wait for its turn.
             elsewhere = True
         size = flight.size if flight is not None else None
         if wanted and elsewhere and (answer := await self._pieces.answer(request, wanted, size)):
@@ -68,18 +68,18 @@ class Blobs:
             return await self._bypass.answer(request)
 
     async def _is_elsewhere(self, wanted: RangeRequest, flight: Flight) -> bool:
-        """Whether a small piece is wanted (lazy pulling) that this flight will not have, or not have verified, for a while."""
+        """Whether a small piece is wanted (lazy pulling), and the flight will not have it verified within PIECE_WAIT."""
         if flight.verified or flight.sealed or not is_small_piece(wanted, flight):
             return False
         with flight.wanted():
-            # What is there in a moment is worth that moment: upstream need not send it twice.
+            # If the flight ends soon, waiting is better: upstream need not send the same bytes twice.
             if not is_far((flight.size or 0) - flight.received):
                 await flight.settled(PIECE_WAIT)
         return not flight.verified
 
 
 def _join(request: Request, flight: Flight) -> Answer:
-    """The answer that reads a flight while it grows."""
+    """The answer that reads a flight while the flight grows."""
     ref, size = request.ref, flight.size
     result = HIT if flight.verified and flight.stored is not None else MISS
     headers = object_headers(ref, flight.digest, OCTET_STREAM, result)
@@ -89,7 +89,7 @@ def _join(request: Request, flight: Flight) -> Answer:
         parts = request.parts(size)
     except Unsatisfiable:
         return unsatisfiable(ref, size, headers, result)
-    # Several parts of what is still on its way: all of it is a right answer, too (RFC 9110 section 14.2).
+    # Several parts of a blob that is still on its way: the whole blob is a correct answer, too (RFC 9110 section 14.2).
     part, status = (parts[0], 206) if len(parts) == 1 else (Part(0, size), 200)
     if status == 206:
         headers = (*headers, ("Content-Range", part.content_range(size)))

@@ -1,4 +1,4 @@
-"""How a client gets to a blob's flight: the one that is under way or a new one, and only with permission."""
+"""Brings a client to a blob's flight, a running or a new flight, and only with permission."""
 
 from cacheyd.cache.access import Access
 from cacheyd.cache.fetch import Fetcher
@@ -10,24 +10,25 @@ from cacheyd.cache.requester import requester_of
 from cacheyd.protocol.errors import RequestError, upstream_error
 from cacheyd.upstream.port import PERSONAL, Relayed
 
-# A small blob is verified before its head goes out, if that takes no longer than this (seconds).
+# How long the head of a small blob waits until the blob is verified (seconds).
 SMALL_WAIT = 10.0
-# A blob of unknown length is waited for so long, so that clients learn its length (seconds).
+# How long a client waits for a blob of unknown length, to learn its length (seconds).
 LENGTH_WAIT = 15.0
 
 
 class Boarding:
-    """Finds or starts flights, and asks upstream first where a client has to be let through."""
+    """Finds or starts flights, and asks upstream first if a client needs a permission."""
 
     def __init__(self, fetcher: Fetcher, access: Access) -> None:
         self._fetcher = fetcher
         self._access = access
 
     async def board(self, request: Request, *, permitted: bool) -> Flight:
-        """The blob's flight once upstream has answered; a refusal of somebody else's credentials is not this client's.
+        """The blob's flight after upstream has answered; a refusal of another client's credentials does not count here.
 
-        Made-up logins are many: where several waited for one of them, they ask upstream whether they may have the blob
-        before they start the next flight. Raises Relayed, RequestError, and NotKept where that did not help either.
+        There can be many made-up logins: if several clients waited for the flight of such a login, each of them asks upstream
+        for permission before it starts the next flight. Raises Relayed, RequestError, and NotKept if this does not help
+        either.
         """
         ref = request.ref
         mine = requester_of(ref, request.headers)
@@ -55,11 +56,11 @@ class Boarding:
         running = self._fetcher.flights.get(ref.registry, ref.digest or "")
         if running is None:
             return self._fetcher.failures.is_contested(ref.registry, ref.digest or "")
-        # The flight began after this client was let through: what is in one repository may not be in another.
+        # The flight is for another repository: an object in one repository need not be in another.
         return running.requester.repository != ref.repository and self._access.verifies(ref)
 
     async def _begun(self, flight: Flight) -> None:
-        """Waits until there can be a head, or more. Raises what the flight failed with by then."""
+        """Waits until the answer's head can be sent, or longer. Raises the error of a flight that failed by then."""
         with flight.wanted():
             await flight.opened()
             if flight.size is None:
@@ -67,7 +68,7 @@ class Boarding:
             elif flight.size <= HOLD:
                 await flight.settled(SMALL_WAIT)
             elif self._fetcher.failures.recent(*flight.key):
-                # A client that gets a head and no byte, again and again, never asks elsewhere.
+                # A client that gets a head without bytes, again and again, would never ask elsewhere.
                 await flight.begun(SMALL_WAIT)
 
     async def _prove(self, request: Request) -> None:
@@ -75,7 +76,7 @@ class Boarding:
         ref, headers = request.ref, request.headers
         if self._access.verifies(ref):
             if not await self._access.ask(ref, headers):
-                raise upstream_error(502, "upstream answered with something else where a blob was asked for")
+                raise upstream_error(502, "upstream's answer to a request for a blob is not the blob")
             return
         method, response = await ask_of(self._fetcher, ref, headers)
         if response.status in PERSONAL:

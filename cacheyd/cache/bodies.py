@@ -1,4 +1,4 @@
-"""Readers of bodies: what all of them are, and those that read stored objects."""
+"""Readers of bodies: the interface of all readers, and the readers of stored objects."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -7,22 +7,22 @@ from typing import Protocol
 from cacheyd.protocol.ranges import Part
 from cacheyd.store.mapped import Mapped
 
-# Large bodies go out in windows of so many bytes; each complete window has one mapping for all its readers.
+# Large bodies are sent in windows of this size (bytes); each complete window has one mapping for all its readers.
 WINDOW = 4 << 20
 
 
 class BodyBroken(Exception):
-    """A body that cannot go on: the client's connection is closed short of Content-Length."""
+    """A body that cannot go on: cacheyd closes the client's connection before Content-Length is reached."""
 
 
 class Source(Protocol):
-    """A body that is read piece by piece; both hits and flights are."""
+    """A body that is read piece by piece, from a stored object or a flight."""
 
     async def read(self) -> bytes | memoryview:
         """The next piece, empty at the end. Raises BodyBroken."""
 
     def close(self) -> None:
-        """Nobody reads on."""
+        """Ends the reading."""
 
 
 class MappedReader:
@@ -36,7 +36,7 @@ class MappedReader:
         self._first: memoryview | None = None
 
     def begin(self) -> bool:
-        """Whether the first window can be read, so that there can be a head that promises it."""
+        """Whether the first window can be read, so that a head may promise the body."""
         try:
             self._first = self.take()
         except BodyBroken:
@@ -60,7 +60,7 @@ class MappedReader:
             raise BodyBroken(f"the file cannot be read: {error.strerror}") from error
 
     def close(self) -> None:
-        """Nothing to let go of: views keep the mapping."""
+        """Does nothing: views keep the mapping."""
 
 
 class MultipartReader:
@@ -92,4 +92,4 @@ class MultipartReader:
         return self._view(piece.start, end)
 
     def close(self) -> None:
-        """Nothing to let go of: views keep the mapping."""
+        """Does nothing: views keep the mapping."""

@@ -1,6 +1,6 @@
-"""Upstream's own answer, passed on and not kept: lists, what is too large, what there is no room for.
+"""Bypass: passes on upstream's own answers without keeping them: lists, objects that are too large or have no room.
 
-What is asked for by its digest is verified all the same, on its way.
+Objects that are asked for by digest are verified all the same, on their way.
 """
 
 from functools import partial
@@ -39,9 +39,9 @@ class Bypass:
         self._live = Live.of(settings)
 
     async def answer(self, request: Request, result: str = BYPASS) -> Answer:
-        """Upstream's answer; `result` is what X-Cache says. Raises Relayed, RequestError."""
+        """Upstream's answer; `result` is for X-Cache. Raises Relayed, RequestError."""
         ref, headers = request.ref, request.headers
-        # What a stored login may list is not for clients that have to show a login of their own.
+        # A list for cacheyd's stored login is not for clients that have to show a login of their own.
         lists = ref.kind in (Kind.TAGS, Kind.REFERRERS)
         as_client = lists and self._live.settings.registry(ref.registry).access == "verify"
         response = await self._fetcher.asking.open(ref, request.method, headers, as_client=as_client)
@@ -58,12 +58,12 @@ class Bypass:
         if not digest or lists:
             return stream_answer(ref, response, result, content_length(response.headers))
         if response.status != 200:
-            # Nobody asked for a part.
+            # The request did not ask for a part.
             response.close()
-            raise upstream_error(502, f"upstream answered {response.status} to a GET of all of it")
+            raise upstream_error(502, f"upstream answered {response.status} to a GET of a whole object")
         wanted = request.wanted if ref.kind is Kind.BLOB and is_far(content_length(response.headers) or 0) else None
         if wanted is not None and is_little(wanted):
-            # To hash all of a large blob for a little of it would take too long.
+            # Hashing a whole large blob for a small part of it would take too long.
             response.close()
             if answer := await self._pieces.answer(request, wanted, content_length(response.headers)):
                 return answer
@@ -73,7 +73,7 @@ class Bypass:
         return self._verified(request, response, result, digest)
 
     def _verified(self, request: Request, response: UpstreamResponse, result: str, digest: str) -> Answer:
-        """A response with all of an object, or the part of it that is asked for."""
+        """The answer with a whole object, or with the part of it that the client asks for."""
         ref, size = request.ref, content_length(response.headers)
         answer = stream_answer(ref, response, result, size)
         part = None
@@ -83,7 +83,7 @@ class Bypass:
             except Unsatisfiable:
                 response.close()
                 return unsatisfiable(ref, size, answer.headers, result)
-            # Of several parts all of it is a right answer, too (RFC 9110 section 14.2).
+            # If several parts are asked for, the whole object is a correct answer, too (RFC 9110 section 14.2).
             part = parts[0] if len(parts) == 1 else None
         if part is not None:
             answer = answer.with_part(part, size or 0)
@@ -93,15 +93,15 @@ class Bypass:
         return answer.with_source(source, answer.length)
 
     async def _make_room(self, size: int) -> None:
-        """Makes room for an object that passed through and was right: it fits when somebody asks for it again."""
+        """Makes room for an object that passed through and was right, so that the store can keep it at the next request."""
         if self._store.health.writable:
             await self._store.bounds.make(size)
 
     async def _size(self, request: Request, result: str) -> Answer:
-        """The answer to a HEAD of a blob where upstream, or its CDN, takes a GET only: one byte tells the size."""
+        """The answer to a HEAD of a blob if upstream, or its CDN, takes only GET: a GET of one byte tells the size."""
         response = await self._fetcher.asking.open(request.ref, "GET", (*request.headers, ONE_BYTE))
         try:
-            # Of what is encoded nobody knows the size.
+            # The size of an encoded body is not the object's.
             size = None if codings_of(response.headers) else stated_size(response)
             if response.status not in (200, 206) and not (response.status == 416 and request.ref.digest in EMPTY):
                 return relay_answer(request.ref, await self._fetcher.asking.relay(response), result, head=True)

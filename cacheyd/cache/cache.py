@@ -1,7 +1,7 @@
-"""The way of a request: a hit; else the client waits while upstream is asked; what is not here is answered by kind.
+"""Answers a request: from disk on a hit; else the client waits while this cache asks upstream, by the kind of the request.
 
-`hits` answers from disk. `tags`, `digests`, `blobs` and `lists` ask upstream, each in its own way. `bypass` passes on what is
-not kept. This module puts them together and chooses one.
+`hits` answers from disk. `tags`, `digests`, `blobs` and `lists` ask upstream, each in its own way. `bypass` passes on
+answers that are not kept. This module puts these modules together and chooses one of them for each request.
 """
 
 import time
@@ -36,13 +36,14 @@ from cacheyd.settings.settings import Settings
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import NoPolicy, RegistryPolicy, Relayed
 
-# A file that has to be hashed before it counts is waited for so long, then fetched instead (seconds): it may be huge.
+# How long a request waits for the hash of a file that does not count yet (seconds). Such a file can be huge: after this time
+# the cache fetches the object instead.
 RECOVER_WAIT = 10.0
 LISTS = (Kind.TAGS, Kind.REFERRERS)
 
 
 class Cache:
-    """Answers requests. `hit` is synchronous and answers from disk or not at all; `answer` does the rest."""
+    """Answers requests. `hit` is synchronous and answers from disk or not at all; `answer` asks upstream if it has to."""
 
     def __init__(
         self,
@@ -63,8 +64,8 @@ class Cache:
         sightings = Sightings(store, clock=clock, monotonic=monotonic)
         self.cooldown = Cooldown(store, sightings, live)
         admission = Admission(store, sightings, self.cooldown, Created(store, fetcher, sightings, events), live, events)
-        # Told afterwards, as they need each other: the admission fetches images to learn their dates, and the fetcher asks the
-        # admission what becomes of a tag.
+        # The fetcher gets the admission only now, because the two need each other: the admission fetches images to learn
+        # their dates, and the fetcher asks the admission what a tag leads to from now on.
         fetcher.manifests.admitted_by(admission.admit)
         stored = StoredAnswers(store, self.access, clock)
         pieces = Pieces(fetcher, monotonic)
@@ -82,13 +83,13 @@ class Cache:
         self._waiting = Waiting(fetcher, live, policy)
 
     def hit(self, request: Request) -> Answer | None:
-        """The answer from disk, or None if upstream has to be asked. Never awaits, never raises for what is in the store."""
+        """The answer from disk, or None if the cache has to ask upstream. Never awaits; no stored content makes it raise."""
         if request.ref.kind in LISTS:
             return self._listed(request)
         return self._hits.find(request)
 
     async def answer(self, request: Request, gone: Callable[[], bool] = lambda: False) -> Answer:
-        """The answer, whatever it takes; failures are answers, too. `gone` says whether the client has left."""
+        """The answer, from disk or from upstream; a failure is an answer, too. `gone` says whether the client has left."""
         try:
             answer = self.hit(request) or await self._waiting.answer(request, self._ask, gone)
             return answer if request.head else counted(answer, self._fetcher.budget)
@@ -98,18 +99,18 @@ class Cache:
             return error_answer(error, request.ref)
 
     async def _ask(self, request: Request) -> Answer:
-        """Asks upstream, or hashes a file of which nobody knows yet whether it is whole. Raises Relayed, RequestError."""
+        """Asks upstream, or hashes a file that may not be whole. Raises Relayed, RequestError."""
         ref = request.ref
         if ref.kind in LISTS:
             return await self._lists.answer(request)
         asked = await self.access.check(ref, request.headers)
         recovered = ref.digest is not None and await self.store.objects.recover(ref.digest, wait=RECOVER_WAIT) is not None
-        # Where nobody had to be asked, `hit` has just said that there is none.
+        # If upstream was not asked and no file was taken up, nothing has changed since `hit` found no answer.
         answer = self._hits.find(request, permitted=asked) if asked or recovered else None
         return answer or await self._miss(request, permitted=asked)
 
     async def _miss(self, request: Request, *, permitted: bool) -> Answer:
-        """The answer for what is not here. `permitted`: upstream allowed this very request just now."""
+        """The answer to a request for something that is not stored. `permitted`: upstream just allowed this very request."""
         if request.ref.kind is Kind.BLOB:
             return await self._blobs.answer(request, permitted=permitted)
         if request.ref.digest is None:
@@ -123,7 +124,7 @@ class Cache:
         return answer and counted(answer, self._fetcher.budget)
 
     def _relayed(self, request: Request, error: Relayed) -> Answer:
-        """Upstream's own error, passed on. What upstream refuses this login is not granted any more."""
+        """Upstream's own error, passed on. If upstream refuses this login, the login's earlier permissions end."""
         ref, relay = request.ref, error.relay
         self.access.refused(ref, request.headers, relay.status)
         if relay.status in REFUSED:
@@ -141,6 +142,6 @@ class Cache:
         return len(self._waiting)
 
     def forget(self) -> None:
-        """Does what a change of settings does: nothing that was decided or asked before it counts."""
+        """Drops all that was decided or asked so far, as a change of settings does."""
         for one in (self._heads, self.access, self._lists):
             one.forget()

@@ -1,17 +1,17 @@
-"""Waiting for the next change of something that many look at."""
+"""Lets many tasks wait for the next change of one thing."""
 
 import asyncio
 from collections.abc import Callable
 
 
 class Changes:
-    """Those who wait. Who waits looks first, and no await stands between the look and the wait."""
+    """The tasks that wait. A task must check its condition first, without an await between the check and the wait."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def wake(self) -> None:
-        """Wakes all who wait."""
+        """Wakes all waiting tasks."""
         waiting, self._waiting = self._waiting, set()
         for future in waiting:
             if not future.done():
@@ -27,7 +27,7 @@ class Changes:
             self._waiting.discard(future)
 
     async def until(self, holds: Callable[[], bool], seconds: float) -> bool:
-        """Waits up to `seconds` until this holds; whether it did in time."""
+        """Waits up to `seconds` until `holds` gives true; gives whether that happened in time."""
         try:
             async with asyncio.timeout(seconds):
                 while not holds():

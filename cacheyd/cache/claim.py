@@ -1,28 +1,29 @@
-"""Room in the store for one blob on its way in."""
+"""Gets room in the store for one blob on its way in."""
 
 from cacheyd.store.store import Store
 
 
 class Claim:
-    """What a blob may displace, and what was promised to it: its flight does not run out of room on its way."""
+    """The bytes that a blob may displace, and the room that was promised to it: so its flight does not run out of room."""
 
     def __init__(self, store: Store, registry: str) -> None:
         self._store = store
         self._registry = registry
-        # What it may displace beyond what any stranger may (bytes).
+        # The bytes that the blob may displace beyond those that an unknown registry's blob may.
         self._credit = 0
-        # What it is still to bring of the bytes for which room was made.
+        # The bytes that have not come yet of those for which room was made.
         self._promised = 0
 
     def begin(self) -> None:
-        """Its registry is asked for it now: what that has delivered so far counts."""
+        """Notes that the registry is asked for the blob now: the bytes that it has delivered so far count."""
         self._credit = self._store.bounds.credit(self._registry)
 
     async def accept(self, size: int) -> bool:
-        """Whether there is room for what the head of a response promises.
+        """Whether there is room for the `size` bytes that the head of a response promises.
 
-        A stranger promises what he likes: his room is made as bytes come. For a registry that has delivered something it is
-        made now, at the price of as much, and kept: its flights do not run out of it on their way.
+        An unknown registry can promise anything: the store makes room for its bytes only as they come. For a registry that
+        has delivered bytes before, the store makes the room now, displaces at most as many bytes for it, and reserves it: so
+        the registry's flights do not run out of room.
         """
         if not self._credit:
             return self._store.bounds.can_take(size)
@@ -32,14 +33,14 @@ class Claim:
         return True
 
     async def use(self, more: int) -> bool:
-        """Whether so many bytes may be written now."""
+        """Whether `more` bytes may be written now."""
         if self._promised >= more:
             self._promise(self._promised - more)
             return True
         return await self._store.bounds.make(more, unverified=True, credit=self._credit)
 
     def drop(self) -> None:
-        """Nothing more is to come."""
+        """Gives back the rest of the promised room: no more bytes come."""
         self._promise(0)
 
     def _promise(self, size: int) -> None:

@@ -1,8 +1,8 @@
-"""When an image was made, as the image says: annotations of its index or manifest, and `created` of its config.
+"""Finds an image's own date: in the annotations of its index or manifest, and in `created` of its config.
 
-OCI image-spec, "Annotations" (`org.opencontainers.image.created`) and "Image Configuration" (`created`). Of an index that
-does not say it itself, one manifest of a usual platform is looked into. What is fetched for the date is what a pull fetches
-next, so it is kept.
+OCI image-spec, "Annotations" (`org.opencontainers.image.created`) and "Image Configuration" (`created`). If an index has no
+date, the cache reads one manifest of a usual platform. The objects that the cache fetches for the date are those that a pull
+asks for next, so they are kept.
 """
 
 import asyncio
@@ -34,11 +34,11 @@ from cacheyd.upstream.port import Relayed, UpstreamBroken
 log = logging.getLogger(__name__)
 
 CREATED = "org.opencontainers.image.created"
-# Clients wait no longer than this for a date; the look goes on for so long (seconds).
+# How long clients wait for a date; how long the look itself may take (seconds).
 WAIT, DEADLINE = 4.0, 30.0
-# A look that failed is tried again after this time (seconds); so many failed ones are remembered.
+# How long after a failed look the next one may begin (seconds); the most failed looks that are remembered.
 RETRY, MAX_TRIED = 60.0, 1000
-# The largest manifest and config that are looked into, and what is parsed in a thread (bytes).
+# The largest manifest and config that are read; the size above which they are parsed in a thread (bytes).
 OBJECT_MAX, LARGE = 1 << 20, 64 << 10
 _ACCEPT = ("Accept", ", ".join((DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX)))
 _MANIFESTS = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
@@ -46,7 +46,7 @@ _USUAL = (*map(parse_platform, ("linux/amd64", "linux/arm64")), own_platform())
 
 
 class Created:
-    """Looks dates up, each once for all who wait for it, and tells the sightings what was found."""
+    """Looks dates up, each date once for all clients that wait for it, and tells the sightings."""
 
     def __init__(
         self, store: Store, fetcher: Fetcher, sightings: Sightings, events: Events, clock: Callable[[], float] = time.monotonic
@@ -60,9 +60,9 @@ class Created:
         self._tried: dict[str, float] = {}
 
     async def look(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes) -> None:
-        """Looks into what a tag leads to, with the client's own login; `data` are its bytes where they are known.
+        """Looks up the date of a tag's image, with the client's own login; `data` are the manifest's bytes, if known.
 
-        Ends after a few seconds in any case; a look that takes longer goes on, and the sightings are told in the end.
+        Returns after WAIT seconds in any case; a longer look goes on, and tells the sightings at its end.
         """
         key, now = f"{ref.name}@{variant.digest}", self._clock()
         if now < self._tried.get(key, 0.0):
@@ -81,7 +81,7 @@ class Created:
             async with asyncio.timeout(DEADLINE):
                 found = await self._find(image, headers, digest, data)
         except (Relayed, RequestError, NotKept, UpstreamBroken, OSError) as error:
-            log.debug("%s: the age of %s is not to be had: %r", ref.name, digest, error)
+            log.debug("%s: the age of %s cannot be found: %r", ref.name, digest, error)
             while len(self._tried) >= MAX_TRIED:
                 del self._tried[next(iter(self._tried))]
             self._tried[f"{ref.name}@{digest}"] = self._clock() + RETRY
@@ -117,7 +117,7 @@ class Created:
         return self._read(stored)
 
     def _stored(self, image: ImageName, digest: str) -> Stored | None:
-        """The object if it is here, and came from this very registry."""
+        """The object, if it is stored and came from this very registry."""
         stored = self._store.objects.find(digest)
         here = stored is not None and any(name.partition("/")[0] == image.registry for name in stored.within)
         return stored if here else None
@@ -147,7 +147,7 @@ class Created:
 
 
 async def _parse(data: bytes) -> dict[str, Any]:
-    """A JSON object; empty for what is none."""
+    """The JSON object of these bytes; empty if they are not a JSON object."""
     try:
         if len(data) > LARGE:
             return await asyncio.to_thread(parse_object, data) if len(data) <= OBJECT_MAX else {}
@@ -164,12 +164,12 @@ def _annotated(things: Iterable[object]) -> Iterator[object]:
 
 
 def _latest(values: Iterable[object]) -> float | None:
-    """The latest of those values that are dates."""
+    """The latest date among the values; None if no value is a date."""
     return max((found for value in values if (found := parse_created(value)) is not None), default=None)
 
 
 def _usual(entries: list[object]) -> Descriptor | None:
-    """The manifest of an index that most clients would take."""
+    """The manifest of an index that most clients would choose."""
     found = []
     for entry in entries:
         try:

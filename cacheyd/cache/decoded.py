@@ -1,4 +1,4 @@
-"""Small answers that came encoded: their bodies in memory, without the coding."""
+"""Decodes small answers that came encoded, in memory."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from cacheyd.resources.decoding import NoTurn, undo
 from cacheyd.store.objects import MANIFEST_MAX as KEPT_MAX
 from cacheyd.upstream.port import Chunk, Relay, UpstreamBroken, UpstreamResponse, as_request_error, read_all
 
-# Where what a client would get does not fit into the budget.
+# The error text for a body that does not fit into the budget.
 NO_ROOM = "too much waits in memory for clients that read slowly"
 WRONG = "upstream sent bytes that do not have this digest"
-_ENCODED = "upstream encoded it although nobody asked for that"
+_ENCODED = "upstream encoded the body although cacheyd did not ask for an encoding"
 
 
 async def read_decoded(ref: Reference, response: UpstreamResponse, limit: int, budget: Budget, *, digest: str = "") -> bytes:
-    """All of a body, decoded, or as it came if that has the digest. Closes the response. Raises RequestError."""
+    """The whole body, decoded, or as it came if these bytes have the digest. Closes the response. Raises RequestError."""
     codings = codings_of(response.headers)
     try:
         data = await read_all(response, limit, budget)
@@ -29,14 +29,14 @@ async def read_decoded(ref: Reference, response: UpstreamResponse, limit: int, b
     finally:
         response.close()
     if data is None:
-        raise upstream_error(502, f"{_ENCODED}, and there is no room to decode it")
+        raise upstream_error(502, f"{_ENCODED}, and there is no room to decode the body")
     return bytes(await decoded(ref, data, codings, limit, budget, digest=digest))
 
 
 async def decoded(
     ref: Reference, data: bytes | bytearray, codings: Sequence[str], limit: int, budget: Budget, *, digest: str = ""
 ) -> bytes | bytearray:
-    """A body without its coding. `digest` is the one that it must have, empty if nobody knows. Raises RequestError."""
+    """A body without its coding. `digest` is the digest that it must have, empty if unknown. Raises RequestError."""
 
     def is_right(came: bytes | bytearray) -> bool:
         return bool(digest) and digest_of(came, digest.partition(":")[0]) == digest
@@ -44,7 +44,7 @@ async def decoded(
     try:
         return await undo(ref.registry, data, codings, limit, budget, is_right=is_right)
     except NoTurn:
-        raise upstream_error(503, f"{_ENCODED}, and too much waits to be decoded") from None
+        raise upstream_error(503, f"{_ENCODED}, and too many bodies wait to be decoded") from None
     except UnknownCoding as error:
         raise upstream_error(502, f"{_ENCODED}: {error}") from None
     except BadCoding as error:
@@ -54,9 +54,9 @@ async def decoded(
 
 
 async def read_object(ref: Reference, response: UpstreamResponse, digest: str, budget: Budget) -> Relay:
-    """An object that came encoded and is not kept, in memory. Its digest, if known, says which bytes are the object.
+    """Decodes an object that is not kept, in memory. Its digest, if known, shows which bytes are the object.
 
-    Raises RequestError, also for more than 4 MiB: which bytes are the object would be known at the end only.
+    Raises RequestError, also for more than 4 MiB: only the end of the body shows which bytes are the object.
     """
     data = await read_decoded(ref, response, KEPT_MAX, budget, digest=digest)
     if digest and await asyncio.to_thread(digest_of, data, digest.partition(":")[0]) != digest:
@@ -66,7 +66,7 @@ async def read_object(ref: Reference, response: UpstreamResponse, digest: str, b
 
 
 class Whole:
-    """A response whose body is in memory, decoded, and counts until it is closed; without a body it breaks when it is read."""
+    """A response whose decoded body is in memory, and counts in the budget until `close`. Without a body, `read` raises."""
 
     def __init__(self, response: UpstreamResponse, body: bytes | None, budget: Budget) -> None:
         self.status = response.status
@@ -76,13 +76,13 @@ class Whole:
         self._held = None if body is None else HeldBody(body, budget)
 
     async def read(self) -> Sequence[Chunk]:
-        """As the response's own, up to 64 KiB at once. Raises UpstreamBroken."""
+        """The next piece, as of any response, up to 64 KiB. Raises UpstreamBroken."""
         if self._held is None:
-            raise UpstreamBroken("its body cannot be decoded")
+            raise UpstreamBroken("upstream's body cannot be decoded")
         piece = await self._held.read()
         return [piece] if piece else []
 
     def close(self) -> None:
-        """As the response's own."""
+        """Drops the body."""
         if self._held is not None:
             self._held.close()

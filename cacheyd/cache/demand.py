@@ -1,4 +1,4 @@
-"""Who wants a flight, and for how long nobody did."""
+"""Counts the clients that want a flight, and measures how long no client has wanted it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,37 +7,38 @@ from cacheyd.cache.requester import Requester
 
 
 class Demand:
-    """Counts all who want a flight: those who read its body, and those who wait for its head or its end.
+    """Counts all clients that want a flight: they read its body, or wait for its head or its end.
 
-    `contested` says that several logins other than the one that started it wait for it, and need not share its failure.
+    `contested` says that several logins, other than the login that started the flight, wait for it: these clients need not
+    share the flight's failure.
     """
 
     def __init__(self, requester: Requester) -> None:
         self.audience = 0
         self.contested = False
         self._requester = requester
-        # Another login that waits for it.
+        # Another requester that waits for the flight.
         self._other: Requester | None = None
-        # Since when nobody wants it (seconds of a monotonic clock).
+        # The time since which no client wants the flight (seconds of a monotonic clock).
         self._alone_since: float | None = None
 
     def joined(self, who: Requester) -> None:
-        """Notes who waits for it."""
+        """Notes a requester that waits for the flight."""
         if who != self._requester:
             self.contested = self.contested or self._other not in (None, who)
             self._other = who
 
     def enter(self) -> None:
-        """One more wants it; `leave` is to follow."""
+        """Counts one more client; `leave` must follow."""
         self.audience += 1
 
     def leave(self) -> None:
-        """One wants it no more."""
+        """Counts one client less."""
         self.audience -= 1
 
     @contextmanager
     def wanted(self) -> Iterator[None]:
-        """Somebody wants it while the block runs."""
+        """Counts one more client while the block runs."""
         self.enter()
         try:
             yield
@@ -45,7 +46,7 @@ class Demand:
             self.leave()
 
     def is_over(self, now: float, patience: float) -> bool:
-        """Whether nobody has wanted it for `patience` seconds. Counts from the first look at which nobody did."""
+        """Whether no client has wanted the flight for `patience` seconds. Counts from the first call that found no client."""
         if self.audience:
             self._alone_since = None
         elif self._alone_since is None:

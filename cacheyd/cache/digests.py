@@ -1,4 +1,4 @@
-"""Manifests from upstream: those that are asked for by digest, and the content of a tag."""
+"""Manifests from upstream: for requests by digest, and for the content of a tag."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from cacheyd.upstream.port import Relayed
 
 
 class Digests:
-    """Answers with a manifest that is not here. Each method raises Relayed, RequestError."""
+    """Answers with manifests that are not stored. Each method raises Relayed, RequestError."""
 
     def __init__(
         self,
@@ -38,17 +38,17 @@ class Digests:
         self._clock = clock
 
     async def answer(self, request: Request) -> Answer:
-        """The answer for a manifest that is asked for by its digest, and that `Hits` could not find for this client."""
+        """The answer to a request for a manifest by its digest, if `Hits` could not find the manifest for this client."""
         ref = request.ref
         stored = self._store.objects.find(ref.digest) if ref.digest else None
         known = stored is not None and bool(stored.media_type) and self._access.may_serve(ref, stored)
         if stored is not None and known and not request.head and not request.takes(stored.media_type):
-            # It is here, but not of a type that this client takes: upstream knows what to say.
+            # The manifest is stored, but this client does not take its type: upstream decides about the answer.
             return await self._bypass.answer(request)
         return await self.from_upstream(request)
 
     async def from_upstream(self, request: Request) -> Answer:
-        """What upstream has by this digest."""
+        """Upstream's answer about this digest."""
         if request.head:
             relay = await self._heads.answer(request)
             if is_complete(relay):
@@ -63,7 +63,7 @@ class Digests:
         try:
             content = await self._fetcher.manifests.get(ref, request.headers, request.asked)
         except NotKept:
-            # Too large to be held in memory.
+            # The manifest is too large for memory.
             return await self._bypass.answer(request, MISS)
         if content.stored and not content.data:
             stored = self._store.objects.find(content.digest)

@@ -1,4 +1,4 @@
-"""What an upstream sent as a manifest: its digest, its type, and whether it is the one that was asked for."""
+"""Examines the bytes that an upstream sent as a manifest: finds their digest and type, and checks the digest."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from cacheyd.protocol.reference import Reference
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A manifest's bytes with the digest that they have, and its type. `description` is what they say themselves."""
+    """A manifest's bytes with their digest and their type. `description` is what the bytes say themselves."""
 
     digest: str
     media_type: str
@@ -22,7 +22,7 @@ class Examined:
 
 
 def examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> Examined:
-    """What upstream sent, decoded, as a manifest. Raises RequestError for what is not the one that was asked for."""
+    """Upstream's decoded bytes as a manifest. Raises RequestError if they are not the manifest that was asked for."""
     expected, algorithm = expected_digest(ref, headers)
     digest = digest_of(data, algorithm)
     description = describe(data)
@@ -38,21 +38,21 @@ def examine(ref: Reference, headers: HeaderList, data: bytes | bytearray) -> Exa
 
 
 def expected_digest(ref: Reference, headers: HeaderList) -> tuple[str, str]:
-    """The digest that a manifest is to have, empty if nobody says, and its algorithm."""
+    """The digest that a manifest must have, empty if unknown, and its algorithm."""
     expected = ref.digest or header(headers, "docker-content-digest") or ""
     algorithm = expected.partition(":")[0]
     return (expected, algorithm) if algorithm in ("sha256", "sha512") else ("", "sha256")
 
 
 def is_whole(ref: Reference, headers: HeaderList, data: bytearray) -> bool:
-    """Whether all of a manifest is there, and only the end of the message was missing."""
+    """Whether the bytes are the whole manifest: then only the end of the message was missing."""
     expected, algorithm = expected_digest(ref, headers)
     return bool(expected) and digest_of(data, algorithm) == expected
 
 
 def _stated_type(ref: Reference, headers: HeaderList) -> str:
-    """The type to pass on with what is no manifest by its bytes. Raises RequestError for a page in place of a manifest."""
+    """The type to pass on with bytes that do not state a type. Raises RequestError for a text page in place of a manifest."""
     stated = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
     if stated.startswith("text/") and ref.digest is None:
-        raise upstream_error(502, f"upstream answered {stated[:100]} where a manifest was asked for")
+        raise upstream_error(502, f"upstream answered with {stated[:100]} to a request for a manifest")
     return stated if is_media_type(stated) and not stated.startswith("text/") else OCTET_STREAM

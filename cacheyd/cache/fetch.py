@@ -1,4 +1,4 @@
-"""Runs the fetches of blobs, each once however many clients wait, and has what all fetches need."""
+"""Runs the fetches of blobs, one for each blob no matter how many clients wait, and owns the parts that all fetches need."""
 
 import asyncio
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Fetcher:
-    """Fetches objects. `asking` is for those who only ask upstream, `manifests` and `failures` are what they say."""
+    """Fetches objects. `asking` asks upstream without a flight, `manifests` gets manifests, `failures` has recent failures."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class Fetcher:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def forget(self) -> None:
-        """After a change of settings: failures and rate limits of before count no more, and nobody joins what is asked for.
+        """After a change of settings: earlier failures and rate limits do not count, and no request joins a running one.
 
-        Those who hold the settings alive need not call it.
+        Holders of live settings need not call this method.
         """
         self.asking.forget()
         self.manifests.forget()
@@ -74,7 +74,7 @@ class Fetcher:
         return {flight.digest for flight in self.flights}
 
     def flight(self, ref: Reference, headers: HeaderList) -> Flight:
-        """The flight of a blob: the one that is under way, or a new one started with these headers."""
+        """The flight of a blob: the flight that is under way, or a new one that starts with these headers."""
         assert ref.digest
         flight = self.flights.get(ref.registry, ref.digest)
         if flight is None:
@@ -100,7 +100,7 @@ class Fetcher:
         )
 
     async def stop(self) -> None:
-        """Ends running flights; what they have stays in partial files for the next process."""
+        """Ends running flights; their bytes stay in partial files for the next process."""
         tasks = [*self._tasks, *self.manifests.tasks()]
         for task in tasks:
             task.cancel()
@@ -121,7 +121,7 @@ class Fetcher:
                 self.failures.contest(flight)
             self._end(fetch, error)
         except asyncio.CancelledError:
-            # The descriptor stays open: a thread may still be writing to it.
+            # The file's descriptor stays open: a thread may still be writing to the file.
             flight.fail(upstream_error(503, "cacheyd is stopping"))
             raise
         except Exception as error:

@@ -1,4 +1,4 @@
-"""One object on its way in, for all clients that want it.
+"""A flight: one object on its way in, for all clients that want this object.
 
 A flight belongs to the cache and to no client: clients come and go, each reads from its own offset at its own speed.
 """
@@ -18,49 +18,50 @@ from cacheyd.upstream.port import Relayed, UpstreamResponse
 
 
 class NotKept(Exception):
-    """The object cannot be kept (disk full or unwritable): the request is to bypass the store."""
+    """The object cannot be kept (disk full or unwritable): the request must bypass the store."""
 
 
 type FlightError = Relayed | RequestError | NotKept
 
 
 class Speed:
-    """How fast the bytes of a flight come, since it got its turn."""
+    """How fast the bytes of a flight come, counted from the time when the flight got its turn."""
 
     def __init__(self) -> None:
-        # When it got its turn (seconds of a monotonic clock; 0 before), and from which byte on.
+        # When the flight got its turn (seconds of a monotonic clock; 0 before).
         self.began = 0.0
+        # The length of the file when the fetch began (bytes).
         self._resumed_at = 0
 
     def begin(self, now: float) -> None:
-        """It got its turn."""
+        """Notes when the flight got its turn (`now`: seconds of a monotonic clock)."""
         self.began = now
 
     def resume(self, at: int) -> None:
-        """So many bytes were there before."""
+        """Notes that the fetch begins with `at` bytes in the file already."""
         self._resumed_at = at
 
     def rate(self, received: int, now: float) -> float:
-        """Bytes a second."""
+        """The speed so far, in bytes a second."""
         return (received - self._resumed_at) / max(now - self.began, 1e-3)
 
 
 class Cut:
-    """Why a flight has to end before its time, if it has to; and what ends the response that it reads."""
+    """Ends a flight early: keeps the reason, if there is one, and closes the response that the fetch reads."""
 
     def __init__(self) -> None:
         self.error: RequestError | None = None
         self._close: Callable[[], None] | None = None
 
     def off(self, error: RequestError) -> None:
-        """Has it end with this error as soon as it can."""
+        """Makes the flight end with this error as soon as possible."""
         self.error = error
         if self._close is not None:
             self._close()
 
     @contextmanager
     def closing(self, response: UpstreamResponse) -> Iterator[None]:
-        """The response ends with the block, or when the flight is cut off."""
+        """Closes the response at the end of the block, or when the flight is cut off."""
         self._close = response.close
         try:
             yield
@@ -70,7 +71,7 @@ class Cut:
 
 
 class Flight:
-    """The state of one fetch, made for `requester`. Only the fetch changes it; each change wakes those who wait."""
+    """The state of one fetch, made for `requester`. Only the fetch changes this state; each change wakes all who wait."""
 
     def __init__(self, digest: str, requester: Requester, budget: Budget | None = None) -> None:
         self.digest = digest
@@ -88,99 +89,99 @@ class Flight:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Registry and digest."""
+        """The key of the flight: registry and digest."""
         return self.requester.registry, self.digest
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the flight will get no more bytes: its body is verified, or the flight failed."""
         return self.body.verified or self.error is not None
 
-    # What clients look at most
+    # The values that clients read most
 
     @property
     def size(self) -> int | None:
-        """As the body's."""
+        """The size of the body (bytes); None if unknown."""
         return self.body.size
 
     @property
     def received(self) -> int:
-        """As the body's."""
+        """The bytes that have come, as the body counts them."""
         return self.body.received
 
     @property
     def verified(self) -> bool:
-        """As the body's."""
+        """Whether the body is complete and has the right digest."""
         return self.body.verified
 
     @property
     def sealed(self) -> bool:
-        """As the body's."""
+        """Whether the body is sealed: clients get nothing of it before it is verified."""
         return self.body.sealed
 
     @property
     def audience(self) -> int:
-        """How many want it."""
+        """How many clients want the object."""
         return self.demand.audience
 
     def joined(self, who: Requester) -> None:
-        """Notes who waits for it."""
+        """Notes a requester that waits for the flight."""
         self.demand.joined(who)
 
     def wanted(self) -> AbstractContextManager[None]:
-        """Somebody wants it while the block runs."""
+        """Counts one more client that wants the flight while the block runs."""
         return self.demand.wanted()
 
-    # What becomes of it
+    # How the flight goes on and ends
 
     def answered(self) -> None:
-        """Upstream has answered, and the body follows."""
+        """Notes that upstream has answered: the body follows."""
         if not self.streaming:
             self.streaming = True
             self.changes.wake()
 
     def landed(self) -> None:
-        """The body is verified: clients get the rest of it."""
+        """Marks the body as verified: clients get the rest of the body."""
         self.body.verify()
         self.streaming = True
         self.changes.wake()
 
     def keep(self, stored: Stored | None) -> None:
-        """It is on disk; None if it could not be kept. Who waits for that is woken at the end."""
+        """Notes the object on disk; None if it could not be kept. `end` wakes the clients that wait for this."""
         self.stored = stored
 
     def fail(self, error: FlightError) -> None:
         """Ends the flight without an object."""
-        # All who wait get it, and some keep it: what its frames hold, megabytes of a body, is not to stay for that.
+        # All waiting clients get the error, and some keep it: its frames must not keep megabytes of a body in memory.
         error.__traceback__ = error.__context__ = error.__cause__ = None
         self.error = error
         self.changes.wake()
 
     def end(self) -> None:
-        """Nothing of it changes any more, `stored` included; what is in memory goes."""
+        """Ends all changes, those of `stored` included, and drops the bytes that are in memory."""
         self.body.recent.clear()
         self.ended = True
         self.changes.wake()
 
-    # Waiting for it
+    # Waiting for the flight
 
     async def changed(self) -> None:
-        """Waits for the next change."""
+        """Waits for the next change of the flight."""
         await self.changes.next()
 
     async def opened(self) -> None:
-        """Waits until upstream has answered; raises what the flight failed with."""
+        """Waits until upstream has answered; raises the error of a flight that failed."""
         while not self.streaming and not self.over:
             await self.changes.next()
         if self.error is not None:
             raise self.error.with_traceback(None)
 
     async def settled(self, seconds: float) -> None:
-        """Waits up to `seconds` until it is verified; raises what the flight failed with by then."""
+        """Waits up to `seconds` until the body is verified; raises the error of a flight that failed by then."""
         await self._until(lambda: self.over, seconds)
 
     async def begun(self, seconds: float) -> None:
-        """Waits up to `seconds` for the first byte that a client may have; raises what the flight failed with by then."""
+        """Waits up to `seconds` for the first byte that clients may read; raises the error of a flight that failed by then."""
         await self._until(lambda: self.over or self.body.readable > 0, seconds)
 
     async def _until(self, holds: Callable[[], bool], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What a client reads of a flight while it grows, from its own offset and at its own speed."""
+"""Reads a flight for one client while the flight grows, from the client's own offset and at its own speed."""
 
 from cacheyd.cache.bodies import WINDOW, BodyBroken
 from cacheyd.cache.flight import Flight
@@ -6,33 +6,33 @@ from cacheyd.cache.growing import HOLD, GrowingBody
 from cacheyd.cache.recent_bytes import RECENT
 from cacheyd.store.partial import Partial
 
-# Up to so much is copied where a window is not complete yet, and so little where many clients wait (bytes).
+# The most bytes that are copied from an incomplete window; the same if many clients share the budget (bytes).
 COPY, LEAST_COPY = 1 << 20, 16 << 10
 
 
 class FlightReader:
-    """Reads bytes `start` to `end` (None: to the end) of a flight while it grows.
+    """Reads bytes `start` to `end` (None: to the end) of a flight while the flight grows.
 
-    The last HOLD bytes of them, as of the whole, wait until the digest is verified: no answer is complete before.
+    The last HOLD bytes of this range, and of the whole body, wait until the digest is verified: no answer is complete before.
     """
 
     def __init__(self, flight: Flight, start: int, end: int | None) -> None:
-        # None once it is closed: an answer keeps this reader for a while, and the flight keeps the file's descriptor.
+        # None after `close`: an answer keeps this reader for a while, and the flight keeps the file's descriptor.
         self.flight: Flight | None = flight
         flight.body.enter()
         flight.demand.enter()
         self._at = start
         self._end = end
-        # Where the bytes end that may go before the digest is verified.
+        # The end of the bytes that may be sent before the digest is verified.
         self._unverified_end = max(start, end - HOLD) if end is not None else None
 
     async def read(self) -> bytes | memoryview:
-        """The next piece as soon as there is one; empty at the end. Raises BodyBroken when the flight failed."""
+        """The next piece as soon as there is one; empty at the end. Raises BodyBroken if the flight failed."""
         while True:
             if self._end is not None and self._at >= self._end:
                 return b""
             flight = self.flight
-            # What was encoded gets a new file when it is decoded.
+            # An encoded body gets a new file when it is decoded.
             partial = None if flight is None else flight.body.partial
             if flight is None or flight.error is not None or partial is None:
                 raise BodyBroken("closed" if flight is None else str(flight.error))
@@ -64,7 +64,7 @@ class FlightReader:
         return piece
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Ends the reading, so that this reader does not keep the file."""
         if self.flight is not None:
             self.flight.body.leave()
             self.flight.demand.leave()

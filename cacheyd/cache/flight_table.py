@@ -1,4 +1,4 @@
-"""The table that keeps flights single: at most one for each registry and digest."""
+"""The table of flights: it has at most one flight for each registry and digest."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,10 @@ from cacheyd.cache.flight import Flight
 
 
 class FlightTable:
-    """At most one flight per registry and digest. No await stands between a look at the table and a change of it.
+    """At most one flight for each registry and digest. No await stands between a look at the table and a change of it.
 
-    By registry, too: anybody may name a registry that sends wrong bytes, or none for ever, and must harm nobody else.
+    The key has the registry, too: a client can name a registry that sends wrong bytes, or never sends any, and this must not
+    harm other clients.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,7 @@ class FlightTable:
         self._flights[flight.key] = flight
 
     def remove(self, flight: Flight) -> bool:
-        """Frees its place; whether it still had one."""
+        """Removes a flight; gives whether it was still in the table."""
         if self._flights.get(flight.key) is not flight:
             return False
         del self._flights[flight.key]

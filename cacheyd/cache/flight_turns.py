@@ -1,4 +1,4 @@
-"""Turns for flights: a flight waits for one, and another one may have to make way."""
+"""Turns for flights: a flight waits for a turn, and can make another flight end early for it."""
 
 import asyncio
 import time
@@ -11,13 +11,14 @@ from cacheyd.resources.slots import Slots
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 
-# A flight that waits for its turn looks so often whether another one has to make way (seconds): one that nobody waits for,
-# or the slowest below this rate (bytes a second). None has to in its first seconds.
+# How often a waiting flight looks for a flight that has to make way (seconds); the least time between two flights that make
+# way (seconds); the rate below which the slowest flight makes way for others (bytes a second); the time from its turn on in
+# which no flight makes way (seconds).
 LOOK_FOR_WAY, WAY_EVERY, SLOW, YOUNG = 1.0, 0.1, 64 << 10, 5.0
 
 
 class FlightTurns:
-    """So many flights at once, no registry more than half of them. The number is the one of the start."""
+    """Gives `max_flights` turns at once, and no registry more than half of them. A change of the setting needs a restart."""
 
     def __init__(
         self, flights: FlightTable, settings: Settings | Live, monotonic: Callable[[], float] = time.monotonic
@@ -29,7 +30,7 @@ class FlightTurns:
         self._made_way = float("-inf")
 
     async def take(self, flight: Flight) -> None:
-        """Waits for a turn; `leave` gives it back. Raises RequestError where there is none in time."""
+        """Waits for a turn; `leave` gives the turn back. Raises RequestError if no turn is free within `head_timeout`."""
         registry = flight.requester.registry
         if not self._slots.try_enter(registry):
             await self._wait(flight, registry)
@@ -45,7 +46,7 @@ class FlightTurns:
             async with asyncio.timeout(self._live.settings.head_timeout):
                 while not (await asyncio.wait({turn}, timeout=LOOK_FOR_WAY))[0]:
                     if not flight.demand.audience:
-                        raise upstream_error(503, "nobody waits for it any more")
+                        raise upstream_error(503, "no client waits for this object any more")
                     self._make_way(registry)
         except BaseException as error:
             if turn.done() and not turn.cancelled():
@@ -56,7 +57,7 @@ class FlightTurns:
             raise
 
     def _make_way(self, registry: str) -> None:
-        """Ends one flight for those that wait: one that nobody waits for, or the slowest one of registries with more turns."""
+        """Ends one flight for the waiting flights: one without clients, else the slowest of the registries with more turns."""
         now = self._monotonic()
         if now - self._made_way < WAY_EVERY:
             return
@@ -70,7 +71,7 @@ class FlightTurns:
         ]
         if chosen:
             slowest = min(chosen, key=lambda flight: _rate(flight, now))
-            slowest.cut.off(upstream_error(503, "the fetch made way for others: it was slow, or nobody waited for it"))
+            slowest.cut.off(upstream_error(503, "the fetch made way for others: it was slow, or no client waited for it"))
 
 
 def _rate(flight: Flight, now: float) -> float:

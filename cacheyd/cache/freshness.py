@@ -1,4 +1,4 @@
-"""How long what is known of a tag holds, and for whom: pure decisions, with `now` as an argument."""
+"""Decides how long a tag's stored answer counts, and for which clients. All decisions are pure: `now` is an argument."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -11,12 +11,12 @@ from cacheyd.settings.settings import Settings
 from cacheyd.store.records import TagVariant
 
 _SCHEMA_1 = frozenset({SCHEMA_1, SCHEMA_1_SIGNED, "application/json"})
-# Of more types, or longer ones, nothing is remembered: those that registries know are ten, of 80 characters at most.
+# With more types, or longer types, nothing is remembered: registries know about ten types, of 80 characters at most.
 MAX_ASKED, MAX_ASKED_TYPE = 32, 127
 
 
 def asked_types(types: frozenset[str]) -> frozenset[str]:
-    """The media types in Accept that registries choose a manifest by: docker-registry, for one, ignores wildcards."""
+    """The media types in Accept by which registries choose a manifest: docker-registry, for example, ignores wildcards."""
     return _asked_cached(types) if len(types) <= MAX_ASKED else _asked(types)
 
 
@@ -28,21 +28,21 @@ _asked_cached = lru_cache(maxsize=1024)(_asked)
 
 
 def is_memorable(asked: frozenset[str]) -> bool:
-    """Whether to remember what a tag is for clients that ask with these types: the types are remembered, too."""
+    """Whether the cache remembers a tag's answer for clients with these types: it has to remember the types, too."""
     return len(asked) <= MAX_ASKED and all(len(name) <= MAX_ASKED_TYPE for name in asked) and are_all(asked)
 
 
 def tag_ttl(settings: Settings, ref: Reference) -> float:
-    """How long what is known of a tag holds, in seconds: by the first pattern that matches, else `tag_ttl`."""
+    """How long a tag's answer counts (seconds): by the first pattern that matches, else `tag_ttl`."""
     registry = settings.registry(ref.registry)
     return next((ttl for pattern, ttl in registry.tag_ttls if fnmatchcase(ref.reference, pattern)), registry.tag_ttl)
 
 
 def same_answer(variant: TagVariant, asked: frozenset[str], types: frozenset[str]) -> bool:
-    """Whether upstream would give a client that asks with `asked` what it gave for `variant`.
+    """Whether upstream would give a client that asks with `asked` the same image as for `variant`.
 
-    It does for the same Accept. For a shorter one it does if the type it chose is on it: a client that can do less than
-    that one was never offered more. For a longer one it may choose something better, so that is asked for.
+    With the same Accept upstream gives the same image. With fewer types it does so if the type that it chose is among them:
+    fewer types offer upstream no better choice. With more types upstream can choose a better type, so the cache asks.
     """
     if not accepts(types, variant.media_type):
         return False
@@ -50,13 +50,13 @@ def same_answer(variant: TagVariant, asked: frozenset[str], types: frozenset[str
 
 
 def find_variant(variants: Iterable[TagVariant], asked: frozenset[str], types: frozenset[str]) -> TagVariant | None:
-    """The newest of a tag's variants that is right for this client."""
+    """The newest of a tag's variants that is right for this client; None if none is."""
     found = [variant for variant in variants if same_answer(variant, asked, types)]
     return max(found, key=lambda variant: variant.checked, default=None)
 
 
 def is_fresh(variant: TagVariant, ttl: float, now: float) -> bool:
-    """Whether the tag need not be asked for again; a clock that went backwards makes it stale, not eternal."""
+    """Whether the cache need not ask for the tag again; a clock that went backwards makes a tag stale, not fresh for ever."""
     return 0 <= now - variant.checked < ttl
 
 

@@ -1,4 +1,4 @@
-"""Tags that are gone, as upstreams said, and the logins that were told so."""
+"""Remembers tags that are gone upstream, and the logins that upstream told so."""
 
 from collections import OrderedDict
 
@@ -9,21 +9,21 @@ from cacheyd.protocol.reference import Kind, Reference
 
 MAX_GONE = 20_000
 
-# Credentials, and the types that were asked for.
+# Credentials, and a hash of the types that the client asked for.
 type Told = tuple[bytes, int]
 
 
 class Gone:
-    """Tags that are gone, each for the logins that were told so: other logins may still see the tag.
+    """Tags that are gone, each for the logins that upstream told so: other logins may still see the tag.
 
     Registries hide private repositories by a 404, so a stranger's question must not take the owner's tag away. Some also
-    say 404 of a tag that has other types than the client asked for, and many clients have no login at all: so a tag is gone
-    for those only who ask for the same types.
+    answer 404 for a tag that has other types than the client asked for, and many clients have no login at all: so a tag is
+    gone only for clients that ask for the same types.
     """
 
     def __init__(self, limit: int = MAX_GONE) -> None:
         self._limit = limit
-        # By the hash of the tag, so that those who ask for another one need no hash of their login.
+        # By the hash of the tag, so that requests for other tags need no hash of their login.
         self._logins: OrderedDict[int, dict[Told, None]] = OrderedDict()
         self._count = 0
 
@@ -31,7 +31,7 @@ class Gone:
         return self._count
 
     def add(self, ref: Reference, headers: HeaderList) -> None:
-        """This login was told that the tag is gone. The oldest entries are forgotten where there are too many."""
+        """Notes that upstream told this login that the tag is gone. Above the limit the oldest entries are forgotten."""
         logins = self._logins.setdefault(_tag(ref), {})
         login = _told(headers)
         self._count += login not in logins
@@ -41,7 +41,7 @@ class Gone:
             self._discard(oldest, next(iter(self._logins[oldest])))
 
     def discard(self, ref: Reference, headers: HeaderList) -> None:
-        """This login was told that the tag is there."""
+        """Notes that upstream told this login that the tag is there."""
         if (tag := _tag(ref)) in self._logins:
             self._discard(tag, _told(headers))
 
@@ -54,18 +54,18 @@ class Gone:
             del self._logins[tag]
 
     def has(self, ref: Reference, headers: HeaderList) -> bool:
-        """Whether this login was told that the tag is gone."""
+        """Whether upstream told this login that the tag is gone."""
         logins = self._logins.get(_tag(ref))
         return logins is not None and _told(headers) in logins
 
 
 def is_tag(ref: Reference) -> bool:
-    """Whether this is a manifest that is asked for by a tag."""
+    """Whether `ref` names a manifest by a tag."""
     return ref.kind is Kind.MANIFEST and ref.digest is None
 
 
 def _tag(ref: Reference) -> int:
-    """A hash: names are long, and strangers choose them. Nobody can choose a hash."""
+    """A hash of the tag: names are long, and strangers choose them. A stranger cannot choose the hash."""
     return hash((ref.registry, ref.repository, ref.reference))
 
 

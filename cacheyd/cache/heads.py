@@ -1,4 +1,4 @@
-"""What upstream says of a manifest when it is asked by HEAD: once for all who ask the same at once."""
+"""Asks upstreams by HEAD about manifests, once for all clients that ask the same at the same time."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from cacheyd.singleflight import SingleFlight
 from cacheyd.store.records import TagVariant
 from cacheyd.upstream.port import PERSONAL, Relay, Relayed
 
-# Answers to HEAD that say nothing of GET: some registries do not know HEAD, or leave out the digest.
+# Answers to HEAD that say nothing about GET: some registries do not know HEAD, or leave out the digest.
 ASK_WITH_GET = frozenset({200, 404, 405, 501})
 
 
@@ -31,13 +31,13 @@ class Heads:
         Live.of(settings).listen(lambda _: self.forget())
 
     def forget(self) -> None:
-        """After a change of settings: nobody joins what is being asked by the old ones."""
+        """After a change of settings: no request joins a question that was asked under the old settings."""
         self._generation += 1
 
     async def answer(self, request: Request) -> Relay:
-        """Upstream's answer to a HEAD of this manifest, once for all who ask at once with the same Accept.
+        """Upstream's answer to a HEAD of this manifest, once for all clients that ask at the same time with the same Accept.
 
-        A refusal is an answer, too. Raises RequestError if upstream cannot be had.
+        A refusal is an answer, too. Raises RequestError if upstream gives no answer.
         """
         ref = request.ref
         asked = request.asked
@@ -60,7 +60,7 @@ class Heads:
 
 
 def variant_of(relay: Relay, asked: frozenset[str], now: float) -> TagVariant:
-    """What upstream's HEAD said of a tag."""
+    """The variant of a tag that upstream's answer to a HEAD describes."""
     return TagVariant(
         asked=asked,
         digest=header(relay.headers, "docker-content-digest") or "",
@@ -71,15 +71,15 @@ def variant_of(relay: Relay, asked: frozenset[str], now: float) -> TagVariant:
 
 
 def stated_digest(headers: HeaderList) -> str:
-    """What upstream says that the digest is, empty if it does not or it is none."""
+    """The digest that upstream states in its headers; empty if there is none, or it is not a digest."""
     stated = header(headers, "docker-content-digest") or ""
     return stated if DIGEST.fullmatch(stated) else ""
 
 
 def is_complete(relay: Relay) -> bool:
-    """Whether a HEAD told all that containerd needs: digest, type and length."""
+    """Whether the answer to a HEAD has all that containerd needs: digest, type and length."""
     digest = header(relay.headers, "docker-content-digest") or ""
     media_type = (header(relay.headers, "content-type") or "").partition(";")[0].strip().lower()
-    # Of a type that says nothing of what it is, only the bytes can tell.
+    # If the type says nothing about the content, only the bytes show what it is.
     told = bool(media_type) and media_type not in NO_TYPES and not media_type.startswith("text/")
     return relay.status == 200 and bool(DIGEST.fullmatch(digest)) and told and bool(content_length(relay.headers))

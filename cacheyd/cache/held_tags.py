@@ -1,4 +1,4 @@
-"""Tags that are held now, for people: their list, and letting one through."""
+"""Tags that are held now, for people: lists them, and releases a tag."""
 
 import logging
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def listed(store: Store, settings: Settings, now: float) -> Iterator[HeldTag]:
 
 
 def release(store: Store, image: ImageName, now: float) -> list[str]:
-    """Lets an image's tag lead to what is held, or lets through one digest if `image` has one. Returns the digests."""
+    """Makes an image's tag lead to its held images, or releases one digest if `image` has a digest. Gives the digests."""
     ref = image.part(Kind.MANIFEST, image.reference)
     holds = () if image.digest else store.sights.holds(name_of(ref))
     digests = [image.digest] if image.digest else list(dict.fromkeys(hold.candidate.digest for hold in holds))

@@ -1,4 +1,4 @@
-"""Hits: whether a request may be answered from disk at once, without asking upstream. Nothing here awaits."""
+"""Hits: decides whether the cache can answer a request from disk at once, without asking upstream. Nothing here awaits."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from cacheyd.upstream.port import RegistryPolicy
 
 
 class Hits:
-    """Answers for objects and tags that are here, known to be fresh, and allowed to this client."""
+    """Answers for objects and tags that are stored, known to be fresh, and allowed to this client."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Hits:
         self._clock = clock
 
     def allows(self, ref: Reference) -> bool:
-        """Whether the operator allows this to be asked for."""
+        """Whether the operator allows requests for `ref`."""
         try:
             self._policy.check_allowed(ref)
         except RequestError:
@@ -53,13 +53,13 @@ class Hits:
         return True
 
     def find(self, request: Request, *, permitted: bool = False) -> Answer | None:
-        """The answer from disk, or None if upstream has to be asked. Never raises for what is in the store.
+        """The answer from disk, or None if the cache has to ask upstream. No stored content makes it raise.
 
-        `permitted` says that upstream allowed this very request just now.
+        `permitted` says that upstream just allowed this very request.
         """
         ref = request.ref
         if permitted:
-            # A registry may allow what it does not have itself.
+            # A registry can allow an object that it does not have itself.
             allowed = ref.digest is None or self._access.has(ref)
         else:
             allowed = self.allows(ref) and self._access.granted(ref, request.headers)
@@ -76,7 +76,7 @@ class Hits:
                 return None
         stored = self._store.objects.find(digest)
         if stored is None or stored.media_type:
-            # Whether a manifest can be had as a blob, too, only the registry can say.
+            # The object is a manifest: only the registry knows whether it serves this manifest as a blob, too.
             return None
         return self._stored.of_object(request, stored, OCTET_STREAM, HIT, stored.created)
 
@@ -102,6 +102,6 @@ class Hits:
             return self._stored.of_tag(request, variant, HIT)
         until = self._cooldown.held_until(ref, hold.candidate.digest)
         if until is None:
-            return None  # The newer image may be served by now, and is not here.
+            return None  # The hold on the newer image is over, and that image is not stored: upstream has to answer.
         answer = self._stored.of_tag(request, variant, HELD)
         return answer and answer.marked_held(hold.candidate.digest, until)

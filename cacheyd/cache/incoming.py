@@ -1,4 +1,4 @@
-"""The file of a blob on its way in: opened, written, begun anew, verified, made an object."""
+"""The file of a blob on its way in: opens it, writes it, empties it for a new start, verifies it, makes it an object."""
 
 import logging
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class StartOver(Exception):
-    """The fetch begins anew, from the first byte."""
+    """The fetch must begin again, from the first byte."""
 
 
 class Incoming:
-    """What a fetch does with the bytes of its flight. `claim` is their room in the store."""
+    """Takes the bytes of a flight to the disk, for its fetch. `claim` is the room for these bytes in the store."""
 
     def __init__(self, flight: Flight, ref: Reference, store: Store, failures: RecentFailures, events: Events) -> None:
         self.claim = Claim(store, ref.registry)
@@ -35,17 +35,17 @@ class Incoming:
 
     @property
     def partial(self) -> Partial:
-        """The file. It is open since `open`."""
+        """The flight's file, open since `open`."""
         assert self._body.partial is not None
         return self._body.partial
 
     @property
     def size(self) -> int:
-        """How many bytes are there."""
+        """How many bytes are in the file."""
         return self.partial.size
 
     async def open(self) -> None:
-        """Goes on with what is there of it already. Raises NotKept where nothing can be written."""
+        """Opens the file with the bytes that are there already. Raises NotKept if the disk cannot be written."""
         if not self._store.health.writable:
             raise NotKept
         self._body.begin(await self._open_partial())
@@ -58,11 +58,11 @@ class Incoming:
             raise NotKept from error
 
     def is_whole(self) -> bool:
-        """Whether something is there, and is all of it."""
+        """Whether the file has bytes, and these are the whole object."""
         return bool(self.partial.size) and self.partial.verified()
 
     async def restart(self, why: str) -> Exception:
-        """What is in the file cannot be continued: it begins anew if no client has any of it. Gives the error to raise."""
+        """Drops a file that cannot be continued; begins again if no client has any byte of it. Gives the error to raise."""
         await self._store.partials.discard(self.partial)
         if self._flight.streaming and not self._body.sealed:
             return upstream_error(502, why, digest=self._flight.digest)
@@ -75,16 +75,16 @@ class Incoming:
         return StartOver()
 
     async def begin_decoding(self) -> Partial:
-        """All that came is encoded: the object itself goes into a new file. The encoded one, to be read; raises NotKept."""
+        """Opens a new file for the decoded object. Gives the file with the encoded bytes, to be read; raises NotKept."""
         encoded = self.partial
-        # Its descriptor stays open until the last piece is read.
+        # The encoded file's descriptor stays open until the last piece is read.
         self._store.partials.release(encoded, close=False, keep=False)
         self._body.rewind()
         self._body.decode_into(await self._open_partial())
         return encoded
 
     async def keep(self, chunks: Sequence[Chunk]) -> None:
-        """Writes what came. Raises RequestError for more than was announced, NotKept where there is no room for it."""
+        """Writes the chunks. Raises RequestError for more bytes than upstream announced, NotKept if there is no room."""
         await self._check_length(sum(map(len, chunks)))
         if len(chunks) > 1 and sum(map(len, chunks)) < LARGE_CHUNK * len(chunks):
             chunks = [b"".join(chunks)]
@@ -97,20 +97,20 @@ class Incoming:
         self._body.grew(received, chunks)
 
     async def _check_length(self, more: int) -> None:
-        """No more is written than was announced, nor more than there is room for."""
+        """Raises RequestError for more bytes than upstream announced, NotKept for more than there is room for."""
         if self._body.size is not None and self._body.received + more > self._body.size:
-            raise await self.mismatch("upstream sent more bytes than it said")
+            raise await self.mismatch("upstream sent more bytes than it announced")
         if not await self.claim.use(more):
             raise NotKept
 
     async def mismatch(self, message: str) -> RequestError:
-        """The bytes are wrong, and none of them is kept. Gives the error to raise."""
+        """Drops the file, because its bytes are wrong. Gives the error to raise."""
         self._events.verify_failure(self._ref.registry)
         await self._store.partials.discard(self.partial)
         return RequestError(Failure(502, Code.DIGEST_INVALID, message, Blame.UPSTREAM, {"digest": self.partial.digest}))
 
     async def land(self) -> None:
-        """It is verified: the clients get the rest at once; after that, this waits for the disk."""
+        """Ends a verified flight: the clients get the rest at once; then this method waits until the disk has the object."""
         self._failures.landed(self._flight)
         self._flight.landed()
         try:
@@ -122,7 +122,7 @@ class Incoming:
             log.info("%s of %s was served but not kept", self._flight.digest, self._ref.registry)
 
     def give_up(self, error: Exception) -> None:
-        """The fetch failed: what came stays for the next one."""
+        """Ends a failed fetch: the bytes that came stay for the next fetch."""
         if self._body.partial is not None:
-            # What could not be kept is not to fill the disk either.
+            # An object that could not be kept must not fill the disk either.
             self._store.partials.release(self._body.partial, keep=not (self._body.sealed or isinstance(error, NotKept)))

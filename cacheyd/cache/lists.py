@@ -1,6 +1,7 @@
-"""Tag lists and referrers (distribution-spec, "Content Discovery"): kept for `tag_ttl`, and served stale on outages.
+"""Answers requests for tag lists and referrers (distribution-spec, "Content Discovery"): keeps each list for `tag_ttl`.
 
-Admission controllers ask for the signatures of an image with every pod.
+If upstream fails, the cache serves the last known list as stale. Lists are kept because many requests ask for them: admission
+controllers ask for the signatures of an image with every pod.
 """
 
 import asyncio
@@ -28,15 +29,15 @@ from cacheyd.store.store import Store
 from cacheyd.upstream.port import RegistryPolicy, Relay, Relayed, UpstreamBroken, UpstreamResponse, read_all
 from cacheyd.upstream.ratelimit import REMEMBERED_BODY
 
-# From this size on a list is looked into in a thread, one at a time (bytes).
+# From this size on a list is parsed in a thread, one list at a time (bytes).
 LARGE = 128 << 10
 _MEMBERS = {Kind.TAGS: "tags", Kind.REFERRERS: "manifests"}
-# A list that is not complete after so long is passed on as it comes (seconds).
+# How long the cache waits for a whole list before it passes the list on as it comes (seconds).
 LIST_WAIT = 5.0
 
 
 class TooLarge(Exception):
-    """A list that is passed on as it comes, for each who asks, and not kept."""
+    """The list is too large or too slow: it is passed on as it comes, for each client, and not kept."""
 
 
 class Listings:
@@ -63,23 +64,23 @@ class Listings:
         Live.of(settings).listen(lambda _: self.forget())
 
     def forget(self) -> None:
-        """After a change of settings: nobody joins a question of before, and permissions are asked for anew."""
+        """After a change of settings: no request joins an earlier question, and permissions are asked for again."""
         self._generation += 1
         self._kept.forget_personal()
 
     def refused(self, ref: Reference, headers: HeaderList) -> None:
-        """Upstream refuses this login something of a repository: the repository's lists are not for this login any more."""
+        """Drops a repository's lists of this login, after upstream refused this login something in the repository."""
         self._kept.refused(ref, headers)
 
     def hit(self, ref: Reference, headers: HeaderList) -> Answer | None:
-        """What upstream said within `tag_ttl`. Never awaits."""
+        """The list from memory, if upstream gave it within `tag_ttl`; else None. Never awaits."""
         listed = self._kept.get(ref, headers)
         if listed is None or not self._kept.is_fresh(ref, listed):
             return None
         return self._answer(ref, listed, HIT)
 
     async def answer(self, request: Request) -> Answer:
-        """Upstream's list, or the last one that is known where upstream fails. Raises Relayed, RequestError."""
+        """Upstream's list, or the last known list if upstream fails. Raises Relayed, RequestError."""
         if not request.head:
             with suppress(TooLarge):
                 return await self._list(request.ref, request.headers)
@@ -92,7 +93,7 @@ class Listings:
             relay, kept = await self._ask(ref, headers)
         except (Relayed, RequestError) as error:
             status = error.relay.status if isinstance(error, Relayed) else error.failure.status
-            # Where lists are a login's own, a client must not get a stale one by asking too often.
+            # If lists belong to single logins, a client must not get a stale list by asking too often.
             limited = status == 429 and not self._kept.is_personal(ref)
             if (limited or status >= 500) and (answer := self._stale(ref, headers)):
                 return answer.noted(why_stale(error))
@@ -112,14 +113,14 @@ class Listings:
         return answer.with_headers(*hit_headers(self._clock(), listed.checked))
 
     async def _ask(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
-        """What upstream says, once for all who ask at once, and whether it is kept."""
+        """Upstream's answer, once for all clients that ask at the same time, and whether it is kept."""
         mine = requester_of(ref, headers)
         whose = mine.credentials.hex() if self._kept.is_personal(ref) else ""
         question = self._generation, name_of_list(ref, whose)
         return await ask_once(self._asking, question, mine, lambda: self._fetch(ref, headers))
 
     async def _fetch(self, ref: Reference, headers: HeaderList) -> tuple[Relay, bool]:
-        # What a stored login may list is not for clients that have to show a login of their own.
+        # A list for cacheyd's stored login is not for clients that have to show a login of their own.
         personal = self._kept.is_personal(ref)
         generation = self._generation
         response = await self._fetcher.asking.open(ref, "GET", headers, as_client=personal)
@@ -155,7 +156,7 @@ class Listings:
         return body
 
     async def _is_list(self, kind: Kind, body: bytes) -> bool:
-        """Whether this is a list as the specification has it. Anything else is passed on and not kept."""
+        """Whether the body is a list as the specification defines it. Any other body is passed on and not kept."""
         if len(body) > LARGE:
             async with self._large:
                 content = await asyncio.to_thread(_parse, body)

@@ -1,4 +1,4 @@
-"""One manifest's way in: asked for once for all who want it, verified, kept; and what a tag leads to."""
+"""Fetches manifests: each once for all clients that want it, verifies and keeps it, and notes which image a tag leads to."""
 
 import asyncio
 import time
@@ -25,17 +25,17 @@ from cacheyd.store.records import TagVariant
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import Relayed, UpstreamBroken, UpstreamResponse, as_request_error
 
-# The largest manifest that is passed on (bytes). One larger than `KEPT_MAX` goes straight through: clients refuse it.
+# The largest manifest that is passed on (bytes). A manifest above `KEPT_MAX` bypasses the store: clients refuse it.
 MANIFEST_MAX = 8 << 20
-# From this size on, a manifest is hashed and looked into in a thread, one at a time (bytes).
+# Above this size a manifest is hashed and parsed in a thread, one manifest at a time (bytes).
 LARGE_MANIFEST = 256 << 10
-# The memory that all manifests on their way in may take (bytes). Those beyond it go straight through.
+# The memory that all manifests on their way in may take (bytes). Manifests that do not fit in it bypass the store.
 MANIFESTS_MAX = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestContent:
-    """A verified manifest. `stored` says whether it is on disk; a large one is there only, and `data` is empty."""
+    """A verified manifest. `stored` says whether it is on disk; a large manifest is only there, and `data` is empty."""
 
     digest: str
     media_type: str
@@ -43,7 +43,7 @@ class ManifestContent:
     stored: bool
 
 
-# Decides whether a tag may lead to what upstream says. Gets the manifest's bytes if they are known. True if it has decided.
+# Decides whether a tag may lead to upstream's image. Gets the manifest's bytes if they are known. True if it has decided.
 type Admit = Callable[[Reference, HeaderList, TagVariant, bytes], Awaitable[bool]]
 
 
@@ -52,7 +52,7 @@ async def _no_opinion(ref: Reference, headers: HeaderList, variant: TagVariant, 
 
 
 class Manifests:
-    """Fetches manifests, each once however many clients wait."""
+    """Fetches manifests, each once no matter how many clients wait."""
 
     def __init__(
         self,
@@ -76,24 +76,24 @@ class Manifests:
         self._large = asyncio.Lock()
 
     def admitted_by(self, admit: Admit) -> None:
-        """From now on, `admit` decides what a tag may lead to."""
+        """Sets the function that decides from now on which image a tag may lead to."""
         self.admit = admit
 
     def forget(self) -> None:
-        """After a change of settings: nobody joins what is asked for by the old ones."""
+        """After a change of settings: no request joins a fetch that began under the old settings."""
         self._generation += 1
 
     def tasks(self) -> list[asyncio.Task[ManifestContent]]:
-        """What runs now."""
+        """The fetches that run now."""
         return self._running.tasks()
 
     async def get(self, ref: Reference, headers: HeaderList, asked: frozenset[str]) -> ManifestContent:
-        """A manifest by tag or digest, verified and kept; fetched once for all who ask with the same Accept meanwhile.
+        """A manifest by tag or digest, verified and kept; fetched once for all clients that ask at the same time.
 
-        Raises Relayed for an answer that is not the manifest, RequestError if upstream gives none, NotKept for one that is
-        too large for memory.
+        Requests for a tag share a fetch only if they have the same Accept. Raises Relayed for an answer that is not the
+        manifest, RequestError if upstream gives no answer, NotKept for a manifest that is too large for memory.
         """
-        # By repository, even for a digest: a client that may read it in one repository may not in another.
+        # The question has the repository even for a digest: a client may be allowed in one repository and not in another.
         of_tag = () if ref.digest else sorted(asked)
         question = self._generation, ref.registry, ref.repository, ref.reference, *of_tag
         return await ask_once(self._running, question, requester_of(ref, headers), lambda: self._fetch(ref, headers, asked))
@@ -118,15 +118,16 @@ class Manifests:
         return content
 
     async def tag_found(self, ref: Reference, headers: HeaderList, variant: TagVariant, data: bytes = b"") -> None:
-        """Remembers what upstream says of a tag, unless `admit` does that. `data`: the manifest's bytes, if they are known.
+        """Remembers upstream's answer about a tag, unless `admit` does that. `data`: the manifest's bytes, if known.
 
-        Call it where upstream is asked, not where somebody waits for that: a client that comes in between must find the tag.
+        Call this method in the task that asks upstream, not in a task that waits for the answer: a client that comes between
+        the two must find the tag.
         """
         if not await self.admit(ref, headers, variant, data) and is_memorable(variant.asked):
             self._store.tags.set(ref.registry, ref.repository, ref.reference, variant)
 
     async def _read(self, ref: Reference, response: UpstreamResponse, data: bytearray) -> None:
-        """Appends the body to `data`. Raises RequestError, and NotKept for what is too large to be held."""
+        """Appends the body to `data`. Raises RequestError, and NotKept for a manifest that is too large for memory."""
         length = content_length(response.headers)
         if length is not None and KEPT_MAX < length <= MANIFEST_MAX:
             raise NotKept
@@ -171,7 +172,7 @@ class Manifests:
     async def _keep_decoded(self, ref: Reference, headers: HeaderList, data: bytes | bytearray) -> ManifestContent:
         found = await self._examine(ref, headers, data)
         stored = None
-        # A type that is not from the bytes themselves is this one upstream's word, and not for others.
+        # If the bytes do not state the type, only this upstream did: such an object is not stored for other registries.
         if found.description.media_type and self._store.health.writable and await self._store.bounds.make(len(found.data)):
             stored = await self._store.put(
                 found.digest, found.data, found.media_type, within=ref.name, description=found.description

@@ -1,4 +1,4 @@
-"""Small pieces out of the middle of a blob, as lazily pulling clients ask for them: from upstream, not from a flight."""
+"""Fetches small pieces of a blob for clients that pull lazily: from upstream directly, not from a flight."""
 
 import time
 from collections.abc import Callable
@@ -15,20 +15,22 @@ from cacheyd.protocol.headers import content_length, header
 from cacheyd.protocol.ranges import Part, RangeRequest, Unsatisfiable, parse_content_range
 from cacheyd.upstream.port import UpstreamResponse
 
-# A piece of up to so many bytes is asked of upstream on its own where a flight has more than that to go (bytes).
+# The largest piece that is asked of upstream on its own, if the flight still has more than this to fetch (bytes).
 FAR_AHEAD = 8 << 20
-# A range that is open to the end counts as a piece up to so many bytes, and where nobody else wants the flight: clients that
-# fetch a layer in parallel ask for its chunks like that, drop each when it is full, and are to share the flight.
+# The largest range open to the end that counts as a piece (bytes), and only if no other client wants the flight. Clients that
+# fetch a layer in parallel ask for its chunks with such ranges, and end each request when its chunk is full: these clients
+# should share the flight.
 OPEN_END = 1 << 20
-# A blob of which a range was answered with all of it, or in a coding, is not asked for in ranges for so long (seconds); so
-# many are known. One by one: any client can find one that is labelled wrong, and is not to slow down others of its registry.
+# How long the cache does not ask for ranges of a blob after upstream answered a range with the whole blob, or encoded
+# (seconds); the most such blobs that are remembered. They are remembered one by one: any client can find a wrongly labelled
+# blob, and this must not slow down other blobs of its registry.
 WHOLE_ONLY, MAX_WHOLE_ONLY = 60.0, 1000
-# A piece has a turn at its registry until its client has it; for so long at the most (seconds).
+# How long a piece may keep its turn at its registry (seconds). It keeps the turn until its client has all bytes of the piece.
 PIECE_TIME = 120.0
 
 
 class Pieces:
-    """Asks upstream for pieces, and remembers which blobs it sends whole only."""
+    """Asks upstream for pieces, and remembers the blobs that upstream sends only whole."""
 
     def __init__(self, fetcher: Fetcher, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._fetcher = fetcher
@@ -36,9 +38,9 @@ class Pieces:
         self._whole_only: dict[tuple[str, str], float] = {}
 
     async def answer(self, request: Request, wanted: RangeRequest, size: int | None = None) -> Answer | None:
-        """A small piece in the middle of a blob, as upstream has it: nothing can verify a piece before all is there.
+        """A small piece of a blob, as upstream sends it: no one can verify a piece before the whole blob is there.
 
-        None where upstream gives no such piece, or has no turn for one. `size` is the blob's, where it is known. Raises
+        None if upstream does not give this piece, or has no turn for it. `size` is the blob's, if known (bytes). Raises
         Relayed, RequestError.
         """
         ref = request.ref
@@ -58,11 +60,11 @@ class Pieces:
             stated = content_length(response.headers)
             if part is None or stated not in (None, part.length):
                 response.close()
-                raise upstream_error(502, "upstream answered another range than was asked for")
+                raise upstream_error(502, "upstream answered with another range than cacheyd asked for")
         elif response.status >= 400:
             return stream_answer(ref, response, BYPASS, content_length(response.headers))
         if part is None:
-            # All of it, or in a coding: once is enough, and for that there is the flight.
+            # Upstream sends the whole blob, or encodes it: the flight fetches the whole blob once.
             response.close()
             self._note_whole_only(blob)
             return None
@@ -76,7 +78,7 @@ class Pieces:
 
 
 class PieceSource(RelaySource):
-    """A piece of an upstream's blob, passed on as it comes: no more of it than was said, and not for ever."""
+    """A piece of an upstream's blob, passed on as it comes: at most `length` bytes, for at most PIECE_TIME seconds."""
 
     def __init__(self, response: UpstreamResponse, length: int, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(response)
@@ -85,23 +87,23 @@ class PieceSource(RelaySource):
         self._until = clock() + PIECE_TIME
 
     async def read(self) -> bytes:
-        """As in the base class."""
+        """The next bytes, as in the base class. Raises BodyBroken, also for too many bytes or after PIECE_TIME seconds."""
         if self._left and self._clock() > self._until:
             raise BodyBroken("the client takes too long for a piece")
         data = await super().read()
         self._left -= len(data)
         if self._left < 0:
-            raise BodyBroken("upstream sent more of a piece than it said")
+            raise BodyBroken("upstream sent more bytes of a piece than it announced")
         return data
 
 
 def is_far(missing: int) -> bool:
-    """Whether so many bytes are too many to be waited for by a client that wants little."""
+    """Whether `missing` bytes are too many for a client that wants little to wait for."""
     return missing > FAR_AHEAD
 
 
 def is_little(wanted: RangeRequest) -> bool:
-    """Whether little is wanted, however large the blob is: one range or suffix, not several, nor one open to the end."""
+    """Whether little is wanted of a blob of any size: one small range or suffix, not several, nor a range open to the end."""
     if len(wanted.specs) != 1:
         return False
     first, last = wanted.specs[0]
@@ -109,10 +111,10 @@ def is_little(wanted: RangeRequest) -> bool:
 
 
 def is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
-    """Whether all that is wanted is little, and not all of it.
+    """Whether the client wants little of the flight's blob, and not the whole blob.
 
-    A range that is open to the end counts where nobody else wants the flight, and the flight has not come to its start yet;
-    else a client goes on with what it had before, or has others of its own that read what is before it.
+    A range open to the end counts only if no other client wants the flight, and the flight has not come to the range's start
+    yet: else the client resumes an earlier download, or other requests of this client read the bytes before the range.
     """
     if flight.size is None or len(wanted.specs) != 1:
         return False
@@ -127,9 +129,9 @@ def is_small_piece(wanted: RangeRequest, flight: Flight) -> bool:
 
 
 def _part_of(wanted: RangeRequest, answered: tuple[int, int, int | None] | None, size: int | None) -> Part | None:
-    """The part of a blob that a Content-Range is of, if that is what was asked for, and not all of it.
+    """The part that a Content-Range names, if the client asked for this part, and it is not the whole blob; else None.
 
-    `size` is the blob's, where it is known; else what is answered has to say it, or to begin behind the first byte.
+    `size` is the blob's, if known (bytes); else the Content-Range must state the size, or begin behind the first byte.
     """
     if answered is None or len(wanted.specs) != 1 or (size is not None and answered[2] not in (None, size)):
         return None

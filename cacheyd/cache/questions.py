@@ -1,6 +1,6 @@
-"""Questions about one object that are asked upstream without fetching it: is it there, who may read it, how large is it.
+"""Asks upstream about an object without fetching it: whether it is there, whether a login may read it, how large it is.
 
-Some registries do not know HEAD, and hosts to which they redirect may take a GET only: then one byte is asked for.
+Some registries do not know HEAD, and some hosts to which they redirect take only GET: then the cache asks for one byte.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from cacheyd.upstream.port import UpstreamResponse
 
 # Answers to a HEAD after which a GET is sent: some registries do not know HEAD.
 NO_HEAD = frozenset({404, 405, 501})
-# A CDN's URLs are signed for GET, and its refusal of a HEAD says nothing: one byte decides.
+# A CDN's URLs are signed for GET, so its refusal of a HEAD means nothing: a GET of one byte decides.
 REFUSED_ELSEWHERE = frozenset({400, 403})
 ONE_BYTE = ("Range", "bytes=0-0")
 MANIFEST_TYPES = frozenset({DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA_1, SCHEMA_1_SIGNED})
-# Of no bytes there is not even one (RFC 9110 section 15.5.17).
+# The digests of the empty object: a GET of its first byte gets 416 (RFC 9110 section 15.5.17).
 EMPTY = frozenset(f"{name}:{hashlib.new(name).hexdigest()}" for name in ("sha256", "sha512"))
 
 
@@ -37,12 +37,12 @@ async def ask_of(
 
 
 def says_nothing_of_get(response: UpstreamResponse) -> bool:
-    """Whether the registry redirected a HEAD to a host that takes a GET only."""
+    """Whether the registry redirected a HEAD to a host that takes only GET."""
     return response.elsewhere and response.status in REFUSED_ELSEWHERE
 
 
 def looks_like(ref: Reference, response: UpstreamResponse, stored: Stored | None) -> bool:
-    """Whether a success is about the object: its digest says so, its size, or at least its type."""
+    """Whether a successful answer is about the object: by its digest, its size, or at least its type."""
     media_type = (header(response.headers, "content-type") or "").partition(";")[0].strip().lower()
     stated = header(response.headers, "docker-content-digest") or ""
     if media_type.startswith("text/html") or (ref.digest and stated and stated != ref.digest):
@@ -52,12 +52,12 @@ def looks_like(ref: Reference, response: UpstreamResponse, stored: Stored | None
         return size == stored.size
     if DIGEST.fullmatch(stated):
         return True
-    # A blob may come from any host, with any type. A blob that is not here cannot be given away.
+    # A blob can come from any host, with any type. A blob that is not stored cannot be given away.
     return media_type in MANIFEST_TYPES if ref.kind is Kind.MANIFEST else stored is None
 
 
 def stated_size(response: UpstreamResponse) -> int | None:
-    """The size in bytes of the object that a success (also one of a part) is about; None if upstream does not say."""
+    """The size of the object (bytes) that a successful answer states, also for a part of it; None if it states none."""
     if response.status == 416:
         return 0
     if response.status != 206:

@@ -1,12 +1,12 @@
-"""What was written last of a flight, in memory for clients that keep up."""
+"""Keeps the last bytes of a flight in memory, for clients that keep up with it."""
 
 from collections import deque
 from collections.abc import Sequence
 
 from cacheyd.resources.budget import Budget
 
-# What was written last stays in memory for clients that keep up, unless they are many: each may hold on to a chunk that
-# the others have read already. Smaller chunks than the least size are read from the file: each object costs memory (bytes).
+# The most bytes that stay in memory for clients that keep up; the most clients for which they stay, as each client can hold
+# a chunk that all others have read already; the least size of a chunk that stays, as each chunk costs memory (bytes).
 RECENT, MAX_RECENT_READERS, LEAST_RECENT = 4 << 20, 8, 16 << 10
 
 
@@ -19,7 +19,7 @@ class RecentBytes:
         self._size = 0
 
     def keep(self, start: int, chunks: Sequence[bytes | bytearray | memoryview], readers: int) -> None:
-        """Keeps what was just written for the clients that are at the end of it: they need not read it from the file."""
+        """Keeps the chunks just written, so that clients at the end of the file need not read them from the file."""
         if readers > MAX_RECENT_READERS:
             self._drop_to(0)
             return
@@ -32,7 +32,7 @@ class RecentBytes:
         self._drop_to(self._budget.share(RECENT, 0))
 
     def clear(self) -> None:
-        """Nothing stays in memory."""
+        """Drops all chunks."""
         self._drop_to(0)
 
     def _drop_to(self, most: int) -> None:
@@ -42,8 +42,8 @@ class RecentBytes:
             self._size -= len(chunk)
 
     def find(self, at: int, limit: int) -> tuple[bytes | memoryview, int]:
-        """The bytes from `at` on up to `limit` that are still in memory, as far as one chunk has them, else none; and how
-        many bytes stay in memory with them.
+        """The bytes from `at` up to `limit` of one chunk, if it is still in memory, else none; and the size of that chunk, as
+        it stays in memory with them (bytes).
         """
         for start, chunk in self._chunks:
             if start <= at < start + len(chunk):

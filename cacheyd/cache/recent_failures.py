@@ -1,4 +1,4 @@
-"""Flights that failed just now: which clients may resume here, and which have to ask upstream first."""
+"""Remembers flights that failed just now: decides which clients may resume here, and which have to ask upstream first."""
 
 import time
 from collections.abc import Callable
@@ -9,19 +9,20 @@ from cacheyd.protocol.errors import Code, Failure, RequestError, upstream_error
 from cacheyd.settings.live import Live
 from cacheyd.settings.settings import Settings
 
-# A broken flight is answered 502 for so long, so that clients resume at the upstream and not here (seconds).
+# How long resumes of a broken flight's blob get 502, so that clients resume at the upstream and not here (seconds); the same
+# after wrong bytes.
 FAILURE_PAUSE = 15.0
 MISMATCH_PAUSE = 60.0
-# Several other logins waited for a flight, and upstream refused it to the login that had started it. For so long after that
-# (seconds), a client starts the next flight only when upstream has said that it may have the object.
+# How long after a contested failure a client needs upstream's permission before it starts the object's next flight (seconds).
+# Contested: several other logins waited for a flight that upstream refused to the login that had started it.
 CONTESTED = 5.0
-# Wrong bytes once may be chance on the way; so often in a row, they are what the upstream has.
+# How many flights in a row with wrong bytes show that the upstream itself has them: once can be a fault on the way.
 PERSISTENT = 2
 
 
 class _Broken(NamedTuple):
-    """Until when an object's flight counts as broken, why, how much of it clients may have, and how many flights in a row
-    had wrong bytes.
+    """Until when an object's flight counts as broken, why, how many bytes of it clients may have, and how many flights in a
+    row had wrong bytes.
     """
 
     until: float
@@ -31,22 +32,22 @@ class _Broken(NamedTuple):
 
 
 class RecentFailures:
-    """Remembers for seconds, by registry and digest. A change of settings ends that."""
+    """Remembers failures for seconds, by registry and digest. A change of settings drops them."""
 
     def __init__(self, settings: Settings | Live, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._broken: dict[tuple[str, str], _Broken] = {}
-        # Until when a client that starts an object's flight has to be let through by upstream first.
+        # Until when a client needs upstream's permission before it starts an object's flight.
         self._contested: dict[tuple[str, str], float] = {}
         Live.of(settings).listen(lambda settings: self.forget())
 
     def forget(self) -> None:
-        """After a change of settings: failures of before count no more."""
+        """After a change of settings: drops the earlier failures."""
         self._broken.clear()
         self._contested.clear()
 
     def broke(self, flight: Flight, error: RequestError | NotKept) -> None:
-        """The flight broke, and clients have bytes of it that are not verified: they are not to resume here for a while."""
+        """Notes a broken flight. Clients have bytes of it that are not verified, so they must not resume here for a while."""
         failure = (
             upstream_error(502, "there was no room for the rest").failure if isinstance(error, NotKept) else error.failure
         )
@@ -58,26 +59,26 @@ class RecentFailures:
         self._broken[flight.key] = _Broken(until, failure, flight.body.received, mismatches)
 
     def landed(self, flight: Flight) -> None:
-        """Its bytes were right this time."""
+        """Notes that the flight's bytes were right this time."""
         if (broken := self._broken.get(flight.key)) is not None:
             self._broken[flight.key] = broken._replace(mismatches=0)
 
     def contest(self, flight: Flight) -> None:
-        """Several other logins waited for a flight that upstream refused to the one who started it."""
+        """Notes that several other logins waited for a flight that upstream refused to the login that started it."""
         _bound(self._contested)
         self._contested[flight.key] = self._monotonic() + CONTESTED
 
     def recent(self, registry: str, digest: str) -> RequestError | None:
-        """Why an object could not be fetched just now."""
+        """The error of an object's fetch that failed just now; None if there is none."""
         if (known := self._find(registry, digest)) is None:
             return None
         return RequestError(known.failure)
 
     def resume_refused(self, registry: str, digest: str, start: int) -> RequestError | None:
-        """Why a client may not begin at byte `start` here: the bytes that it has may come from a flight that broke.
+        """The error for a client that must not begin at byte `start`: its bytes may come from a flight that broke. Else None.
 
-        A client may begin anew, from the first byte, unless the last flights brought wrong bytes in a row: then it gets
-        right ones elsewhere only.
+        A client may begin again from the first byte, unless the last flights in a row brought wrong bytes: then it can get
+        the right bytes only elsewhere.
         """
         if not self._broken or (known := self._find(registry, digest)) is None:
             return None
@@ -92,7 +93,7 @@ class RecentFailures:
         return None
 
     def is_contested(self, registry: str, digest: str) -> bool:
-        """Whether strangers' logins kept others waiting for this object just now."""
+        """Whether several logins waited just now for a flight of this object that upstream refused to another login."""
         until = self._contested.get((registry, digest)) if self._contested else None
         if until is None:
             return False

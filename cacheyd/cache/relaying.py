@@ -1,4 +1,4 @@
-"""Upstream's own answers, passed on: their headers as a client is owed them, and their bodies as they come."""
+"""Passes on upstream's own answers: their headers as clients must get them, and their bodies as they come."""
 
 import re
 from urllib.parse import quote
@@ -20,7 +20,7 @@ class RelaySource:
         self._response = response
 
     async def read(self) -> bytes:
-        """What has come since; empty at the end. Raises BodyBroken."""
+        """The bytes that have come since the last call; empty at the end. Raises BodyBroken."""
         try:
             return b"".join(await self._response.read())
         except UpstreamBroken as error:
@@ -32,9 +32,9 @@ class RelaySource:
 
 
 def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> Answer:
-    """An upstream's answer. Changed are only the headers that name cacheyd, and those that an object has to have."""
+    """An upstream's answer, with changes only to the headers that name cacheyd and the headers that an object must have."""
     ours = "x-cache", "x-proxied-by", "x-proxied-for", "oci-namespace"
-    # The body that is passed on is not encoded.
+    # The body of the answer is not encoded.
     headers = without(relay.headers, "content-length", "content-encoding", *ours)
     body = relay.body
     length: int | None = len(body)
@@ -52,13 +52,13 @@ def relay_answer(ref: Reference, relay: Relay, result: str, *, head: bool) -> An
 
 
 def _stand_in(status: int) -> bytes:
-    """The body of an error that answered a HEAD, which has none."""
+    """A body for an error that answered a HEAD: such an answer has no body of its own."""
     code = {401: Code.UNAUTHORIZED, 403: Code.DENIED, 404: Code.MANIFEST_UNKNOWN, 429: Code.TOOMANYREQUESTS}
     return Failure(status, code.get(status, Code.UNKNOWN), f"the registry answered {status}", Blame.UPSTREAM).body()
 
 
 def _as_object(ref: Reference, headers: HeaderList) -> HeaderList:
-    """With Docker-Content-Digest, which CDNs do not send, and the ETag of that digest."""
+    """The headers with Docker-Content-Digest, which CDNs do not send, and with the ETag of that digest."""
     stated = header(headers, "docker-content-digest") or ""
     digest = ref.digest or (stated if DIGEST.fullmatch(stated) else "")
     if not digest:
@@ -68,11 +68,11 @@ def _as_object(ref: Reference, headers: HeaderList) -> HeaderList:
 
 
 def _next_page(link: str, ref: Reference) -> str:
-    """The Link to the next page of a list (distribution-spec, "Listing Tags"), as this client has to ask for it here."""
+    """The Link to the next page of a list (distribution-spec, "Listing Tags"), in the form that this client must ask for."""
     match = re.fullmatch(r"<[^>?]*(?:\?([^>]*))?>(.*)", link)
     if match is None:
         return link
-    # The registry says which page comes next, but the page is always one of this registry.
+    # The registry's query names the next page; the path is always this list's.
     query = [part for part in (match[1] or "").split("&") if part and not is_ns(part)]
     scoped = f"ns={quote(ref.ns, safe='')}" if ref.scoped else ""
     tail = "tags/list" if ref.kind is Kind.TAGS else f"referrers/{ref.reference}"
@@ -80,6 +80,6 @@ def _next_page(link: str, ref: Reference) -> str:
 
 
 def stream_answer(ref: Reference, response: UpstreamResponse, result: str, length: int | None) -> Answer:
-    """An upstream's response with its body passed on as it comes."""
+    """The answer that passes on an upstream's response, with its body as it comes."""
     relay = Relay(response.status, end_to_end(response.headers), b"")
     return relay_answer(ref, relay, result, head=False).with_source(RelaySource(response), length)

@@ -1,4 +1,4 @@
-"""A request as it came in, parsed once at the edge."""
+"""A client's request, parsed once when it comes in."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +12,9 @@ from cacheyd.protocol.reference import Reference
 
 @dataclass(frozen=True)
 class Request:
-    """A GET or HEAD of something in a registry, as the client sent it; `headers` are those that may go upstream.
+    """A GET or HEAD of an object, tag or list, as the client sent it; `headers` are those that upstream may see.
 
-    What its other headers mean is found out when somebody asks for it, and once: most hits need little of it.
+    The other headers are parsed only when they are needed, and once: most hits need few of them.
     """
 
     method: str
@@ -27,7 +27,7 @@ class Request:
 
     @property
     def head(self) -> bool:
-        """Whether no body is wanted."""
+        """Whether the client wants no body."""
         return self.method == "HEAD"
 
     @cached_property
@@ -37,33 +37,33 @@ class Request:
 
     @cached_property
     def asked(self) -> frozenset[str]:
-        """Those of `types` by which registries choose a manifest."""
+        """The media types of `types` by which registries choose a manifest."""
         return asked_types(self.types)
 
     @cached_property
     def ranges(self) -> RangeRequest | None:
-        """What Range asks for, whether or not it is to be honoured."""
+        """The ranges in the Range header, whether or not the answer must follow it."""
         return parse_range(self.range)
 
     @cached_property
     def wanted(self) -> RangeRequest | None:
-        """The parts of the object that are asked for; None for all of it (no Range, HEAD, a stale If-Range)."""
+        """The parts of the object that the client asks for; None for the whole object (no Range, HEAD, a stale If-Range)."""
         if self.head or not if_range_holds(self.if_range, f'"{self.ref.digest}"'):
             return None
         return self.ranges
 
     def parts(self, size: int) -> tuple[Part, ...]:
-        """The parts of `size` bytes that are to be sent; none where all of it is. Raises Unsatisfiable."""
+        """The parts of `size` bytes that the answer must have; empty for the whole object. Raises Unsatisfiable."""
         wanted = self.wanted
         parts = () if wanted is None else wanted.parts(size)
         if wanted is None or len(wanted.specs) == 1:
             return parts
-        # Clients that ask for several ranges do not expect one 206 part. And more than all of it in pieces is an attack, or
-        # a client that is better off with all of it (RFC 9110 section 14.2).
+        # Clients that ask for several ranges do not expect a 206 with one part. Ranges of more bytes than the object has are
+        # an attack, or from a client that is better served with the whole object (RFC 9110 section 14.2).
         return parts if len(parts) > 1 and sum(part.length for part in parts) <= size else ()
 
     def takes(self, media_type: str) -> bool:
-        """Whether the client accepts an object of this type; never where nobody knows the type."""
+        """Whether the client accepts an object of this type; False if the type is unknown."""
         return bool(media_type) and accepts(self.types, media_type)
 
     def knows(self, digest: str) -> bool:
@@ -74,12 +74,12 @@ class Request:
         return "*" in tags or f'"{digest}"' in tags
 
 
-# The client's headers that an upstream is to see, and no others: never cookies, hop-by-hop headers or ns.
+# The client's headers that an upstream may see, and no others: never cookies, hop-by-hop headers or ns.
 FORWARDED = {"accept": "Accept", "authorization": "Authorization", "user-agent": "User-Agent"}
 
 
 def parse_request(method: str, ref: Reference, headers: HeaderList) -> Request:
-    """The request of a client; of its headers only those that count here, or that an upstream may see."""
+    """The request of a client, with only those of its headers that the cache uses or that an upstream may see."""
     forwarded, accept = [], []
     range_ = if_range = if_none_match = None
     for name, value in headers:

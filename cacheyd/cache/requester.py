@@ -1,4 +1,4 @@
-"""Who asks, as far as it can make a difference, and questions that are asked once for all who ask them."""
+"""The requester: who asks, as far as it can change the answer; and questions that are asked once for many requesters."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from cacheyd.upstream.port import PERSONAL, Relayed
 
 
 class Requester(NamedTuple):
-    """Who asks, as far as it can make a difference: credentials are a hash."""
+    """Who asks, as far as it can change the answer. `credentials` is a hash."""
 
     registry: str
     repository: str
     credentials: bytes
 
     def shares(self, other: "Requester", error: Relayed | RequestError) -> bool:
-        """Whether a failure of `other`'s request is one of this requester's, too."""
+        """Whether a failure of `other`'s request counts for this requester, too."""
         if self == other:
             return True
         if self.registry != other.registry:
@@ -35,10 +35,10 @@ async def ask_once[Result](
     mine: Requester,
     start: Callable[[], Coroutine[Any, Any, Result]],
 ) -> Result:
-    """What `start` brings, once for all who ask the same meanwhile. Raises what `start` raises.
+    """The result of `start`, once for all clients that ask the same at the same time. Raises what `start` raises.
 
-    A client that waited for somebody else's request, and does not share its failure, asks for itself then, once for all
-    clients with its login: made-up logins are many, and nobody is to wait for each of them.
+    A client that waited for another client's request, and does not share its failure, then asks for itself, once for all
+    clients with its login: there can be many made-up logins, and a client must not wait for each of them.
     """
     theirs, asked = once.join(question, mine, start)
     try:
@@ -51,5 +51,5 @@ async def ask_once[Result](
 
 
 def requester_of(ref: Reference, headers: HeaderList) -> Requester:
-    """Who asks for something."""
+    """The requester of a request for `ref` with these headers."""
     return Requester(ref.registry, ref.repository, credentials_of(headers))

@@ -1,4 +1,4 @@
-"""What is served in place of what a tag leads to upstream, while that is too young (`min_age`)."""
+"""Finds the image that is served in place of a tag's new image while the new image is too young (`min_age`)."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from cacheyd.upstream.port import Relayed
 
 
 class StandIns:
-    """Answers for tags that are held."""
+    """Answers for held tags."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class StandIns:
         self._clock = clock
 
     def refuse_held(self, request: Request) -> None:
-        """Raises RequestError where upstream said lately that the tag is too young, and nothing else may be served."""
+        """Raises RequestError if the tag's last known image is too young, its answer is fresh, and no other may be served."""
         ref, asked = request.ref, request.asked
         hold = self._cooldown.hold(ref, asked)
         if hold is None or self._cooldown.allows(ref) or self._access.is_gone(ref, request.headers):
@@ -53,10 +53,10 @@ class StandIns:
             raise self._cooldown.refusal(ref, hold.candidate.digest, until)
 
     async def instead(self, request: Request, headers: HeaderList, answer: Answer | None = None) -> Answer | None:
-        """What is served in place of what upstream says that a tag is, if that is too young; None if it is not.
+        """The answer that is served in place of upstream's image of a tag, if this image is too young; else None.
 
-        `headers` are those of what upstream said, or of the answer that was made of it. Raises RequestError 403 where nothing
-        else can be served.
+        `headers` are those of upstream's answer, or of the answer made from it. Raises RequestError 403 if no other image can
+        be served.
         """
         ref, cooldown = request.ref, self._cooldown
         if not cooldown.active:
@@ -82,7 +82,7 @@ class StandIns:
         return found.marked_held(digest, until)
 
     async def _by_digest(self, request: Request, variant: TagVariant) -> Answer | None:
-        """What a tag was before, from disk or else from upstream; None if it is not there any more."""
+        """The earlier image of a tag, from disk or else from upstream; None if neither has it any more."""
         ref = request.ref
         if self._stored.is_here(ref, variant.digest) and (answer := self._stored.of_tag(request, variant, HELD)):
             return answer

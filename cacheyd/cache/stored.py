@@ -1,4 +1,4 @@
-"""Answers made of what is on disk. Nothing here awaits, and nothing is asked upstream."""
+"""Makes answers from stored objects. Nothing here awaits, and nothing here asks upstream."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from cacheyd.store.store import Store
 
 
 class StoredAnswers:
-    """Makes answers of objects, and of what is known of tags."""
+    """Makes answers from stored objects, and from the known variants of tags."""
 
     def __init__(self, store: Store, access: Access, clock: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -27,21 +27,21 @@ class StoredAnswers:
         self._clock = clock
 
     def variant(self, request: Request) -> TagVariant | None:
-        """What is known of a tag that is right for this client, fresh or not."""
+        """The known variant of a tag that is right for this client, fresh or not; None if there is none."""
         ref = request.ref
         variants = self._store.tags.variants(ref.registry, ref.repository, ref.reference)
         return find_variant(variants, request.asked, request.types) if variants else None
 
     def is_here(self, ref: Reference, digest: str) -> bool:
-        """Whether an object can be served under this registry; what others have there is not told to it."""
+        """Whether an object is stored and may be served under this registry."""
         stored = self._store.objects.find(digest)
         return stored is not None and self._access.may_serve(ref, stored)
 
     def of_tag(self, request: Request, variant: TagVariant, result: str) -> Answer | None:
-        """The answer of what a tag leads to; None if that is not here, or not of a type that the client takes."""
+        """The answer with a tag's image; None if the image is not stored, or the client does not take its type."""
         stored = self._store.objects.find(variant.digest)
         if stored is not None and self._access.may_serve(request.ref, stored):
-            # The type that its bytes have, not the one that a HEAD said.
+            # The type is from the object's bytes, not from a HEAD.
             if stored.media_type != variant.media_type and not request.takes(stored.media_type):
                 return None
             return self.of_object(request, stored, stored.media_type, result, variant.checked)
@@ -52,9 +52,9 @@ class StoredAnswers:
         return Answer(200, headers, length=variant.size, result=result, ref=request.ref)
 
     def of_object(self, request: Request, stored: Stored, media_type: str, result: str, since: float) -> Answer | None:
-        """The answer of an object, or of the part of it that is asked for; None if its file cannot be read.
+        """The answer with an object, or with the part of it that is asked for; None if its file cannot be read.
 
-        `since` is when upstream confirmed it, in seconds since the epoch.
+        `since` is when upstream confirmed the object, in seconds since the epoch.
         """
         ref = request.ref
         headers = (*object_headers(ref, stored.digest, media_type, result), *hit_headers(self._clock(), since))
@@ -77,7 +77,7 @@ class StoredAnswers:
         body = self._store.objects.body(stored)
         if body is None:
             return None
-        # By position: this is what most requests come to.
+        # The arguments are given by position, as this is faster: most requests end here.
         if isinstance(body, Mapped):
             source = MappedReader(body, start, end, partial(self._store.objects.lost, stored))
             if not source.begin():

@@ -1,4 +1,4 @@
-"""Tags that cannot be answered from disk: revalidated, fetched, or served stale where upstream fails."""
+"""Tags that cannot be answered from disk at once: revalidates or fetches them, or serves them stale if upstream fails."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from cacheyd.upstream.port import RegistryPolicy, Relay, Relayed
 
 
 class Tags:
-    """Answers for manifests that are asked for by a tag."""
+    """Answers requests for manifests by a tag."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Tags:
         self._clock = clock
 
     async def answer(self, request: Request) -> Answer:
-        """Upstream's answer, or the last one that is known where upstream fails. Raises Relayed, RequestError."""
+        """Upstream's answer, or the last known answer if upstream fails. Raises Relayed, RequestError."""
         ref = request.ref
         if tag_ttl(self._live.settings, ref) == 0:
             self._events.ignored()
@@ -70,7 +70,7 @@ class Tags:
         return answer
 
     async def _revalidated(self, request: Request, known: TagVariant | None) -> Answer | None:
-        """The answer where a HEAD is enough; None if only a GET can tell."""
+        """The answer after a HEAD, if a HEAD is enough; None if only a GET can tell."""
         ref = request.ref
         if not request.head and not (known and (self._cooldown.covers(ref) or self._stored.is_here(ref, known.digest))):
             return None
@@ -98,7 +98,7 @@ class Tags:
         return self._stored.of_tag(request, variant, result)
 
     def _stale(self, request: Request, known: TagVariant | None, error: Relayed | RequestError) -> Answer | None:
-        """The last known tag where upstream is failing, not where it says that there is none or that this client may not."""
+        """The last known answer if upstream fails; None if upstream says that there is no such tag, or refuses this client."""
         status = error.relay.status if isinstance(error, Relayed) else error.failure.status
         if not (status == 429 or status >= 500):
             return None
@@ -106,7 +106,7 @@ class Tags:
         return answer and answer.noted(why_stale(error))
 
     def _saved(self, request: Request, known: TagVariant | None) -> Answer | None:
-        """The last known tag, marked as such, if it may still be served."""
+        """The last known answer, marked as stale, if it may still be served; else None."""
         stale_if_error = self._live.settings.registry(request.ref.registry).stale_if_error
         if known is None or not may_be_stale(known, stale_if_error, self._clock()):
             return None

@@ -1,4 +1,4 @@
-"""Blobs that came encoded: decoded from one file on disk into another, a few at once."""
+"""Decodes blobs that came encoded, from one file on disk into another, a few blobs at once."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ from cacheyd.store.store import Store
 
 
 class Unpacking:
-    """Undoes the codings of blobs, each in its turn. `check_wanted` raises for one that is wanted no more."""
+    """Undoes the codings of blobs, each in its turn. `check_wanted` raises if no client wants the blob any more."""
 
     def __init__(self, store: Store, budget: Budget) -> None:
         self._store = store
@@ -34,14 +34,14 @@ class Unpacking:
     async def unpack(
         self, incoming: Incoming, registry: str, codings: Sequence[str], check_wanted: Callable[[], None]
     ) -> None:
-        """Undoes the codings of what came, which is not the object as it is: now it is on disk, and nobody has any of it.
+        """Decodes a body that came encoded and does not have the digest as it is. It is on disk, and no client has any of it.
 
         Raises RequestError for bytes that cannot be decoded, NotKept.
         """
         try:
             check_known(codings)
         except UnknownCoding as error:
-            raise await incoming.mismatch(f"{WRONG}, nor can they be decoded: {error}") from None
+            raise await incoming.mismatch(f"{WRONG}, and cannot be decoded: {error}") from None
         encoded = await incoming.begin_decoding()
         await self._take_turn(registry, check_wanted)
         self._budget.take(WINDOW)
@@ -80,5 +80,5 @@ class Unpacking:
                         await incoming.keep(batch)
             decoder.finish()
         finally:
-            # An error keeps this frame, and they keep the window.
+            # An error keeps this frame, and the decoder and its pieces keep the window.
             del decoder, pieces

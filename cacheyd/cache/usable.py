@@ -1,4 +1,4 @@
-"""Answers of upstreams as the cache can use them: a status that can be an answer, a body without a coding."""
+"""Makes upstreams' answers usable for the cache: refuses a status that cannot be an answer, decodes encoded bodies."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Usable:
-    """An upstream whose answers fit what was asked, and have no coding where they are no objects. Implements `Upstream`."""
+    """An upstream whose answers fit the request; only objects still have a coding. Implements `Upstream`."""
 
     def __init__(self, upstream: Upstream, settings: Settings | Live, budget: Budget) -> None:
         self._upstream = upstream
@@ -29,7 +29,7 @@ class Usable:
         self._budget = budget
 
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
-        """The head of the response. Raises UpstreamBroken, and RequestError for an answer that is of no use."""
+        """The head of the response. Raises UpstreamBroken, and RequestError for an answer that is no use."""
         ref = request.ref
         try:
             response = await self._upstream.open(request)
@@ -38,15 +38,15 @@ class Usable:
         except Exception as error:
             raise unexpected(ref.registry, error) from error
         if not _is_an_answer(ref, response.status, part=header(request.headers, "range") is not None):
-            # Nothing that was asked has such an answer, and clients stumble over a 304 or a redirect without a target.
+            # No request of the cache has such an answer, and clients fail on a 304 or a redirect without a target.
             response.close()
             raise upstream_error(502, f"upstream answered {response.status}")
         return await self._without_coding(ref, request.method, response)
 
     async def _without_coding(self, ref: Reference, method: str, response: UpstreamResponse) -> UpstreamResponse:
-        """The response without its coding. Objects stay as they came: their digest says whether they are encoded.
+        """The response without its coding. Objects stay as they came: their digest shows whether they are encoded.
 
-        Raises RequestError for a list that cannot be decoded. An error's body that cannot be decoded breaks when it is read.
+        Raises RequestError for a list that cannot be decoded. If an error's body cannot be decoded, reading it raises.
         """
         if not codings_of(response.headers):
             return response
@@ -71,7 +71,7 @@ class Usable:
 
 
 class _Uncoded:
-    """The answer to a HEAD, without the coding and its length: that is one of other bytes than the object's."""
+    """The answer to a HEAD, without the coding and the length: it is the length of the encoded bytes, not the object's."""
 
     def __init__(self, response: UpstreamResponse) -> None:
         self.status = response.status
@@ -80,23 +80,23 @@ class _Uncoded:
         self._response = response
 
     async def read(self) -> Sequence[Chunk]:
-        """As the response's own."""
+        """The response's next chunks."""
         return await self._response.read()
 
     def close(self) -> None:
-        """As the response's own."""
+        """Closes the response."""
         self._response.close()
 
 
 def unexpected(registry: str, error: Exception) -> RequestError:
-    """An exception where none belongs is an error in the log; the client is told that upstream failed, and asks elsewhere."""
+    """Logs an unexpected exception as an error; gives the error that tells the client to ask elsewhere."""
     log.error("fetching from %s failed: %s", registry, explain(error))
-    log.debug("it was", exc_info=error)
+    log.debug("the exception was", exc_info=error)
     return upstream_error(502, f"fetching failed: {type(error).__name__}")
 
 
 def _is_an_answer(ref: Reference, status: int, *, part: bool) -> bool:
-    """Whether such a status can be an answer to this. What the others mean for lists is the registry's affair."""
+    """Whether this status can be an answer to the request. For lists the registry decides what most statuses mean."""
     if ref.kind in (Kind.MANIFEST, Kind.BLOB):
         return status == 200 or (status == 206 and part) or 400 <= status < 600
     return (200 <= status < 300 or 400 <= status < 600) and status not in (204, 205, 206)

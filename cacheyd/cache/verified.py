@@ -1,4 +1,4 @@
-"""Objects that pass through without being kept: hashed on their way; a client gets the end only if the digest is right."""
+"""Hashes objects that pass through without being kept; a client gets an object's end only if its digest is right."""
 
 import asyncio
 import hashlib
@@ -10,15 +10,15 @@ from cacheyd.cache.growing import HOLD
 from cacheyd.protocol.ranges import Part
 from cacheyd.upstream.port import Chunk, UpstreamBroken, UpstreamResponse
 
-# More than this is hashed in a thread (bytes).
+# The largest chunk that is hashed on the event loop, not in a thread (bytes).
 LITTLE = 64 << 10
 
 
 class VerifiedSource:
     """The bytes `part` (default: all) of a response that has all bytes of an object.
 
-    The last 64 KiB of them follow when the whole object has come and has its digest, and never otherwise. `on_verified`
-    gets the object's size then, in bytes.
+    The last 64 KiB of these bytes follow only when the whole object has come and has its digest. Then `on_verified` gets the
+    object's size, in bytes.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class VerifiedSource:
         self._verified = False
 
     async def read(self) -> bytes | memoryview:
-        """The next piece; empty at the end. Raises BodyBroken, also where the object does not have its digest."""
+        """The next piece; empty at the end. Raises BodyBroken, also if the object does not have its digest."""
         while not self._verified:
             chunks: Sequence[Chunk] = ()
             try:
@@ -50,7 +50,7 @@ class VerifiedSource:
             except UpstreamBroken as error:
                 if not self._is_whole():
                     raise BodyBroken(str(error)) from error
-                # All is there; only the end of the message was missing.
+                # All bytes are there; only the end of the message was missing.
             if not chunks:
                 self._verify()
                 if self._on_verified is not None:
@@ -60,7 +60,7 @@ class VerifiedSource:
                 await self._take(chunk)
             if self._held_bytes > HOLD:
                 piece = self._give(self._held_bytes - HOLD)
-                # A view would keep the whole block that it is of.
+                # A view would keep its whole block in memory.
                 self._held = deque([memoryview(b"".join(self._held))])
                 return piece
         return self._give(self._held_bytes)
@@ -88,7 +88,7 @@ class VerifiedSource:
             self._held_bytes += len(view)
 
     def _give(self, size: int) -> bytes:
-        """The first `size` bytes of what is held."""
+        """The first `size` of the held bytes."""
         self._held_bytes -= size
         pieces = []
         while size:

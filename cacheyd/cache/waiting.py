@@ -1,4 +1,4 @@
-"""Clients that wait for upstreams: how many may, and how long for a rate limit that is over in a moment."""
+"""Bounds how many clients wait for upstreams, and how long they wait for a rate limit that ends soon."""
 
 import asyncio
 from collections import Counter
@@ -13,7 +13,7 @@ from cacheyd.settings.settings import Settings
 from cacheyd.upstream.patience import Patience
 from cacheyd.upstream.port import RegistryPolicy, Relayed
 
-# Clients of one registry may be half of those who wait, but so many in any case.
+# The clients of one registry that may wait in any case; above this number they may be half of all waiting clients.
 FEW_WAITING = 64
 
 type Ask = Callable[[Request], Awaitable[Answer]]
@@ -34,7 +34,7 @@ class Waiting:
         return self._count
 
     async def answer(self, request: Request, ask: Ask, gone: HasLeft) -> Answer:
-        """What `ask` brings, again where a rate limit allows it. Raises Relayed, and RequestError for those who are too many.
+        """The answer of `ask`, after more tries if a rate limit ends soon. Raises Relayed; RequestError if too many wait.
 
         `gone` says whether the client has left.
         """
@@ -53,7 +53,7 @@ class Waiting:
                 del self._of_registry[registry]
 
     async def _patiently(self, request: Request, ask: Ask, gone: HasLeft) -> Answer:
-        """Rate limits that are over in a moment are waited for here, where no turn is held and a client may leave."""
+        """Waits for rate limits that end soon. This waiting needs no turn, and the client can leave at any time."""
         ref, limits = request.ref, self._fetcher.asking.limits
         began = limits.clock()
         try:

@@ -1,1 +1,1 @@
-"""What is kept: content-addressed files, and the rows that say what they are."""
+"""The store: content-addressed files, and the rows of the index that describe them."""

@@ -1,4 +1,4 @@
-"""Content-addressed files: append, hash, verify, commit by rename, read through one shared mapping.
+"""Content-addressed files: moves verified files to their digest, and reads them through one shared mapping.
 
 Files are never truncated or rewritten in place: a reader's mapping would fault. Open descriptors and mappings outlive
 unlink and rename, so readers need no handover.
@@ -19,9 +19,9 @@ from cacheyd.store import partial_files
 from cacheyd.store.mapped import Mapped
 from cacheyd.store.partial import Partial
 
-# What says nothing about the file.
+# Errors that say nothing about the file: the process or the machine is short of descriptors or memory.
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-# What is written to see whether it can be (bytes): a block of most file systems.
+# The size of the file that a probe writes (bytes): a block of most file systems.
 PROBE = 4096
 _HEX = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _LENGTH = {"sha256": 64, "sha512": 128}
@@ -33,11 +33,11 @@ class BlobDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._mapped: weakref.WeakValueDictionary[str, Mapped] = weakref.WeakValueDictionary()
-        # Between a look at a name and its removal no other file may get it.
+        # No other file may get a name between the look at the name and its removal.
         self._naming = threading.Lock()
 
     def prepare(self) -> None:
-        """Makes what is missing; raises OSError."""
+        """Makes the directories and files of the layout that are missing; raises OSError."""
         for algorithm in _LENGTH:
             (self.root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
         (self.root / "partial").mkdir(exist_ok=True)
@@ -49,17 +49,17 @@ class BlobDir:
             index.write_text(json.dumps({"schemaVersion": 2, "manifests": []}))
 
     def path(self, digest: str) -> str:
-        """Where the verified object is."""
+        """The path of a verified object."""
         algorithm, _, encoded = digest.partition(":")
         return f"{self.root}/blobs/{algorithm}/{encoded}"
 
     def size(self, digest: str) -> int | None:
-        """The size of the stored file in bytes, None if there is none."""
+        """The size of the stored file in bytes; None if there is no file."""
         found = self.stat(digest)
         return None if found is None else found[0]
 
     def stat(self, digest: str) -> tuple[int, int] | None:
-        """Size in bytes and time of change in nanoseconds of the stored file, None if there is none."""
+        """Size in bytes and time of change in nanoseconds of the stored file; None if there is no file."""
         try:
             status = os.stat(self.path(digest))
         except OSError:
@@ -67,7 +67,7 @@ class BlobDir:
         return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
     def read(self, digest: str) -> bytes | None:
-        """The whole file; for small ones."""
+        """The bytes of the whole file, for small files; None if it cannot be read."""
         try:
             with open(self.path(digest), "rb", buffering=0) as file:
                 return file.readall()
@@ -75,7 +75,7 @@ class BlobDir:
             return None
 
     def map(self, digest: str) -> Mapped | None:
-        """The file's shared mapping, None if the file is gone."""
+        """The file's shared mapping; None if the file is missing or cannot be mapped."""
         path = self.path(digest)
         try:
             status = os.stat(path)
@@ -91,7 +91,7 @@ class BlobDir:
         return mapped
 
     def commit(self, partial: Partial, *, sync: bool = False) -> int | None:
-        """Moves a verified partial to its digest; the file's time of change, None if the directory was wiped meanwhile.
+        """Moves a verified partial to its digest; gives the file's time of change, None if the directory was wiped.
 
         With `sync` both the bytes and the name are on the disk itself afterwards. Blocks; raises OSError.
         """
@@ -116,7 +116,7 @@ class BlobDir:
             partial.path.rename(target)
 
     def sync(self, digests: Iterable[str]) -> list[str]:
-        """The bytes of stored objects to the disk itself; returned are those that did not get there. Blocks."""
+        """Brings the bytes of stored objects to the disk itself; gives the digests of those that did not get there. Blocks."""
         failed = []
         for digest in digests:
             try:
@@ -132,11 +132,11 @@ class BlobDir:
         return failed
 
     def is_mapped(self, digest: str) -> bool:
-        """Whether somebody is reading the object now."""
+        """Whether the object is being read now."""
         return digest in self._mapped
 
     def remove(self, digest: str, known: tuple[int, int] | None = None) -> None:
-        """Removes a stored object, if it still is the one that `stat` said; running readers are not disturbed."""
+        """Removes a stored object, if its size and time of change are still `known`; running readers are not disturbed."""
         with self._naming:
             if known is None or self.stat(digest) == known:
                 Path(self.path(digest)).unlink(missing_ok=True)
@@ -179,12 +179,12 @@ class BlobDir:
         return disk.f_blocks * disk.f_frsize if disk is not None else 0
 
     def free_files(self) -> int | None:
-        """How many files may still be made, None if that is unknown or without limit."""
+        """How many files can still be made; None if that is unknown or without limit."""
         disk = self._disk()
         return disk.f_favail if disk is not None and disk.f_files else None
 
     def free(self) -> int | None:
-        """Bytes that this process may still write, None if unknown."""
+        """The bytes that this process may still write; None if unknown."""
         disk = self._disk()
         return disk.f_bavail * disk.f_frsize if disk is not None else None
 
@@ -204,7 +204,7 @@ def _sync_directory(path: str) -> None:
 
 
 def hash_file(path: str, algorithm: str) -> str | None:
-    """The digest of a file, None if it cannot be read. Blocks; raises OSError for want of descriptors or memory."""
+    """The digest of a file; None if it cannot be read. Blocks; raises OSError if descriptors or memory run out."""
     try:
         with open(path, "rb") as file:
             return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"

@@ -1,4 +1,4 @@
-"""The bounds of the store: room for what comes, at the price of what was not used for longest."""
+"""The bounds of the store: makes room for new bytes, and removes the objects that were not used for the longest time."""
 
 import asyncio
 import logging
@@ -16,12 +16,12 @@ from cacheyd.store.unread import Unread
 log = logging.getLogger(__name__)
 
 EVICT_EVERY = 2.0
-# After an eviction the disk is looked at so often for the room, with such pauses (seconds).
+# How often `make` looks for free room on the disk after an eviction; the pause before the next look (seconds).
 ROOM_LOOKS, ROOM_PAUSE = 20, 0.05
 
 
 class Bounds:
-    """Decides when something has to go, and how much."""
+    """Decides when objects have to be removed, and how many bytes of them."""
 
     def __init__(
         self,
@@ -46,24 +46,24 @@ class Bounds:
         self._live = live
         self._clock = clock
         self._lock = asyncio.Lock()
-        # While the way down to the low watermark is not done: how many bytes may be held at its end.
+        # How many bytes the store may hold at the low watermark, until it has removed enough to get there; else None.
         self._aim: int | None = None
         self._aim_by = live.settings
 
     @property
     def full(self) -> bool:
-        """Whether there is no room, and nothing more may go."""
+        """Whether there is no room, and no more object may be removed."""
         return self._fullness.full
 
     def credit(self, registry: str) -> int:
-        """What a registry's unverified bytes may displace beyond a tenth of the store: as much as it has delivered of it."""
+        """The bytes that a registry's unverified bytes may displace beyond a tenth of the store: as many as it delivered."""
         return self.space.credit(self._catalog.delivered(registry))
 
     def can_take(self, size: int, credit: int = 0) -> bool:
-        """Whether an object of `size` bytes that is only promised so far could be kept. Removes nothing.
+        """Whether the store could keep an object of `size` bytes that is only promised so far. Removes nothing.
 
-        For the head of a response: with `make(more, unverified=True)` for each piece as it comes, all of it will find
-        room, unless others take it first.
+        Use this for the head of a response. If `make(more, unverified=True)` follows for each piece as it comes, the whole
+        object will find room, unless other fetches take the room first.
         """
         if not (over := self.space.missing(size, low=1.0)):
             return True
@@ -72,10 +72,11 @@ class Bounds:
         return over <= self.space.displaceable(credit)
 
     async def make(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
-        """Removes what is needed for `size` bytes more; whether they fit then.
+        """Removes objects until `size` bytes more have room; gives whether they fit then.
 
-        `unverified` bytes, those on their way in, displace no more than a tenth of the store, and the `credit` of their
-        registry when they began to come; verified ones whatever was not used for longest.
+        `unverified` bytes, those on their way in, displace no more than a tenth of the store, plus the `credit` that their
+        registry had when they began to come. Verified bytes displace any objects, those first that were not used for the
+        longest time.
         """
         space = self.space
         if not space.missing(size):
@@ -89,20 +90,20 @@ class Bounds:
         async with self._lock:
             evicted = await (self._make_from_spare(size, credit) if unverified else self._make(size))
         for _ in range(ROOM_LOOKS if evicted else 0):
-            # The room of a file that is still open comes back when its reader is done: to the disk, not to max_size.
+            # The disk gets the room of an open file only when its reader is done. The bound max_size does not depend on this.
             max_size = space.max_size
             if not space.missing(size) or (max_size and space.held + size > max_size):
                 break
             await asyncio.sleep(ROOM_PAUSE)
-        # `keep` goes down to the low watermark; here it is enough to be below the limit.
+        # `keep` goes down to the low watermark; for `make` it is enough to be below the limit.
         fits = not space.missing(size)
         if fits or (self._unread.loaded and not (unverified and self._catalog.may_go())):
-            # Before all is loaded, nobody knows what may go.
+            # Before the index is loaded, the store does not know which objects it may remove.
             self._fullness.note(full=not fits)
         return fits
 
     async def _make(self, size: int) -> bool:
-        """Whether something went."""
+        """Removes files for `size` verified bytes; gives whether it removed any."""
         evicted = False
         while over := self.space.missing(size):
             self._aim_at(self.space.held + size - over)
@@ -112,10 +113,10 @@ class Bounds:
         return evicted
 
     async def _make_from_spare(self, size: int, credit: int) -> bool:
-        """Whether something went. Nothing goes if it could not make enough room."""
+        """Removes files for `size` unverified bytes; gives whether it removed any. Removes none if that is not enough."""
         evicted = False
         while (over := self.space.missing(size, low=1.0)) and self.can_take(size, credit):
-            # Down to the low watermark, as far as `spare` allows: else each piece would evict again.
+            # This goes down to the low watermark, as far as `spare` allows: else each piece would evict again.
             spare = self.space.spare(credit)
             if not await self._evict("room", max(over, min(spare, self.space.missing(size))), most=spare):
                 break
@@ -132,19 +133,19 @@ class Bounds:
                 log.exception("eviction failed")
 
     async def keep(self) -> int:
-        """Evicts what is beyond the bounds or too old; how many objects went."""
+        """Evicts objects that are beyond the bounds or too old; gives how many files it removed."""
         count = 0
         if self._health.lost_directory:
             return 0
         async with self._lock:
             settings = self._live.settings
             if settings is not self._aim_by:
-                # The aim was for other bounds.
+                # The aim is from earlier settings.
                 self._aim = None
             if settings.max_age:
                 count += await self._eviction.expire(self._clock() - settings.max_age)
             if self.full and not self.space.missing():
-                # Other programs have made room: an aim from when there was none does not count any more.
+                # Other programs have made room: an aim from the time without room does not count any more.
                 self._fullness.note(full=False)
                 self._aim = None
             while over := self._left():
@@ -165,11 +166,11 @@ class Bounds:
         self._aim, self._aim_by = held, self._live.settings
 
     def _most(self) -> int | None:
-        """How many bytes of objects may go to keep the bounds: without limit only for what is verified itself."""
+        """The most bytes of objects that may be removed to keep the bounds; None (no limit) only if objects exceed them."""
         return None if self._aim is not None or self.space.missing_for_objects() else self.space.spare()
 
     def _left(self) -> int:
-        """How many bytes have to go: down to the low watermark, once a limit was passed by what is verified."""
+        """How many bytes have to be removed: down to the low watermark, if objects alone have passed a limit."""
         space = self.space
         if not space.missing_for_objects() and self._aim is None:
             over = space.missing(low=1.0)
@@ -183,9 +184,9 @@ class Bounds:
         return left
 
     async def _evict(self, reason: str, size: int, most: int | None = None) -> int:
-        """Removes up to `size` bytes, partial files without a fetch first, and `most` of objects; how many files went."""
+        """Removes `size` bytes: partial files without a fetch, else objects up to `most`. Gives how many files it removed."""
         if freed := await self._partials.drop_idle(size):
-            # That may be enough: objects are not evicted for the low watermark alone.
+            # This can be enough: objects are not evicted for the low watermark alone.
             self._aim = None
             return freed
         return await self._eviction.evict(reason, size, most)

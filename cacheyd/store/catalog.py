@@ -1,7 +1,8 @@
-"""What is stored, in memory: objects, tags, who needs what, and the order in which things would go. No I/O.
+"""The catalogue of the store in memory: objects, tags, links between objects, and the order of eviction. No I/O.
 
-Images go as a whole. What nobody needs (the index or manifest of an image, a blob without a manifest) is a root; the order
-of eviction has only roots, least recently used first. When a root goes, what only it needs goes with it, from the blobs up.
+The store evicts whole images. An object that no other object needs is a root: the index or manifest of an image, a blob
+without a manifest. The order of eviction has only roots, least recently used first. When the store removes a root, it also
+removes the objects that only this root needs, from the blobs up.
 """
 
 from collections import Counter
@@ -20,7 +21,7 @@ from cacheyd.store.tag_table import TagTable
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A copy of the lists, to be read in another thread."""
+    """A copy of all objects and tags, for another thread to read."""
 
     objects: list[Stored]
     tags: dict[str, tuple[TagVariant, ...]]
@@ -43,13 +44,13 @@ class Catalog:
         self._oldest = Oldest(self.objects, self._order, self.links, self.pins, self.remove)
 
     def snapshot(self) -> Snapshot:
-        """What is there now."""
+        """A copy of the present objects and tags."""
         return Snapshot(list(self.objects.values()), dict(self.tags))
 
     def add(self, stored: Stored, listed: Iterable[str] = (), blobs: Collection[str] = ()) -> None:
-        """Adds an object as the one used last, or puts it in the place of an earlier one.
+        """Adds an object as the last used one, in place of an earlier object with its digest.
 
-        `listed` is what an index lists, `blobs` what of it are blobs.
+        `listed` are the digests that an index lists, `blobs` those of them that are blobs.
         """
         stored.name(self.links.one(stored.digest), shared(stored.within))
         if (old := self.remove(stored.digest)) is not None:
@@ -64,7 +65,7 @@ class Catalog:
             self._order.add(stored.digest)
 
     def add_repository(self, stored: Stored, name: str, limit: int) -> None:
-        """Upstream serves the object in this repository, too; `limit` of them are remembered."""
+        """Notes that upstream serves the object in this repository, too; `limit` repositories are remembered."""
         if name in stored.within:
             return
         kept = add_repository(stored.within, name, limit)
@@ -84,11 +85,11 @@ class Catalog:
                 del self._delivered[registry]
 
     def delivered(self, registry: str) -> int:
-        """The size of all objects that this registry has delivered, or of which nobody knows who did (bytes)."""
+        """The size of all objects that this registry has delivered, or whose registry is unknown (bytes)."""
         return self._delivered[registry] + self._delivered[""]
 
     def remove(self, digest: str) -> Stored | None:
-        """Takes an object out; what only it needed is the next to go."""
+        """Takes an object out; objects that only it needed are the next to be evicted."""
         stored = self.objects.pop(digest, None)
         if stored is None:
             return None
@@ -108,11 +109,11 @@ class Catalog:
     # Use and eviction
 
     def touch(self, digest: str, now: float, hits: int) -> None:
-        """An object was used: with it, what it is the only reason to be kept for moves away from eviction."""
+        """Notes `hits` uses of an object: the image that needs it moves to the end of the order of eviction."""
         stored = self.objects.get(digest)
         if stored is None:
             return
-        stored.hits += hits  # Set here, and `used` below, as this runs for each hit: a method would be felt.
+        stored.hits += hits  # Set here, and `used` below, as this runs for each hit: a method call would cost too much.
         needed_by = self.links.needed_by
         for _ in range(MAX_DEPTH):
             stored.used = now  # As above.
@@ -123,7 +124,7 @@ class Catalog:
             if parent is None:
                 return
             if not isinstance(parent, str):
-                # A layer of many images says nothing of any of them. A manifest in several indexes is used through all.
+                # The use of a layer of many images does not show which image is used. A manifest counts for all its indexes.
                 for one in islice(parent, FEW) if stored.media_type else ():
                     self._touch_root(one, now)
                 return
@@ -135,15 +136,15 @@ class Catalog:
             self.used_objects.add(digest)
 
     def sort(self) -> None:
-        """Puts the order right by when things were used, after objects were added in another order."""
+        """Sorts the order of eviction by the time of the last use, after objects were added in another order."""
         self._order.sort(lambda digest: self.objects[digest].used)
 
     def roots(self) -> Iterator[Stored]:
-        """What may go, in this order; not what is pinned."""
+        """The roots that may be evicted, in this order; without pinned objects."""
         return (self.objects[digest] for digest in self._order if not self.pins.match(self.objects[digest]))
 
     def may_go(self) -> bool:
-        """Whether there is something, among the oldest, that is not pinned."""
+        """Whether any of the oldest roots is not pinned."""
         return self._oldest.may_go()
 
     def take_oldest(
@@ -157,27 +158,27 @@ class Catalog:
     ) -> list[Stored]:
         """Takes out whole images, least recently used first, until `size` bytes or `limit` objects are reached.
 
-        Those with something `in_use` are passed over, pinned ones stay, and with `before` only what was not used since goes.
-        With `most`, no more bytes than that go, if need be a part of an image. Returned are the objects, each after what it
-        needs.
+        Passes over images with an object `in_use`, and keeps pinned images. With `before`, takes only images that were not
+        used since then (seconds since the epoch). With `most`, takes no more than `most` bytes, if necessary only a part of
+        an image. Gives the objects, each after the objects that it needs.
         """
         return self._oldest.take_oldest(size, limit, in_use, before, most)
 
     def take(self, root: Stored, most: int = EVERYTHING) -> list[Stored]:
-        """Takes out an object and what only it needs, from the blobs up; not what is pinned below it.
+        """Takes out an object and the objects that only it needs, from the blobs up; but no pinned objects below it.
 
-        No more than `most` bytes and `MAX_TAKEN` objects: of a larger image a part, and the rest stays where it was.
+        Takes no more than `most` bytes and `MAX_TAKEN` objects: of a larger image it takes a part, and the rest stays.
         """
         return self._oldest.take(root, most)
 
     # Pins
 
     def pin(self, patterns: tuple[str, ...]) -> None:
-        """Images whose `registry/repository:tag` (or `registry/repository@digest`) matches are never evicted."""
+        """Pins images whose `registry/repository:tag` (or `registry/repository@digest`) matches: they are never evicted."""
         self.pins.pin(patterns, self.tags)
 
     def is_pinned(self, digest: str) -> bool:
-        """Whether an object stays whatever happens: pinned itself, or needed by what is."""
+        """Whether an object is never evicted: it is pinned itself, or a pinned object needs it."""
         if not self.pins:
             return False
         above, seen = [digest], {digest}

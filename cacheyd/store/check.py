@@ -1,4 +1,4 @@
-"""Whether a cache could live in a directory, for `cacheyd config check`: it is tried, and nothing is left behind."""
+"""Checks for `cacheyd config check` whether a directory can hold a cache: writes to it, and leaves no files behind."""
 
 import fcntl
 import os
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from cacheyd.store.blobs import PROBE
 
-# What may be there already, and has to be writable then.
+# Directories and files that must be writable if they are there already.
 _DIRECTORIES = ("", "blobs", "blobs/sha256", "blobs/sha512", "partial", "index")
 _FILES = ("lock", "index/cache.db", "index/cache.db-wal", "index/cache.db-shm")
 
 
 def check_directory(directory: Path) -> None:
-    """Raises OSError, with the file's name, for what stands in the way of this user."""
+    """Raises OSError, with the file's name, if this user could not run a cache in the directory."""
     if not os.path.lexists(directory):
         _check_missing(directory)
         return
@@ -27,7 +27,7 @@ def check_directory(directory: Path) -> None:
 
 
 def _check_missing(directory: Path) -> None:
-    """Makes the first directory of the path that is not there, and removes it again."""
+    """Makes the first missing directory of the path, and removes it again. Raises OSError."""
     first = directory
     while not os.path.lexists(first.parent):
         first = first.parent
@@ -43,7 +43,7 @@ def _check_writable(directory: Path) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        # The directory is what people know.
+        # The error names the directory, as people do not know the file.
         raise OSError(error.errno, error.strerror, str(directory)) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

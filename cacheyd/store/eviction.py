@@ -1,4 +1,4 @@
-"""What goes, and how: images that were not used for longest, but none that is on its way in."""
+"""Evicts images, those first that were not used for the longest time, but no image that is on its way in."""
 
 import logging
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from cacheyd.store.unread import Unread
 
 log = logging.getLogger(__name__)
 
-# So many objects leave the catalogue at once; then the event loop does something else.
+# The most objects that leave the catalogue at once, before the event loop does other work.
 BATCH = 200
 
 
 class Eviction:
-    """Removes objects. What is on its way in, and the images that it is part of, are left alone."""
+    """Removes objects, but none that is on its way in, and no image that such an object is part of."""
 
     def __init__(self, catalog: Catalog, objects: Objects, blobs: BlobDir, reservations: Reservations, unread: Unread) -> None:
         self._catalog = catalog
@@ -27,12 +27,12 @@ class Eviction:
         self._unread = unread
 
     async def evict(self, reason: str, size: int, most: int | None = None) -> int:
-        """Removes objects of about `size` bytes, of no more than `most`; how many went."""
+        """Removes objects of about `size` bytes, and no more than `most` bytes; gives how many objects it removed."""
         if not self._unread.loaded:
             return 0
         taken = self._catalog.take_oldest(size, BATCH, self._in_use(), most=most)
         if not taken:
-            # Objects that are being read can go, too: their readers are not disturbed, but the room comes back afterwards.
+            # Objects that are being read are removed, too. This does not disturb their readers; the disk gets the room later.
             taken = self._catalog.take_oldest(size, BATCH, self._reservations.expected().__contains__, most=most)
         await self._objects.unlink_all(taken, reason)
         if taken:
@@ -41,7 +41,7 @@ class Eviction:
         return len(taken)
 
     async def expire(self, before: float) -> int:
-        """Removes objects that were not used since `before` (seconds since the epoch); how many went."""
+        """Removes objects that were not used since `before` (seconds since the epoch); gives how many it removed."""
         count = 0
         if not self._unread.loaded:
             return 0

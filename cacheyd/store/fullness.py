@@ -1,4 +1,4 @@
-"""Whether there is no room, and nothing more may go: remembered for a while, and said in the log."""
+"""Remembers for a while that there is no room and that no more object may be removed, and writes this to the log."""
 
 import logging
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from cacheyd.store.catalog import Catalog
 
 log = logging.getLogger(__name__)
 
-# When nothing could be evicted, the next try is not before so many seconds have passed.
+# How long after an eviction that removed nothing the next one may begin (seconds).
 FULL_PAUSE = 5.0
-# No more often than this (seconds) a log line says that there is no room: small objects may find some while large ones do not.
+# The least time between two log lines that there is no room (seconds): small objects can find room when large ones do not.
 SAY_EVERY = 60.0
 
 
 class Fullness:
-    """What eviction found out last."""
+    """The result of the last eviction: whether the store is full."""
 
     def __init__(self, blobs: BlobDir, catalog: Catalog, monotonic: Callable[[], float]) -> None:
         self._blobs = blobs
@@ -29,11 +29,11 @@ class Fullness:
 
     @property
     def pauses(self) -> bool:
-        """Whether nothing could be evicted a moment ago, so that there is no next try yet."""
+        """Whether the last eviction removed nothing a moment ago, so that the next one must wait."""
         return self.full and self._monotonic() < self._pause_until
 
     def note(self, *, full: bool) -> None:
-        """Remembers whether there is no room, and says so if that is new."""
+        """Remembers whether there is no room, and logs a change."""
         now = self._monotonic()
         if full:
             self._pause_until = now + FULL_PAUSE
@@ -41,7 +41,7 @@ class Fullness:
             self._say_again, self._said = now + SAY_EVERY, True
             free, total = self._blobs.free() or 0, self._blobs.total()
             log.warning(
-                "%s is full: %s of %s are free, %s are stored, and nothing more may go; serving without keeping",
+                "%s is full: %s of %s are free, %s are stored, and no more objects can be evicted; serving without keeping",
                 self._blobs.root, *map(shown_size, (free, total, self._catalog.bytes)),
             )  # fmt: skip
         elif not full and self._said:

@@ -1,4 +1,4 @@
-"""Whether the disk takes writes, and whether the directory is this process' own."""
+"""Knows whether the disk takes writes, and whether this process has the directory."""
 
 import errno
 import logging
@@ -10,14 +10,14 @@ from cacheyd.store.threads import DiskThreads
 
 log = logging.getLogger(__name__)
 
-# After the disk refused a write, requests bypass the store for so long before it is tried again (seconds).
+# How long requests bypass the store after the disk refused a write (seconds).
 BROKEN_PAUSE = 10.0
-# So long before the end of that pause the disk is probed (seconds).
+# How long before the end of this pause the disk is probed (seconds).
 PROBE_BEFORE = 5.0
 
 
 class Health:
-    """What the disk said last. Everybody who writes reports here."""
+    """The last results of writes to the disk. All parts of the store that write report here."""
 
     def __init__(self, blobs: BlobDir, threads: DiskThreads, monotonic: Callable[[], float]) -> None:
         self._blobs = blobs
@@ -25,40 +25,40 @@ class Health:
         self._monotonic = monotonic
         self._broken_until = 0.0
         self.write_errors = 0
-        # What the disk said when it refused a write, and none has succeeded since; empty if all is well.
+        # The error of the last refused write, if no write has succeeded since; empty if all is well.
         self.refusal = ""
         # Another process took the directory, after it was wiped.
         self.lost_directory = False
 
     @property
     def root(self) -> Path:
-        """The directory that this is about."""
+        """The cache directory."""
         return self._blobs.root
 
     @property
     def writable(self) -> bool:
-        """Whether to try: not for a while after the disk refused a write, nor while another process has the directory."""
+        """Whether to try a write: not for a while after the disk refused one, nor while another process has the directory."""
         return not self.lost_directory and self._monotonic() >= self._broken_until
 
     @property
     def takes_writes(self) -> bool:
-        """Whether the last write succeeded, and the directory is this process' own."""
+        """Whether the last write succeeded, and this process has the directory."""
         return not self.lost_directory and not self.refusal
 
     @property
     def is_probe_due(self) -> bool:
-        """Whether the disk, which has refused a write, was left alone for long enough: a fetch is not to be the first."""
+        """Whether it is time to probe a disk that refused a write: a fetch must not be the first to write again."""
         return bool(self.refusal) and self._monotonic() >= self._broken_until - PROBE_BEFORE
 
     @property
     def trouble(self) -> str:
-        """Why nothing can be written now, for people; empty if all is well."""
+        """Why the store cannot write now, for people; empty if all is well."""
         if self.lost_directory:
             return "another cacheyd has taken the directory"
         return f"the disk refuses writes ({self.refusal})" if self.refusal else ""
 
     def report_write_error(self, error: OSError) -> None:
-        """Remembers that the disk refuses writes: requests go on without being kept. One log line per pause."""
+        """Notes that the disk refuses writes: requests bypass the store for a while. One log line for each pause."""
         self.write_errors += 1
         self._refuse(error)
 
@@ -69,13 +69,13 @@ class Health:
         self._broken_until = self._monotonic() + BROKEN_PAUSE
 
     def report_write(self) -> None:
-        """A write has succeeded."""
+        """Notes that a write has succeeded."""
         if self.refusal:
             log.info("%s can be written again", self.root)
             self.refusal, self._broken_until = "", 0.0
 
     async def probe(self) -> None:
-        """Tries whether the disk takes writes; without traffic nobody else would find out."""
+        """Tests whether the disk takes writes; without requests, nothing else would notice a change."""
         try:
             await self._threads.run(self._blobs.probe)
         except OSError as error:
@@ -85,11 +85,11 @@ class Health:
             self.report_write()
 
     def lose_directory(self, why: Exception) -> None:
-        """Another process has the directory now: nothing is written any more. One log line."""
+        """Notes that another process has the directory now: the store writes nothing any more. One log line."""
         if not self.lost_directory:
             log.error("%s; serving without keeping", why)
         self.lost_directory = True
 
     def regain_directory(self) -> None:
-        """The directory is this process' own again."""
+        """Notes that this process has the directory again."""
         self.lost_directory = False

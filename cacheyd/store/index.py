@@ -1,7 +1,7 @@
-"""Rows in diskcache: what is stored, written in batches and read at the start.
+"""The index: rows in diskcache about all that is stored, written in batches and read at the start.
 
-Only the store knows what is right now; this is what the next process knows. Losing it costs time and no object: files
-without a row are hashed and taken up again.
+The store keeps the present state in memory; the index is for the next process. If the index is lost, this costs time but no
+object: the store hashes files without a row and takes them up again.
 """
 
 import json
@@ -22,13 +22,14 @@ log = logging.getLogger(__name__)
 
 type Row = dict[str, Any]
 
-# The meaning of the rows. An index with another number, or none, is made anew from the files: every change counts it up.
+# The version of the rows' meaning: each change of the meaning counts it up. The store rebuilds an index with another version,
+# or none, from the files.
 SCHEMA = 2
 _SCHEMA_KEY = "m:schema"
-# How long a write waits for others, and a read on the event loop (seconds).
+# How long a write waits for another process's lock, and how long a read on the event loop does (seconds).
 WRITE_WAIT, READ_WAIT = 5.0, 0.05
 _ERRORS = (sqlite3.Error, OSError, diskcache.Timeout, ValueError)
-# diskcache keeps short texts as they are under this mode; everything else in the table is not ours.
+# The mode under which diskcache keeps short texts as they are; rows with another mode are not cacheyd's.
 _MODE_RAW = 1
 
 
@@ -40,21 +41,21 @@ class JsonDisk(diskcache.Disk):  # type: ignore[misc]
         return super().store(json.dumps(value, separators=(",", ":")), False, key=key)
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
-        """Decodes a row; anything but inline text is refused with ValueError."""
+        """Decodes a row; raises ValueError for anything but inline text."""
         if filename is not None or not isinstance(value, str):
             raise ValueError("not a row of this cache")
         return json.loads(value)
 
     def get(self, key: Any, raw: bool) -> Any:
-        """Keys are text; whatever else is there, a pickle for one, is never loaded and becomes the empty key."""
+        """Gives a key that is text; any other key, for example a pickle, is never loaded and becomes the empty key."""
         return key if raw and isinstance(key, str) else ""
 
 
 class _OneConnection(diskcache.Cache):  # type: ignore[misc]
-    """One connection for all threads, where diskcache has one for each.
+    """A diskcache with one connection for all threads, in place of one for each thread.
 
-    diskcache closes the connection of the calling thread only: the others kept a wiped file open until the garbage collector
-    ran. Callers hold `lock`.
+    diskcache closes only the connection of the calling thread: the other connections would keep a wiped file open until the
+    garbage collector runs. Callers hold `lock`.
     """
 
     def __init__(self, directory: str, **settings: Any) -> None:
@@ -83,9 +84,9 @@ class Index:
         self._file: tuple[int, int] | None = None
 
     def open(self) -> bool:
-        """Opens the index, anew if it is damaged or of another version; whether that worked. Blocks.
+        """Opens the index, or makes a new one if it is damaged or of another version; gives whether that worked. Blocks.
 
-        One that is locked by somebody, or in a place that cannot be written, is left alone: `write` tries again.
+        An index that another process locks, or that cannot be written, stays as it is: the journal tries again later.
         """
         self.close()
         for _ in range(2):
@@ -99,7 +100,7 @@ class Index:
                 if self._is_current():
                     self._file = self._identify()
                     return True
-                log.warning("the index is of another version; making it anew from what is stored")
+                log.warning("the index is of another version; rebuilding it from the stored files")
                 self._damaged = True
             except _ERRORS as error:
                 self._fail("opened", error)
@@ -117,7 +118,7 @@ class Index:
                 connection.execute("ROLLBACK")
 
     def _connect(self, wait: float) -> Any:
-        # 32 MiB: rows are texts below it, so diskcache never makes a file of its own.
+        # Rows are texts below 32 MiB, so diskcache never makes a file of its own for a row.
         return _OneConnection(
             str(self.directory), timeout=wait, disk=JsonDisk, disk_min_file_size=32 << 20, eviction_policy="none",
             cull_limit=0, size_limit=2**40, statistics=0, tag_index=0, sqlite_cache_size=256, sqlite_mmap_size=0,
@@ -133,9 +134,9 @@ class Index:
         return False
 
     def _fail(self, what: str, error: Exception) -> None:
-        """Says so once, and remembers whether it is the database itself that is at fault."""
+        """Logs a failure, once until a write succeeds, and remembers whether the database itself is damaged."""
         if _is_damage(error):
-            log.warning("the index is damaged (%s); making it anew from what is stored", error)
+            log.warning("the index is damaged (%s); rebuilding it from the stored files", error)
             self._damaged = True
         elif not self._failing:
             log.warning("the index cannot be %s: %s", what, error)
@@ -143,11 +144,11 @@ class Index:
 
     @property
     def usable(self) -> bool:
-        """Whether there is an index on disk that can be written, as far as is known."""
+        """Whether the index is open and not known to be damaged."""
         return self._cache is not None and not self._damaged
 
     def get(self, key: str) -> Row | None:
-        """A row; None if there is none or it cannot be read. About 30 µs, for before everything is in memory."""
+        """A row; None if there is none or it cannot be read. Takes about 30 µs; used before all rows are in memory."""
         if (reader := self._reader) is None:
             return None
         try:
@@ -158,9 +159,10 @@ class Index:
         return row if isinstance(row, dict) else None
 
     def pages(self, size: int) -> Iterator[list[tuple[str, Row]]]:
-        """All rows, `size` at a time. Blocks, in whatever thread it is continued.
+        """All rows, `size` at a time. Blocks; different threads may continue it.
 
-        By a connection of its own over the table: diskcache's iteration and a `get` per key take ten times as long.
+        It reads the table with a connection of its own: diskcache's iteration with a `get` for each key takes ten times as
+        long.
         """
         if self._cache is None:
             return
@@ -184,12 +186,12 @@ class Index:
             connection.close()
 
     def _path(self) -> str:
-        # The characters that mean something in a URI (RFC 3986).
+        # Escapes the characters that have a meaning in a URI (RFC 3986).
         path = str(self.directory / "cache.db")
         return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
     def write(self, rows: Sequence[tuple[str, Row | None]]) -> bool:
-        """Sets rows, and deletes those that are None, in one transaction; whether they are on disk. Blocks."""
+        """Sets rows, and deletes rows that are None, in one transaction; gives whether that worked. Blocks."""
         if (cache := self._cache) is None:
             return False
         try:
@@ -208,7 +210,7 @@ class Index:
         return True
 
     def is_there(self) -> bool:
-        """Whether its file is still in place: the cache directory may be wiped at any time, and another made in it."""
+        """Whether the index's file is still in place: the cache directory can be wiped, and a new file made, at any time."""
         return self._file is not None and self._identify() == self._file
 
     def _identify(self) -> tuple[int, int] | None:
@@ -219,7 +221,7 @@ class Index:
         return status.st_dev, status.st_ino
 
     def size(self) -> int:
-        """Its bytes on disk."""
+        """The size of the index on disk (bytes)."""
         total = 0
         for name in ("cache.db", "cache.db-wal", "cache.db-shm"):
             try:
@@ -229,7 +231,7 @@ class Index:
         return total
 
     def compact(self) -> None:
-        """Gives back the space of deleted rows and of the log. Blocks."""
+        """Gives the disk back the space of deleted rows and of the write-ahead log. Blocks."""
         if self._cache is None:
             return
         try:
@@ -243,7 +245,7 @@ class Index:
             self._fail("compacted", error)
 
     def close(self) -> None:
-        """Lets go of the file. Blocks."""
+        """Closes the index's file. Blocks."""
         for cache in (self._cache, self._reader):
             try:
                 if cache is not None:
@@ -255,7 +257,7 @@ class Index:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the database itself is at fault, and not a lock or the disk."""
+    """Whether the error means that the database itself is damaged, and not a lock or the disk."""
     if isinstance(error, sqlite3.OperationalError):
         return "no such" in str(error)
     return isinstance(error, sqlite3.Error | ValueError)

@@ -1,4 +1,4 @@
-"""Writes what has changed to the index, in batches."""
+"""Writes all changes to the index, in batches."""
 
 import asyncio
 import logging
@@ -20,16 +20,16 @@ from cacheyd.store.threads import DiskThreads
 log = logging.getLogger(__name__)
 
 FLUSH_EVERY, SYNC_EVERY, SAVE_USED_EVERY = 0.5, 2.0, 60.0
-# An index that cannot be written is tried again this often (seconds).
+# The time between two tries to open an index that cannot be written (seconds).
 REOPEN_EVERY = 5.0
-# So many rows at a time: between them the event loop does something else.
+# The most rows of one kind that are written at a time, before the event loop does other work.
 PAGE = 500
-# So many lists at a time.
+# The most lists that are written at a time.
 LISTS = 4
 
 
 class Journal:
-    """Writes all rows but the one of the scrub."""
+    """Writes all rows except the scrub's row."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Journal:
         self._reopen_at = 0.0
 
     async def run(self) -> None:
-        """Writes as long as the store runs."""
+        """Writes changes as long as the store runs."""
         clock = self._monotonic
         synced = saved = clock()
         while True:
@@ -77,18 +77,18 @@ class Journal:
                 log.exception("writing the index failed")
 
     async def save(self) -> None:
-        """Writes all that is to be written."""
+        """Writes all rows that have changed."""
         await self._objects.sync()
         self._save_used()
         await self.flush()
 
     def _save_used(self) -> None:
-        """Access times and hits to the index, in a batch."""
+        """Marks the rows of all used objects as changed, so that access times and hits are written in a batch."""
         self._catalog.changed_objects.update(self._catalog.used_objects)
         self._catalog.used_objects.clear()
 
     async def flush(self) -> None:
-        """Writes the rows of all that has changed, except for what is not on the disk itself yet."""
+        """Writes all changed rows, except those of objects that are not on the disk itself yet."""
         if self._health.lost_directory or (not self._index.usable and not await self._reopen()):
             return
         catalog = self._catalog
@@ -111,7 +111,7 @@ class Journal:
                 return
 
     def _write_rows(self, rows: Sequence[tuple[str, Row | None]]) -> bool:
-        """Blocks."""
+        """Writes rows, with all that an index lists as its `needs`; gives whether that worked. Blocks."""
         for key, row in rows:
             if row is not None and key.startswith("o:") and is_index(row["type"]):
                 row["needs"] = children(self._blobs.read(key[2:]))
@@ -126,7 +126,7 @@ class Journal:
         return None if variants is None else write_variants(variants)
 
     async def _reopen(self) -> bool:
-        """Opens an index that could not be opened or written, from time to time."""
+        """Opens an index that could not be opened or written, at most every REOPEN_EVERY seconds; gives whether it did."""
         if self._monotonic() < self._reopen_at:
             return False
         self._reopen_at = self._monotonic() + REOPEN_EVERY

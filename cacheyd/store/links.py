@@ -1,4 +1,4 @@
-"""Who needs what: an index its manifests, a manifest its blobs, whatever of it is stored."""
+"""The links between stored objects: an index needs its manifests, a manifest needs its blobs."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
@@ -6,34 +6,35 @@ from itertools import islice
 from cacheyd.store.order import Order
 from cacheyd.store.records import Stored, is_index
 
-# So many indexes are looked through for one that lists a new manifest, the newest of each repository first.
+# The most indexes that are searched for a new manifest, the newest indexes of each repository first.
 MAX_FAMILY = 1000
-# The parents of an object are a tuple up to this many, and a table beyond: a tuple takes less memory, and is slow to search.
-# A use of a manifest counts for so many of its indexes, the first ones: anybody can make indexes that list somebody else's.
+# The most parents of an object that are kept in a tuple; more are kept in a table: a tuple takes less memory, but is slow to
+# search. Also the most indexes, the first ones, for which a use of their manifest counts: anybody can make indexes that list
+# another user's manifests.
 FEW = 16
-# So many other manifests are searched for texts of digests to share.
+# The most other manifests that are searched for texts of digests to share.
 MAX_SHARING = 8
-# So many references of all manifests are known (real manifests have about ten each); beyond that, links are missing.
+# The most links that are known (real manifests have about ten each); more links are not noted.
 MAX_LINKS = 400_000
-# So many bytes of a digest are kept of what an index lists: enough to know it by, and an eighth of the memory.
+# How many bytes are kept of each digest that an index lists: enough to find the digest, for an eighth of the memory.
 _HEAD = 4
 
 
 class Links:
-    """The links between the stored objects of a catalogue. What nobody needs is a root: that is for the order of eviction."""
+    """The links between the stored objects of a catalogue. Objects that no object needs are roots of the eviction order."""
 
     def __init__(self, objects: Mapping[str, Stored], order: Order) -> None:
         self._objects = objects
         self._order = order
         self._count = 0
-        # Of each digest that a stored manifest needs: the one that does, or all of them.
+        # For each digest that stored manifests need: the digest of this manifest, or the digests of all of them.
         self.needed_by: dict[str, str | tuple[str, ...] | dict[str, None]] = {}
-        # What each index lists, by the heads of the digests in a row: a manifest that comes later finds its index here.
+        # For each index: the first bytes of all digests that it lists. A manifest that comes later finds its index here.
         self._listed: dict[str, bytes] = {}
         self._families: dict[str, dict[str, None]] = {}
 
     def add(self, stored: Stored, listed: Iterable[str], blobs: Collection[str]) -> None:
-        """Links a new object: `listed` is what an index lists, `blobs` what of it are blobs."""
+        """Links a new object: `listed` are the digests that an index lists, `blobs` those of them that are blobs."""
         if is_index(stored.media_type):
             stored.need(())
             self._listed[stored.digest] = b"".join(map(_head, listed))
@@ -46,7 +47,7 @@ class Links:
         self.join_families(stored, stored.within)
 
     def remove(self, stored: Stored) -> None:
-        """An object is gone; what only it needed is the next to go."""
+        """Removes the links of an object that was removed; objects that only it needed are the next to be evicted."""
         self._count -= len(stored.needs)
         for child in stored.needs:
             self._need_no_more(stored.digest, child)
@@ -55,14 +56,14 @@ class Links:
                 self.leave_family(name, stored.digest)
 
     def one(self, digest: str) -> str:
-        """The text of this digest that is in memory already, if there is one: each takes as much as the rest of a row."""
+        """The text of this digest that is already in memory, else `digest`: a text takes as much as the rest of a row."""
         if (stored := self._objects.get(digest)) is not None:
             return stored.digest
         parent = self._objects.get(self._first_parent(digest))
         return digest if parent is None else next((need for need in parent.needs if need == digest), digest)
 
     def _shared(self, digests: tuple[str, ...]) -> tuple[str, ...]:
-        """The same as `_one` for many."""
+        """The same as `one`, for many digests."""
         known: dict[str, dict[str, str]] = {}
         return tuple([self._one_of(digest, known) for digest in digests])
 
@@ -83,8 +84,8 @@ class Links:
         return list(self._listed)
 
     def link(self, digest: str, listed: Iterable[str], blobs: Collection[str] = ()) -> None:
-        """Links an index to those of its manifests that are stored, whatever repositories they were found in, and to all of
-        its blobs (BuildKit's caches).
+        """Links an index to those of its manifests that are stored, in any repository, and to all of its blobs (BuildKit's
+        caches).
         """
         index = self._objects.get(digest)
         if index is None:
@@ -105,7 +106,7 @@ class Links:
             self._count += len(new)
 
     def _need(self, parent: Stored, digest: str) -> bool:
-        """Notes that the parent needs the object; whether that is new."""
+        """Notes that the parent needs the object; gives whether the link is new."""
         known = self.needed_by.get(digest)
         if known is None:
             self.needed_by[digest] = parent.digest
@@ -135,7 +136,7 @@ class Links:
         else:
             self.needed_by.pop(digest, None)
             if digest in self._objects:
-                # Nobody needs the object now: it is the next to go.
+                # No object needs this object now, so it is the next to be evicted.
                 self._order.put_first(digest)
 
     def parents(self, digest: str) -> tuple[str, ...]:
@@ -144,7 +145,7 @@ class Links:
         return (known,) if isinstance(known, str) else tuple(known)
 
     def join_families(self, stored: Stored, repositories: tuple[str, ...]) -> None:
-        """Links an index to where its manifests will come from, and a manifest to the indexes that list it."""
+        """Notes an index for the repositories that its manifests will come from; links a manifest to indexes that list it."""
         if stored.digest in self._listed:
             for name in repositories or ("",):
                 self._families.setdefault(name, {})[stored.digest] = None
@@ -158,7 +159,7 @@ class Links:
                     self._count += 1
 
     def _indexes(self, repositories: tuple[str, ...]) -> Iterator[str]:
-        """Those that may list a manifest of these repositories, the newest first; any where nobody knows its repositories."""
+        """The indexes that may list a manifest of these repositories, the newest first; all if `repositories` is empty."""
         if not repositories:
             yield from reversed(self._listed)
         share = MAX_FAMILY // (len(repositories) + 1)
@@ -166,7 +167,7 @@ class Links:
             yield from islice(reversed(self._families.get(name, {})), share if len(repositories) > 1 else MAX_FAMILY)
 
     def leave_family(self, name: str, digest: str) -> None:
-        """An index is not looked for in this repository any more."""
+        """Forgets that an index is in this repository."""
         family = self._families.get(name)
         if family is not None:
             family.pop(digest, None)

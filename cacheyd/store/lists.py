@@ -1,4 +1,4 @@
-"""Tag lists and referrers as upstream sent them: small, bounded in all, the oldest ones going first."""
+"""Tag lists and lists of referrers as upstream sent them, bounded in size; above the bound the oldest are dropped first."""
 
 import sys
 from collections import Counter
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.store.index import Row
 
-# The largest list that is kept, and all together with their names (bytes).
+# The largest list that is kept; the most bytes of all lists with their names.
 LIST_MAX, LISTS_TOTAL = 2 << 20, 16 << 20
-# What an entry takes beside its texts (bytes).
+# The memory of an entry beside its texts (bytes).
 ENTRY = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An answer about a list: 200, or a 404 where a registry knows no such lists. `who` tells logins apart."""
+    """An answer about a list: 200, or a 404 if a registry does not know such lists. `who` identifies the login."""
 
     status: int
     headers: HeaderList
@@ -26,18 +26,18 @@ class Listed:
 
     @property
     def empty(self) -> bool:
-        """Whether no referrer is in it: each has a digest."""
+        """Whether the list has no referrer: each referrer has a digest."""
         return self.status == 404 or b'"sha' not in self.body
 
     def cost(self, name: str) -> int:
-        """What it takes in memory, in bytes."""
+        """The memory that the list takes (bytes)."""
         return ENTRY + len(name) + len(self.body) + sum(len(key) + len(value) for key, value in self.headers)
 
 
 class Lists:
-    """Answers by name: `registry/path?query`, and whose it is where it is not for all.
+    """Answers by name: `registry/path?query`, followed by a space and the login if the list is for one login only.
 
-    Each change leaves its name in `changed`. What is too much is at the cost of the registry that has the most.
+    Each change leaves its name in `changed`. Above the bound, the registry with the most bytes loses its oldest lists.
     """
 
     def __init__(self, total: int = LISTS_TOTAL) -> None:
@@ -52,11 +52,11 @@ class Lists:
         return len(self._lists)
 
     def get(self, name: str) -> Listed | None:
-        """What upstream said last."""
+        """Upstream's last answer; None if there is none."""
         return self._lists.get(name)
 
     def set(self, name: str, listed: Listed) -> None:
-        """Keeps what upstream said; lists that were confirmed longest ago make room for it."""
+        """Keeps upstream's answer; the lists that were confirmed longest ago make room for it."""
         self.discard(name)
         self._lists[name] = listed
         self._count(name, listed.cost(name))
@@ -80,24 +80,24 @@ class Lists:
             self.changed.add(name)
 
     def drop_personal(self, prefix: str = "", who: str = "") -> None:
-        """Forgets what is for single logins: below a name, of one login, or all of it."""
+        """Forgets lists for single logins: those below a name, those of one login, or all."""
         if self._personal:
             for name in [name for name in self._lists if name.startswith(prefix) and " " in name and name.endswith(who)]:
                 self.discard(name)
 
     def load(self, found: Iterable[tuple[str, Listed]]) -> None:
-        """Lists as their rows say, where nothing newer is known."""
+        """Takes up lists from their rows, except lists of which a newer answer is known."""
         newer, self._lists, self.bytes = self._lists, {}, 0
         self._bytes_of.clear()
         self._personal = 0
         changed, self.changed = self.changed, set()
         for name, listed in (*sorted(found, key=lambda pair: pair[1].checked), *newer.items()):
             self.set(name, listed)
-        # What did not find room has no row any more.
+        # The rows of lists that found no room must be deleted.
         self.changed = changed | {name for name in self.changed if name not in self._lists}
 
     def touch_all(self) -> None:
-        """All rows are to be written anew."""
+        """Marks all lists as changed, so that all rows are written again."""
         self.changed.update(self._lists)
 
     def row(self, name: str) -> Row | None:
@@ -116,7 +116,7 @@ def _registry(name: str) -> str:
 
 
 def read_listed(row: Row) -> Listed | None:
-    """A list's row; None if it is not one."""
+    """The list of a row; None if the row is not a list's."""
     try:
         headers = tuple((sys.intern(str(name)), str(value)) for name, value in row["headers"])
         body = str(row["body"]).encode()

@@ -17,15 +17,15 @@ from cacheyd.store.sights import HELD, SEEN, Sights
 from cacheyd.store.threads import DiskThreads
 from cacheyd.store.unread import Unread
 
-# So many tags at a time: between them the event loop does something else.
+# The most tags that are loaded at a time, before the event loop does other work.
 PAGE = 500
-# Rows are read in smaller pages: what a page leaves between what stays is memory lost.
+# How many rows are read at a time. Small pages lose less memory: the freed bytes of a page lie between bytes that stay.
 ROWS = 100
 PAGES_TO_FREEZE = 100
 
 
 class Loading:
-    """Fills the catalogue, the lists and what `min_age` remembers."""
+    """Fills the catalogue, the lists and the sights of `min_age` from the index."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Loading:
                     tags.append((thing[0], thing[1]))
             if (count := count + 1) % PAGES_TO_FREEZE == 0:
                 _freeze()
-        # After the objects, to share their digests; in the order in which they are to be forgotten.
+        # Tags come after the objects, to share their digests, and in the order in which they will be forgotten.
         await self._threads.run(_sort_by_age, tags)
         for some in batched(tags, PAGE):
             for tag in some:
@@ -78,19 +78,19 @@ class Loading:
 
 
 def _freeze() -> None:
-    """What was loaded stays: the garbage collector need not stop everything to look at it again and again."""
+    """Keeps the loaded objects out of the garbage collector's sight: it would stop the process to look at them each time."""
     gc.collect(1)
     gc.freeze()
 
 
 def _sort_by_age(tags: list[tuple[str, tuple[TagVariant, ...]]]) -> None:
-    """Blocks."""
+    """Sorts tags by the time when upstream last confirmed them. Blocks."""
     tags.sort(key=lambda tag: max((variant.checked for variant in tag[1]), default=0.0))
 
 
 @dataclass(frozen=True, slots=True)
 class _Renewed:
-    """An object whose row is to be written anew."""
+    """An object whose row must be written again."""
 
     stored: Stored
 
@@ -99,7 +99,7 @@ type _Thing = Stored | _Renewed | tuple[str, tuple[TagVariant, ...]] | tuple[str
 
 
 def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], bytes | None]) -> Iterator[list[_Thing]]:
-    """Rows as what they mean. Blocks."""
+    """The objects, tags, lists and sights in pages of rows. Blocks."""
     for page in pages:
         found: list[_Thing] = []
         for key, row in page:
@@ -116,6 +116,6 @@ def _read_pages(pages: Iterator[list[tuple[str, Row]]], read: Callable[[str], by
 
 
 def _looked_into(stored: Stored, read: Callable[[str], bytes | None]) -> Stored:
-    """An object of an older row, where the type is what somebody said. If it is no manifest, it is kept as a blob."""
+    """The object of an older row (its type is an upstream's) with the type of its bytes; a blob if they are no manifest."""
     description = describe(read(stored.digest) if stored.size <= MANIFEST_MAX else None)
     return replace(stored, media_type=description.media_type, needs=description.needs if description.media_type else ())

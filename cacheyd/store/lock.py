@@ -1,4 +1,4 @@
-"""One process per cache directory: the second would not see what the first stores, and both would count alone."""
+"""Allows one process for each cache directory: two processes would not see each other's objects, nor count their bytes."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ class DirectoryInUse(Exception):
 
 
 class DirectoryLock:
-    """The lock on a cache directory. It goes with the process, however that ends; the file stays."""
+    """The lock on a cache directory. The lock ends with the process, also after a crash; the file stays."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -22,7 +22,7 @@ class DirectoryLock:
         self._fd = -1
 
     def acquire(self) -> None:
-        """Takes the lock; raises DirectoryInUse, and OSError where no file can be made."""
+        """Takes the lock; raises DirectoryInUse, and OSError if no file can be made."""
         for _ in range(3):
             self._acquire()
             if self.is_held():
@@ -39,7 +39,7 @@ class DirectoryLock:
             os.close(fd)
             raise DirectoryInUse(self._directory, pid) from None
         except OSError:
-            # A full disk has no room for the number, and a network file system may have no locks.
+            # A full disk has no room for the process number, and a network file system may have no locks.
             if not self._is_ours(fd):
                 os.close(fd)
                 raise
@@ -55,7 +55,7 @@ class DirectoryLock:
         return True
 
     def is_held(self) -> bool:
-        """Whether the lock is held and still in the directory, which may be wiped at any time."""
+        """Whether this process holds the lock, and its file is still in the directory, which can be wiped at any time."""
         if self._fd < 0:
             return False
         try:

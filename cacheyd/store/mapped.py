@@ -1,10 +1,10 @@
-"""A stored file that is read: one read-only mapping, shared by all who read it."""
+"""The mapping of a stored file: read-only, and shared by all its readers."""
 
 import errno
 import mmap
 import os
 
-# MADV_POPULATE_READ of madvise(2), Linux 5.14: brings pages in, or says that they cannot be had (older ones: EINVAL).
+# MADV_POPULATE_READ of madvise(2), Linux 5.14: reads pages in, or fails if they cannot be read (older kernels: EINVAL).
 _POPULATE_READ = 22
 
 _MAX_LOADED = 4096
@@ -17,13 +17,13 @@ class Mapped:
         self.size = size = status.st_size
         self.file = (status.st_dev, status.st_ino)
         self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None
-        # Pieces that were read in for one reader are in memory for the others, which mostly ask for the same pieces.
+        # Pieces that were read in for one reader are in memory for all readers, which mostly ask for the same pieces.
         self._loaded: set[tuple[int, int]] = set()
 
     def view(self, start: int, end: int) -> memoryview:
         """Bytes `start` to `end`, without a copy; the view keeps the mapping alive.
 
-        Raises OSError if they cannot be read: later that would be a broken connection, or the end of this process (SIGBUS).
+        Raises OSError if the bytes cannot be read: later this would break a connection, or end this process (SIGBUS).
         """
         if self._map is None or start >= end:
             return memoryview(b"")

@@ -1,4 +1,7 @@
-"""Stored objects: found, read, taken up, removed. Each is in the catalogue, and its file is the one that was stored."""
+"""Stored objects: finds them, reads them, takes up files without a row, removes them.
+
+Each stored object is in the catalogue, and its file is the file that was stored.
+"""
 
 import asyncio
 import logging
@@ -21,19 +24,20 @@ log = logging.getLogger(__name__)
 
 SMALL = 64 << 10
 SMALL_TOTAL = 32 << 20
-# The largest manifest that is kept (bytes): clients refuse larger ones. Files without a row are looked into up to this size.
+# The largest manifest that is kept (bytes): clients refuse larger ones. Only files without a row up to this size can become
+# manifests.
 MANIFEST_MAX = 4 << 20
 
 
 class SmallBodies(OrderedDict[str, bytes]):
-    """The bytes of small objects, by digest. Those that have been here longest go when it is too much."""
+    """The bytes of small objects, by digest. Above SMALL_TOTAL the bytes that came first are dropped first."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
     def remember(self, digest: str, data: bytes) -> None:
-        """Keeps the bytes of an object that is not here yet."""
+        """Keeps the bytes of an object. They must not be here yet."""
         self[digest] = data
         self.total += len(data)
         while self.total > SMALL_TOTAL:
@@ -46,7 +50,7 @@ class SmallBodies(OrderedDict[str, bytes]):
 
 
 class Objects:
-    """All methods are for the event loop but those marked "blocks"."""
+    """The stored objects. All methods but those marked "blocks" are for the event loop."""
 
     def __init__(
         self,
@@ -66,7 +70,7 @@ class Objects:
         self._threads = threads
         self._clock = clock
         self._events = events
-        # Stored objects whose bytes may not be on the disk itself yet: their rows are written when they are.
+        # Stored objects whose bytes may not be on the disk itself yet: their rows are written when the bytes are there.
         self.unsynced: set[str] = set()
         self._small = SmallBodies()
         # Objects that have left the catalogue and whose files are about to be removed.
@@ -74,7 +78,7 @@ class Objects:
         self._recovering: SingleFlight[str, None, Stored | None] = SingleFlight()
 
     def find(self, digest: str) -> Stored | None:
-        """The object if its file is there and is the one that was stored. One stat."""
+        """The object, if its file is there and is the file that was stored. Costs one stat."""
         stored = self._catalog.objects.get(digest)
         if stored is None:
             stored = self._unread.find_object(digest)
@@ -86,15 +90,15 @@ class Objects:
         return stored
 
     def lost(self, stored: Stored) -> None:
-        """The object's file is gone, unreadable or changed: the object does not count, and a file is hashed before it does."""
+        """Forgets an object whose file is missing, unreadable or changed; a file is hashed before it counts again."""
         if self._catalog.objects.get(stored.digest) is not stored:
-            return  # It was stored anew since.
+            return  # The object was stored again since.
         if (size := self._blobs.size(stored.digest)) is not None:
             log.warning("%s (%d bytes) is not what was stored there, or cannot be read", self._blobs.path(stored.digest), size)
         self.forget(stored)
 
     def forget(self, stored: Stored) -> None:
-        """The object does not count any more; its file may be there."""
+        """Takes an object out of the catalogue; its file may still be there."""
         self._catalog.remove(stored.digest)
         self._forget(stored.digest)
 
@@ -104,11 +108,11 @@ class Objects:
         self._unread.object_went(digest)
 
     def touch(self, digest: str, hits: int = 1) -> None:
-        """The object was used just now, to answer so many requests."""
+        """Notes that the object was used just now, to answer `hits` requests."""
         self._catalog.touch(digest, self._clock(), hits)
 
     def body(self, stored: Stored) -> bytes | Mapped | None:
-        """The object's bytes: small ones from memory, others as the shared mapping; None if the file went just now."""
+        """The object's bytes, of a large object as the shared mapping; None if the file has just disappeared."""
         if stored.size > SMALL:
             mapped = self._blobs.map(stored.digest)
             if mapped is not None and mapped.size == stored.size:
@@ -125,7 +129,7 @@ class Objects:
         return data
 
     async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
-        """Takes up a file that does not count: after a crash, a lost index, a change of it. It is hashed first.
+        """Hashes a file that does not count (after a crash, a lost index, a change of the file), and makes it an object.
 
         After `wait` seconds the answer is None, and the hashing goes on.
         """
@@ -147,7 +151,7 @@ class Objects:
         if await self._threads.run(self._blobs.stat, digest) != before or self._is_known(digest, before):
             return self.find(digest)
         if found is None:
-            # The file cannot be read now, perhaps for want of descriptors: nothing is known of it.
+            # The file cannot be read now, perhaps because there are no free descriptors: its content stays unknown.
             return None
         if found != digest:
             log.warning("%s does not hold what its name says; removed", self._blobs.path(digest))
@@ -167,7 +171,7 @@ class Objects:
         return stored is not None and (stored.size, stored.stamp) == found
 
     def _hash(self, digest: str, size: int) -> tuple[str | None, Description]:
-        """The digest that a file really has, and what it says of itself if it is a manifest. Blocks."""
+        """The digest that a file really has, and its description if it is a manifest. Blocks."""
         algorithm = digest.partition(":")[0]
         if size > MANIFEST_MAX:
             try:
@@ -178,14 +182,14 @@ class Objects:
         return (None if data is None else digest_of(data, algorithm)), describe(data)
 
     async def unlink(self, digest: str, known: tuple[int, int]) -> None:
-        """Removes the file of an object that does not count, if it is the one that `stat` said."""
+        """Removes the file of an object that does not count, if the file's size and time of change are still `known`."""
         try:
             await self._threads.run(self._blobs.remove, digest, known)
         except OSError as error:
             self._health.report_write_error(error)
 
     def add(self, stored: Stored, said: Description, *, synced: bool = False) -> None:
-        """An object whose file is in place, and `synced` to the disk itself; `said` is what a manifest says."""
+        """Adds an object whose file is in place; `synced`: also on the disk itself. `said`: a manifest's description."""
         stored.need(said.needs)
         self._catalog.add(stored, said.needs, frozenset(said.blobs))
         self._unread.object_came(stored.digest)
@@ -193,13 +197,13 @@ class Objects:
             self.unsynced.add(stored.digest)
 
     async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
-        """Removes objects, wherever they stand; how many there were, and their bytes."""
+        """Removes objects and their files; gives how many there were, and their bytes."""
         removed = [stored for digest in digests if (stored := self._catalog.remove(digest)) is not None]
         await self.unlink_all(removed, reason)
         return len(removed), sum(stored.size for stored in removed)
 
     async def unlink_all(self, removed: Sequence[Stored], reason: str) -> None:
-        """The files of objects that were taken out of the catalogue."""
+        """Removes the files of objects that were taken out of the catalogue."""
         if not removed:
             return
         for stored in removed:
@@ -219,13 +223,13 @@ class Objects:
             self._blobs.remove(stored.digest, (stored.size, stored.stamp))
 
     async def sync(self) -> None:
-        """Brings stored bytes to the disk itself; an object whose bytes do not get there is dropped."""
+        """Brings stored bytes to the disk itself; drops an object whose bytes do not get there."""
         objects = self._catalog.objects
         batch = {digest: objects[digest].stamp for digest in self.unsynced if digest in objects}
         if not batch:
             return
         failed = await self._threads.run(self._blobs.sync, batch)
-        # What was stored anew meanwhile is another file, and waits for the next time.
+        # An object that was stored again during this has another file, and waits for the next time.
         synced = {digest for digest, stamp in batch.items() if digest in objects and objects[digest].stamp == stamp}
         self.unsynced -= synced
         self._catalog.changed_objects.update(synced)
@@ -234,5 +238,5 @@ class Objects:
             await self.remove(failed, "io")
 
     def add_repository(self, stored: Stored, within: str) -> None:
-        """Records that upstream serves an object in another repository, too."""
+        """Notes that upstream serves an object in another repository, too."""
         self._catalog.add_repository(stored, within, MAX_REPOSITORIES)

@@ -1,4 +1,4 @@
-"""Takes whole images out of the catalogue, those first that were not used for longest."""
+"""Takes whole images out of the catalogue, those first that were not used for the longest time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -8,19 +8,19 @@ from cacheyd.store.order import Order
 from cacheyd.store.pins import Pins
 from cacheyd.store.records import Stored
 
-# How deep indexes within indexes are followed (real ones: one level).
+# How many levels of indexes within indexes are followed (real indexes have one level).
 MAX_DEPTH = 8
-# So many objects are checked for use at once; objects beyond that count as not in use.
+# The most objects that one call checks for use; more objects count as not in use.
 MAX_TREE = 5000
-# An image of more objects than this goes in several goes, from the blobs up.
+# The most objects of an image that one call takes out; a larger image takes several calls, from the blobs up.
 MAX_TAKEN = 1000
-# The search for images that were not used for long ends after so many that were.
+# How many images the search passes over before it ends.
 MAX_YOUNG = 100
 EVERYTHING = 2**62
 
 
 class _Looks:
-    """Whether something is in use, as long as it may be looked at."""
+    """Checks whether objects are in use, and counts the checks that are left."""
 
     def __init__(self, in_use: Callable[[str], bool], left: int) -> None:
         self._in_use = in_use
@@ -32,7 +32,7 @@ class _Looks:
 
 
 class _Taking:
-    """What was taken so far, and how much more may be."""
+    """The objects taken so far, and the bytes and checks that are left."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -58,7 +58,7 @@ class Oldest:
         self._remove = remove
 
     def may_go(self) -> bool:
-        """Whether there is something, among the oldest, that is not pinned."""
+        """Whether any of the oldest roots is not pinned."""
         return any(not self._pins.match(self._objects[digest]) for digest in self._order.first(MAX_YOUNG))
 
     def take_oldest(
@@ -75,16 +75,16 @@ class Oldest:
             if not young and self._pins.match(root):
                 order.hold(root.digest)
             elif young or any(map(looks.find, islice(self._tree(root), max(0, looks.left)))):
-                # A young one is here, perhaps, because the image that it was used with is gone.
+                # A young root can be here if the image that it was used with is gone.
                 order.discard(root.digest)
                 passed.append(root.digest)
             elif tree := self.take(root, EVERYTHING if most is None else most - freed):
                 taken += tree
                 freed += sum(stored.size for stored in tree)
                 if most is not None and root.digest in self._objects:
-                    break  # One image in pieces is enough.
+                    break  # One image of which only a part was taken is enough.
             else:
-                # The image is larger than what may go.
+                # The image is larger than the bytes that may be taken.
                 order.discard(root.digest)
                 passed.append(root.digest)
                 if len(passed) >= MAX_YOUNG:
@@ -93,16 +93,16 @@ class Oldest:
         return taken
 
     def take(self, root: Stored, most: int = EVERYTHING) -> list[Stored]:
-        """Takes out an object and what only it needs, from the blobs up; not what is pinned below it.
+        """Takes out an object and the objects that only it needs, from the blobs up; but no pinned objects below it.
 
-        No more than `most` bytes and `MAX_TAKEN` objects: of a larger image a part, and the rest stays where it was.
+        Takes no more than `most` bytes and `MAX_TAKEN` objects: of a larger image it takes a part, and the rest stays.
         """
         taking = _Taking(most)
         self._take(root, taking, MAX_DEPTH)
         return taking.taken
 
     def _take(self, stored: Stored, taking: "_Taking", depth: int) -> bool:
-        """Whether all of it went."""
+        """Takes out an object with the objects that only it needs, as far as allowed; gives whether all were taken."""
         whole = True
         for digest in stored.needs if depth else ():
             taking.looks -= 1

@@ -1,4 +1,4 @@
-"""An object on its way in: its file, how much of it is there, and the running hash over it."""
+"""A partial: the file of an object on its way in, the number of bytes in it, and the running hash over them."""
 
 import hashlib
 import mmap
@@ -27,7 +27,7 @@ class Partial:
 
     @classmethod
     def of(cls, path: Path, fd: int, digest: str) -> "Partial":
-        """The file at `path`, open and locked, with what is in it hashed; raises OSError. Blocks."""
+        """The partial of the file at `path`, open and locked, with its bytes hashed; raises OSError. Blocks."""
         partial = cls(path, fd, digest)
         try:
             while data := os.pread(partial.fd, _READ, partial.size):
@@ -39,7 +39,7 @@ class Partial:
         return partial
 
     def write(self, chunks: Sequence[bytes | bytearray | memoryview]) -> None:
-        """Writes the chunks at the end; `advance` is to follow. Blocks; raises OSError, with `size` as it was."""
+        """Writes the chunks at the end; call `advance` afterwards. Blocks; raises OSError, and `size` stays as it was."""
         offset = self.size
         for chunk in chunks:
             view = memoryview(chunk)
@@ -53,7 +53,7 @@ class Partial:
             self._hash.update(chunk)
 
     def advance(self, length: int) -> int:
-        """Counts what was written and hashed; the new size."""
+        """Counts the bytes that were written and hashed; gives the new size."""
         self.size += length
         return self.size
 
@@ -62,22 +62,22 @@ class Partial:
         return f"{self._hash.name}:{self._hash.hexdigest()}" == self.digest
 
     def sync(self) -> None:
-        """To the disk itself, so that no power cut can leave a file under a digest that is not its own."""
+        """Brings the bytes to the disk itself, so that a power cut cannot leave a file under a digest that is not its own."""
         os.fdatasync(self.fd)
 
     def read(self, start: int, end: int) -> bytes:
-        """Up to `end - start` bytes from `start`; for what does not fill a window yet."""
+        """Up to `end - start` bytes from `start`; for bytes that do not fill a window yet."""
         return os.pread(self.fd, end - start, start)
 
     def window(self, index: int, size: int) -> memoryview:
-        """The `index`-th window of `size` bytes, which must be complete; one mapping shared by all who read it now."""
+        """The `index`-th window of `size` bytes, which must be complete; all who read it now share one mapping."""
         window = self._windows.get(index)
         if window is None:
             window = self._windows[index] = mmap.mmap(self.fd, size, prot=mmap.PROT_READ, offset=index * size)
         return memoryview(window)
 
     def is_linked(self) -> bool:
-        """Whether `path` still leads to this file: the cache directory may be wiped at any time."""
+        """Whether `path` still leads to this file: the cache directory can be wiped at any time."""
         return partial_files.is_linked(self.path, self.fd)
 
     def close(self) -> None:

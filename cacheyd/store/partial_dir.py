@@ -1,4 +1,4 @@
-"""The directory `partial/` as a store sees it: a file for each object and registry, opened, looked through and removed."""
+"""The directory `partial/` for a store: opens, sweeps and removes its files, one for each object and registry."""
 
 from pathlib import Path
 
@@ -8,20 +8,20 @@ from cacheyd.store.partial import Partial
 
 
 class PartialDir:
-    """All methods block. What becomes of a file between its opening and its locking is for `partial_files`."""
+    """All methods block. `partial_files` handles changes of a file between its opening and its locking."""
 
     def __init__(self, blobs: BlobDir) -> None:
         self._blobs = blobs
         self.path = blobs.root / "partial"
 
     def path_of(self, digest: str, origin: str = "") -> Path:
-        """The file for what comes of the object from this registry."""
+        """The path of the file for the object's bytes from this registry."""
         return self.path / partial_files.name_for(digest, origin)
 
     def open(self, digest: str, origin: str = "") -> Partial:
         """The object's partial file, continued where an earlier fetch from `origin` stopped; raises OSError.
 
-        What came from one registry is never continued with another's: anybody may ask for a registry that sends wrong bytes.
+        The bytes of one registry are never continued with another's: any client can name a registry that sends wrong bytes.
         """
         path = self.path_of(digest, origin)
         try:
@@ -31,25 +31,25 @@ class PartialDir:
             return Partial.of(*partial_files.open_for_fetch(path), digest)
 
     def open_import(self, path: Path, digest: str) -> Partial:
-        """A file that an import has made; raises OSError, FileNotFoundError if it is gone."""
+        """Opens a file that an import has made; raises OSError, FileNotFoundError if the file is not there."""
         return Partial.of(path, partial_files.open_of_import(path), digest)
 
     def discard(self, partial: Partial) -> None:
-        """Removes a partial that is of no use."""
+        """Removes a partial that is of no use any more."""
         partial_files.discard(partial.path, partial.fd)
 
     def remove(self, path: str) -> bool:
-        """Removes a file that nobody has; whether it is gone by that."""
+        """Removes a file that has no owner; gives whether it removed the file."""
         return bool(partial_files.remove(path))
 
     def sweep(self, older_than: float) -> tuple[int, dict[str, int]]:
-        """Removes files not written to for `older_than` seconds and those no fetch can continue, but none under way.
+        """Removes files not written to for `older_than` seconds and files that no fetch can continue, but none with an owner.
 
-        How many went, and path and size of those that stay and wait for a fetch.
+        Gives how many files it removed, and path and size of the files that stay and wait for a fetch.
         """
         return partial_files.sweep(self.path, older_than, self._is_wanted)
 
     def _is_wanted(self, name: str) -> bool:
-        """Whether a fetch would go on with a file of this name: one of its object, which is not stored."""
+        """Whether a fetch would continue a file of this name: the file is for an object that is not stored."""
         digest = partial_files.digest_in(name)
         return digest is not None and self._blobs.size(digest) is None

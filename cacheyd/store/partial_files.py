@@ -1,10 +1,10 @@
-"""The one owner of CACHE_DIR/partial: what its files are called, and who may make, grow, take over or remove one.
+"""The names and the owners of the files in CACHE_DIR/partial: only this module makes, locks and removes these files.
 
-The protocol, for all threads and processes: a file belongs to the one that holds its lock (flock(2)) *and* has seen, with the
-lock held, that the name still leads to the file. Between opening and locking, another process may remove the file or put
-another one in its place. A fetch has its file alone (exclusive lock). An import shares its file (shared lock): the cache that
-takes the file over locks it while the importer still holds its own lock, so that the file never has no owner. Nobody removes
-or renames a file of somebody else. The lock ends with the process, so that a file left behind has no owner and is swept.
+The protocol, for all threads and processes: the owner of a file holds its lock (flock(2)) *and* has seen, with the lock held,
+that the name still leads to the file. Between opening and locking, another process can remove the file or put another file
+in its place. A fetch has its file alone (exclusive lock). An import shares its file (shared lock): the cache that takes the
+file over locks it while the importer still holds its own lock, so that the file always has an owner. Only its owner removes
+or renames a file. The lock ends with the process: a file left behind has no owner, and a sweep removes it.
 """
 
 import fcntl
@@ -15,22 +15,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# How often a name is tried again that another process looks at or just removed, and the pause before that (seconds).
+# How often a name is tried that another process checks or has just removed; the pause before the next try (seconds).
 OPEN_TRIES, OPEN_PAUSE = 3, 0.001
-# How often a new name is tried: only a sweep can be in the way of a name that nobody else has.
+# How often a new name is tried: only a sweep can hold a name that no other process knows.
 NEW_TRIES = 100
 IMPORT = re.compile(r"import\.[0-9]+-[0-9]+-[0-9a-f]{8}")
 _FETCH = re.compile(r"(sha256|sha512)-([0-9a-f]{64}|[0-9a-f]{128})(-[0-9a-f]{16})?")
 
 
 def name_for(digest: str, origin: str = "") -> str:
-    """The name of the file for what comes of the object from this registry."""
+    """The name of the file for the object's bytes from this registry."""
     suffix = f"-{hashlib.sha256(origin.encode()).hexdigest()[:16]}" if origin else ""
     return f"{digest.replace(':', '-')}{suffix}"
 
 
 def digest_in(name: str) -> str | None:
-    """The digest of the object that a fetch would go on with in a file of this name; None if none would."""
+    """The digest of the object whose fetch would continue a file of this name; None if no fetch would."""
     found = _FETCH.fullmatch(name)
     return f"{found[1]}:{found[2]}" if found else None
 
@@ -45,9 +45,9 @@ def is_linked(path: str | Path, fd: int) -> bool:
 
 
 def open_for_fetch(path: Path) -> tuple[Path, int]:
-    """The file at `path`, made if missing, or one of another name where somebody has that; its path and descriptor.
+    """Opens the file at `path`, made if missing, or a new name if that file has an owner; gives path and descriptor.
 
-    Blocks; raises OSError, FileNotFoundError where there is no directory.
+    Blocks; raises OSError, FileNotFoundError if there is no directory.
     """
     for _ in range(OPEN_TRIES):
         try:
@@ -57,7 +57,8 @@ def open_for_fetch(path: Path) -> tuple[Path, int]:
             time.sleep(OPEN_PAUSE)
             continue
         if fd is not None and os.fstat(fd).st_size and os.fstat(fd).st_mtime < _boot():
-            # The file was not synced while it grew: a power cut may have left holes, and clients get its bytes unverified.
+            # The file is from before the machine's start, and was not synced while it grew: a power cut may have left holes in
+            # it, and clients would get its bytes unverified.
             os.unlink(path)
             os.close(fd)
             continue
@@ -67,17 +68,17 @@ def open_for_fetch(path: Path) -> tuple[Path, int]:
 
 
 def make_for_import(directory: Path, number: int) -> tuple[Path, int]:
-    """A new file for an object of an import; its path and descriptor. Blocks; raises OSError."""
+    """Makes a new file for an object of an import; gives path and descriptor. Blocks; raises OSError."""
     return _make(lambda: directory / f"import.{os.getpid()}-{number}-{os.urandom(4).hex()}", fcntl.LOCK_SH)
 
 
 def make_probe(directory: Path) -> tuple[Path, int]:
-    """A new file that only shows whether there can be one; its path and descriptor. Blocks; raises OSError."""
+    """Makes a new file only to test whether this works; gives path and descriptor. Blocks; raises OSError."""
     return _make(lambda: directory / f"probe.{os.getpid()}-{os.urandom(4).hex()}", fcntl.LOCK_EX)
 
 
 def open_of_import(path: Path) -> int:
-    """The descriptor of a file that an import has made. Blocks; raises OSError, FileNotFoundError if it was swept."""
+    """Opens a file that an import has made; gives its descriptor. Blocks; raises OSError, FileNotFoundError after a sweep."""
     for _ in range(NEW_TRIES):
         try:
             fd = _take(path, 0, fcntl.LOCK_SH)
@@ -86,7 +87,7 @@ def open_of_import(path: Path) -> int:
             continue
         if fd is not None:
             return fd
-    raise BlockingIOError(11, "somebody else has it", str(path))
+    raise BlockingIOError(11, "another process has the file", str(path))
 
 
 def _make(name: Callable[[], Path], lock: int) -> tuple[Path, int]:
@@ -95,14 +96,14 @@ def _make(name: Callable[[], Path], lock: int) -> tuple[Path, int]:
         try:
             fd = _take(path, os.O_CREAT | os.O_EXCL, lock)
         except (BlockingIOError, FileExistsError):
-            continue  # A sweep holds the lock: the file is about to go.
+            continue  # A sweep holds the lock, and is about to remove the file.
         if fd is not None:
             return path, fd
-    raise BlockingIOError(11, "each new file is swept at once", str(path))
+    raise BlockingIOError(11, "a sweep removes each new file at once", str(path))
 
 
 def _take(path: Path, flags: int, lock: int) -> int | None:
-    """Opens and locks; None if the name has gone to another file meanwhile. Raises OSError."""
+    """Opens and locks a file; None if the name led to another file by then. Raises OSError."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o644)
     try:
         fcntl.flock(fd, lock | fcntl.LOCK_NB)
@@ -122,7 +123,7 @@ def discard(path: Path, fd: int) -> None:
 
 
 def remove(path: str | Path, is_due: Callable[[os.stat_result], bool] = lambda status: True) -> bool | None:
-    """Removes a file without an owner if it `is_due`; whether it was removed. None if the file has an owner. Blocks."""
+    """Removes a file without an owner if it `is_due`; gives whether it did. None if the file has an owner. Blocks."""
     try:
         fd = _take(Path(path), 0, fcntl.LOCK_EX)
     except OSError:
@@ -141,9 +142,9 @@ def remove(path: str | Path, is_due: Callable[[os.stat_result], bool] = lambda s
 
 
 def sweep(directory: Path, older_than: float, is_wanted: Callable[[str], bool]) -> tuple[int, dict[str, int]]:
-    """Removes files not written to for `older_than` seconds and those that are not wanted (by name), but none that is in use.
+    """Removes files not written to for `older_than` seconds and files whose name is not wanted, but none that has an owner.
 
-    How many went, and path and size of those that stay and wait for a fetch. Blocks.
+    Gives how many files it removed, and path and size of the files that stay and wait for a fetch. Blocks.
     """
     removed, idle = 0, dict[str, int]()
     try:
@@ -166,5 +167,5 @@ def sweep(directory: Path, older_than: float, is_wanted: Callable[[str], bool]) 
 
 
 def _boot() -> float:
-    """When this machine started, in seconds since the epoch: files have no other clock."""
+    """When this machine started, in seconds since the epoch: the times of files use this clock."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

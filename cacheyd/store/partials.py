@@ -1,4 +1,4 @@
-"""Objects on their way in: the files that fetches have, those that wait for the next fetch, and the room that they take."""
+"""Partials: the files that fetches have open, the files that wait for the next fetch, and the room that all of them take."""
 
 import asyncio
 import os
@@ -15,12 +15,12 @@ from cacheyd.store.threads import DiskThreads
 
 # Chunks below this are joined before they are written (bytes).
 LARGE_CHUNK = 512 << 10
-# So little is hashed on the event loop: a turn of a thread takes longer (bytes).
+# The most bytes that are hashed on the event loop: a thread would take longer to begin.
 HASHED_AT_ONCE = 64 << 10
 
 
 class Idle(dict[str, int]):
-    """Path and size of files, for several threads. `total` (bytes) is kept, as each piece of each object asks for it."""
+    """Path and size of files, for several threads. `total` (bytes) is kept up to date, as each piece of an object needs it."""
 
     def __init__(self, files: Mapping[str, int] | None = None) -> None:
         super().__init__(files or {})
@@ -34,7 +34,7 @@ class Idle(dict[str, int]):
             super().__setitem__(path, size)
 
     def take(self, path: str) -> int | None:
-        """Takes a file out; its size, None if it was not there."""
+        """Takes a file out and gives its size; None if it was not there."""
         with self._lock:
             size = super().pop(path, None)
             self.total -= size or 0
@@ -49,7 +49,7 @@ class Partials:
         self.reservations = Reservations()
         self._threads = threads
         self._health = health
-        # The files that a fetch has now, and path and size of the others.
+        # The files that a fetch has open now, and path and size of all other partial files.
         self._open: set[Partial] = set()
         self._idle = Idle()
 
@@ -57,51 +57,51 @@ class Partials:
 
     @property
     def size(self) -> int:
-        """The size of all partial files, and of what is being written to them."""
+        """The size of all partial files, with the bytes that are being written to them (bytes)."""
         return self._idle.total + sum(partial.size for partial in self._open) + self.reservations.being_written
 
     @property
     def held(self) -> int:
-        """The same, with what is still to come of those for which room was made."""
+        """The size of all partial files, with the bytes that have not come yet but have their room (bytes)."""
         return self.size + self.reservations.promised
 
     @property
     def idle_bytes(self) -> int:
-        """The size of the files that no fetch has."""
+        """The size of all files that no fetch has open (bytes)."""
         return self._idle.total
 
     @property
     def idle(self) -> Mapping[str, int]:
-        """Path and size of the files that no fetch has."""
+        """Path and size of the files that no fetch has open."""
         return self._idle
 
     @property
     def open_files(self) -> Collection[Partial]:
-        """The files that a fetch has now."""
+        """The files that a fetch has open now."""
         return self._open
 
     # A fetch and its file
 
     async def open(self, digest: str, origin: str = "") -> Partial:
-        """The object's partial file with what came of it from this registry already; raises OSError."""
-        # First, so that `drop_idle` does not remove this file.
+        """Opens the object's partial file, with the bytes that came from this registry already; raises OSError."""
+        # This comes first, so that `drop_idle` does not remove the file.
         self._idle.take(str(self.directory.path_of(digest, origin)))
         partial = await self._threads.run(self.directory.open, digest, origin)
         self._open.add(partial)
         return partial
 
     async def open_import(self, path: Path, digest: str) -> Partial:
-        """A file that an import has made; raises OSError, FileNotFoundError if it is gone."""
+        """Opens a file that an import has made; raises OSError, FileNotFoundError if the file is not there."""
         self._idle.take(str(path))
         partial = await self._threads.run(self.directory.open_import, path, digest)
         self._open.add(partial)
         return partial
 
     async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
-        """Hashes and writes side by side in threads; the new size. Raises OSError.
+        """Hashes and writes the chunks at the same time, in threads; gives the new size. Raises OSError.
 
-        Small chunks are joined first: each call then gives the GIL up once, where one per chunk would fight for it with
-        the event loop. Unless it is cancelled, both threads are done when this ends.
+        Small chunks are joined first: then each call gives the GIL up once. With one call for each chunk the threads would
+        fight for the GIL with the event loop. Unless this call is cancelled, both threads are done when it ends.
         """
         length = sum(map(len, chunks))
         if length < LARGE_CHUNK * len(chunks):
@@ -115,11 +115,11 @@ class Partials:
         return partial.advance(length)
 
     async def read(self, partial: Partial, start: int, end: int) -> bytes:
-        """Up to `end - start` bytes from `start` of what has come. Raises OSError."""
+        """Up to `end - start` bytes from `start`, of those that have come. Raises OSError."""
         return await self._threads.run(partial.read, start, end)
 
     def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
-        """No fetch has the partial any more. `close`: nobody reads it either; `keep`: what came stays for the next fetch."""
+        """Ends a fetch's use of its partial. `close`: no reader reads it; `keep`: its bytes stay for the next fetch."""
         if partial in self._open:
             self._open.discard(partial)
             if not partial.size or not keep:
@@ -130,7 +130,7 @@ class Partials:
             partial.close()
 
     async def discard(self, partial: Partial) -> None:
-        """Removes a partial that is of no use."""
+        """Removes a partial that is of no use any more."""
         self._open.discard(partial)
         await self._threads.run(self._remove, partial)
         partial.close()
@@ -139,21 +139,21 @@ class Partials:
         try:
             self.directory.discard(partial)
         except OSError as error:
-            # No exception: the fetch has to tell its clients what went wrong with the bytes.
+            # This method raises nothing: the fetch has to tell its clients that the bytes were wrong.
             self._health.report_write_error(error)
 
     def committed(self, partial: Partial) -> None:
-        """The file is no partial file any more: it has gone to its digest, or is gone."""
+        """Forgets a partial whose file was renamed to its digest, or was removed."""
         self._open.discard(partial)
 
-    # Files that no fetch has
+    # Files that no fetch has open
 
     async def drop_idle(self, size: int = 2**62) -> int:
-        """Removes files that no fetch has, until `size` bytes are free; how many went."""
+        """Removes files that no fetch has open, until `size` bytes are freed; gives how many files it removed."""
         return await self._threads.run(self._drop_idle, size)
 
     def _drop_idle(self, size: int) -> int:
-        """Blocks."""
+        """As `drop_idle`. Blocks."""
         freed = count = 0
         for path in list(self._idle):
             if freed >= size:
@@ -169,9 +169,9 @@ class Partials:
         return count
 
     async def sweep(self, older_than: float) -> int:
-        """Removes files that are older than `older_than` seconds or of no use, and counts the others; how many went.
+        """Removes files that are older than `older_than` seconds or of no use, and counts the rest; gives how many it removed.
 
-        For files that a fetch took or left during the sweep, the fetch is right.
+        If a fetch opened or released a file during the sweep, the fetch's result counts, not the sweep's.
         """
         before = set(self._idle)
         swept, found = await self._threads.run(self.directory.sweep, older_than)

@@ -1,4 +1,4 @@
-"""Images that stay whatever happens: those whose names match the setting `pin`."""
+"""Pinned images: their names match the setting `pin`, and they are never evicted."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from cacheyd.store.records import Stored, TagVariant
 
 
 class Pins:
-    """The patterns, and the digests that tags which match lead to."""
+    """The patterns, and the digests of the tags that match them."""
 
     def __init__(self, order: Order) -> None:
         self._order = order
@@ -20,7 +20,7 @@ class Pins:
         return bool(self._patterns)
 
     def pin(self, patterns: tuple[str, ...], tags: Mapping[str, Sequence[TagVariant]]) -> None:
-        """Images whose `registry/repository:tag` (or `registry/repository@digest`) matches are never evicted."""
+        """Pins images whose `registry/repository:tag` (or `registry/repository@digest`) matches: they are never evicted."""
         if patterns == self._patterns:
             return
         self._patterns = patterns
@@ -30,12 +30,12 @@ class Pins:
         self._order.let_go()
 
     def add_tag(self, name: str, variants: Iterable[TagVariant]) -> None:
-        """A tag leads to these now."""
+        """Notes that a tag leads to these variants now."""
         if self._patterns and parse.matches(name, self._patterns):
             self._pinned.update(variant.digest for variant in variants)
 
     def remove_tag(self, name: str, variants: Iterable[TagVariant]) -> None:
-        """A tag leads to these no more."""
+        """Notes that a tag does not lead to these variants any more."""
         if self._patterns and parse.matches(name, self._patterns):
             for variant in variants:
                 self._pinned[variant.digest] -= 1

@@ -1,4 +1,4 @@
-"""Brings what is known and what is on the disk together: whatever a crash, a wipe or a lost index left behind."""
+"""Compares the catalogue with the files on the disk, and puts differences right: after a crash, a wipe or a lost index."""
 
 import asyncio
 import logging
@@ -17,18 +17,18 @@ from cacheyd.store.threads import DiskThreads
 log = logging.getLogger(__name__)
 
 PARTIAL_AGE = 24 * 3600.0
-# A tag whose image is not stored is forgotten when nobody asked for it for so long (seconds).
+# How long a tag is remembered whose image is not stored and for which no client asks (seconds).
 TAG_AGE = 24 * 3600.0
-# With min_age longer: the tag is what clients get until the next image is old enough, and its image can be fetched again.
+# The same with min_age: clients get the tag's image until the next image is old enough, and it can be fetched again.
 TAG_AGE_HELD = 30 * 24 * 3600.0
-# So many files or tags at a time: between them the event loop does something else.
+# The most files or tags that are checked at a time, before the event loop does other work.
 PAGE = 500
-# So many indexes, with all that they list.
+# The most indexes that are read at a time, with all that they list.
 LISTS = 4
 
 
 class Reconciliation:
-    """One look through everything at a time."""
+    """Reconciles the catalogue and the files, once at a time."""
 
     def __init__(
         self,
@@ -52,17 +52,17 @@ class Reconciliation:
         self._asked = False
 
     def ask(self) -> None:
-        """Wants a look through everything: the index is new, and the files may have met with what happened to the old one."""
+        """Asks for a reconciliation: the index is new, and what happened to the old index may have happened to files, too."""
         self._asked = True
 
     async def reconcile_if_asked(self) -> None:
-        """Reconciles if `ask` was called since the last time."""
+        """Reconciles if `ask` was called since the last reconciliation."""
         if self._asked:
             self._asked = False
             await self.reconcile()
 
     async def reconcile(self) -> dict[str, int]:
-        """Drops rows without their file, takes up files without a row, sweeps partial files and old tags; counts."""
+        """Drops rows without their file, takes up files without a row, sweeps partial files and old tags; gives the counts."""
         async with self._lock:
             before = len(self._catalog.objects)
             present = 0
@@ -73,7 +73,7 @@ class Reconciliation:
                     present += 1
                 else:
                     unknown.append(digest)
-            # Mostly all files are there; then no object has to be looked up.
+            # Usually all files are there, and no object has to be checked on its own.
             lost = await self._drop_missing() if present < len(self._catalog.objects) else 0
             adopted = 0
             for digest in unknown:

@@ -1,4 +1,4 @@
-"""What the index's rows mean, and what manifests refer to."""
+"""The records of objects and tags, and their rows in the index."""
 
 import sys
 from collections import Counter
@@ -18,13 +18,13 @@ MAX_SHARED = 1024
 
 @dataclass(slots=True)
 class Stored:
-    """A verified object on disk, changed by the store alone. `media_type` is empty for blobs.
+    """A verified object on disk. Only the store changes it. `media_type` is empty for blobs.
 
-    `created` and `used` are in seconds since the epoch; `stamp` is the file's time of change in nanoseconds, by which a
-    file that somebody put in its place is told from it; `within` names the repositories (`registry/repository`) that
-    upstream served it in, of each registry the last ones: each registry in it has itself delivered these bytes; `needs`
-    are the digests that an image is made of, and of an index its blobs (BuildKit's caches), and those of its manifests
-    that are stored (or were, and are looked for again).
+    `created` and `used` are in seconds since the epoch. `stamp` is the file's time of change in nanoseconds: it shows whether
+    somebody put another file in the object's place. `within` names the repositories (`registry/repository`) in which upstream
+    served the object, the last ones of each registry: each of these registries has itself delivered the bytes. `needs` are
+    the digests that an image is made of; for an index, its blobs (BuildKit's caches) and those of its manifests that are
+    stored, or were stored and will be looked for again.
     """
 
     digest: str
@@ -39,41 +39,41 @@ class Stored:
 
     @property
     def kind(self) -> Kind:
-        """Manifest if it was stored with a media type."""
+        """Manifest if the object was stored with a media type, else blob."""
         return Kind.MANIFEST if self.media_type else Kind.BLOB
 
     def name(self, digest: str, within: tuple[str, ...]) -> None:
-        """The same names, as the copies that all objects share."""
+        """Sets the same digest and repositories, as the copies that all objects share."""
         self.digest, self.within = digest, within
 
     def delivered_in(self, within: tuple[str, ...]) -> None:
-        """The repositories that upstream served the object in."""
+        """Sets the repositories in which upstream served the object."""
         self.within = within
 
     def need(self, digests: tuple[str, ...]) -> None:
-        """The digests that the object is made of, in place of those that were known."""
+        """Sets the digests that the object is made of, in place of those that were known."""
         self.needs = digests
 
     def need_also(self, digests: tuple[str, ...]) -> None:
-        """More digests that the object is made of."""
+        """Adds digests that the object is made of."""
         self.needs += digests
 
     def used_at(self, when: float) -> None:
-        """When the object was used last (seconds since the epoch)."""
+        """Sets the time of the last use (seconds since the epoch)."""
         self.used = when
 
     def take_history(self, earlier: "Stored") -> None:
-        """The object was stored before: it is as old as it was then, and was used as often."""
+        """Takes over age and hits of the earlier record of the same object."""
         self.created, self.hits = min(self.created, earlier.created), max(self.hits, earlier.hits)
 
     def take_hits(self, earlier: "Stored") -> None:
-        """The object takes the place of an earlier one, which was used so often."""
+        """Takes over the hits of the earlier object that this object replaces."""
         self.hits = max(self.hits, earlier.hits)
 
 
 @dataclass(frozen=True, slots=True)
 class TagVariant:
-    """What a tag meant when upstream was last asked with these media types in Accept (`asked`)."""
+    """Upstream's last answer about a tag to clients with these media types in Accept (`asked`)."""
 
     asked: frozenset[str]
     digest: str
@@ -83,7 +83,7 @@ class TagVariant:
 
 
 def read_stored(digest: str, row: Row) -> Stored | None:
-    """An object's row; None if it is not one. See `has_own_type`."""
+    """The object of a row; None if the row is not an object's. See `has_own_type`."""
     try:
         created = float(row["at"])
         used = float(row.get("used", created))
@@ -96,7 +96,7 @@ def read_stored(digest: str, row: Row) -> Stored | None:
             sys.intern(str(row["type"])),
             created,
             tuple(map(sys.intern, within)),
-            created if used == created else used,  # One number in memory for most.
+            created if used == created else used,  # Most objects then have one number in memory for both.
             int(row.get("hits", 0)),
             int(row["stamp"]),
             tuple(needs),
@@ -106,12 +106,12 @@ def read_stored(digest: str, row: Row) -> Stored | None:
 
 
 def has_own_type(row: Row) -> bool:
-    """Whether the media type in an object's row is what its bytes say; in older rows it is what some upstream said."""
+    """Whether the media type in an object's row is from the object's bytes; in older rows it is from an upstream."""
     return not row.get("type") or row.get("own") is True
 
 
 def write_stored(stored: Stored) -> Row:
-    """The row of an object; of an index, all that it lists is to be added as `needs` (what of it is stored is seen later)."""
+    """The row of an object. For an index, the caller must add all digests that it lists as `needs`, stored or not."""
     row: Row = {
         "size": stored.size,
         "type": stored.media_type,
@@ -127,7 +127,7 @@ def write_stored(stored: Stored) -> Row:
 
 
 def read_variants(row: Row) -> list[TagVariant]:
-    """A tag's row; empty if it is not one."""
+    """The variants of a tag's row; empty if the row is not a tag's."""
     try:
         return [
             TagVariant(
@@ -147,7 +147,7 @@ _SHARED: dict[Hashable, Any] = {}
 
 
 def shared[T: Hashable](value: T) -> T:
-    """The same value as before, if there was one lately: one for all who are alike takes the memory once."""
+    """An equal value from before, if there was one lately: so equal values take their memory only once."""
     if len(_SHARED) >= MAX_SHARED:
         _SHARED.clear()
     found: T = _SHARED.setdefault(value, value)
@@ -165,10 +165,11 @@ def write_variants(variants: Sequence[TagVariant]) -> Row:
 
 
 def add_repository(names: tuple[str, ...], name: str, limit: int) -> tuple[str, ...]:
-    """The repositories of an object with one more, the last ones that fit.
+    """The repositories of an object with one more, at most `limit`.
 
-    What is too many is at the cost of the registry that has the most: nobody pushes others out by naming ever more
-    repositories of his own. Where each has one, the first stays: what is private was there before a stranger had it.
+    Above the limit, the registry with the most repositories loses its first: so nobody can push other registries out by naming
+    more and more repositories of his own. If each registry has one repository, the first stays: a private repository had the
+    object before a stranger did.
     """
     if name in names:
         return names
@@ -185,7 +186,7 @@ def _registry(name: str) -> str:
 
 
 def is_index(media_type: str) -> bool:
-    """Whether this is the type of a list of manifests (OCI index, Docker manifest list)."""
+    """Whether this is the type of an index (OCI index, Docker manifest list)."""
     return media_type.lower() in INDEXES
 
 

@@ -1,4 +1,4 @@
-"""What is still to come: the room that was made for it, and the objects that must not go meanwhile."""
+"""Reservations for objects on their way in: room that is made for their bytes, and objects that must not be evicted."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -6,23 +6,23 @@ from contextlib import contextmanager
 
 
 class Reservations:
-    """Room that others do not get, and objects that stay, with the images that they are part of."""
+    """Reserves room for running fetches, and protects the objects that they bring and the images with these objects."""
 
     def __init__(self) -> None:
-        # Bytes that are still to come of those for which room was made beforehand.
+        # Bytes that have not come yet, for which room was made beforehand.
         self.promised = 0
-        # Bytes that are about to be in a file.
+        # Bytes that are being written to partial files.
         self.being_written = 0
-        # By digest: how many fetches there are. Several registries may be asked for the same object.
+        # How many fetches there are, by digest. The cache can fetch the same object from several registries.
         self._expected: Counter[str] = Counter()
 
     def promise(self, size: int) -> None:
-        """So many bytes more are to come, for which room was made (fewer, if negative): others do not get it."""
+        """Reserves `size` bytes of room that was made for bytes to come: no other fetch gets it. Negative: gives it back."""
         self.promised += size
 
     @contextmanager
     def writing(self, size: int) -> Iterator[None]:
-        """So many bytes are about to be in a partial file: the room for them is taken, and others find what is left."""
+        """Counts `size` bytes while they are written to a partial file, so that other fetches find only the room left."""
         self.being_written += size
         try:
             yield
@@ -30,11 +30,11 @@ class Reservations:
             self.being_written -= size
 
     def expect(self, digest: str) -> None:
-        """A fetch of the object has begun: neither the object nor an image that it is part of is evicted."""
+        """Notes that a fetch of the object has begun: neither the object nor an image that it is part of is evicted."""
         self._expected[digest] += 1
 
     def expect_no_more(self, digest: str) -> None:
-        """A fetch of the object, one for which `expect` was called, has ended."""
+        """Notes that a fetch of the object, for which `expect` was called, has ended."""
         self._expected[digest] -= 1
         if self._expected[digest] <= 0:
             del self._expected[digest]

@@ -1,4 +1,4 @@
-"""Checks that stored files still have their digests: in the background, slowly, and all of them when somebody asks."""
+"""Checks that stored files still have their digests: slowly in the background, and all files at once on demand."""
 
 import asyncio
 import hashlib
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 SCRUB_PIECE = 1 << 20
 SCRUB_IDLE = 60.0
-# How often it is saved how far the scrub has come (seconds).
+# The time between two saves of the scrub's position (seconds).
 SAVE_EVERY = 60.0
 _SCRUB_KEY = "m:scrub"
 
 
 class Scrub:
-    """Hashes objects, and drops those that do not have their digest any more."""
+    """Hashes objects, and drops objects that do not have their digest any more."""
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class Scrub:
         self._threads = threads
         self._live = live
         self._clock, self._monotonic = clock, monotonic
-        # Bytes that the scrub has read, and objects that did not have their digest.
+        # The bytes that the scrub has read, and the number of objects that did not have their digest.
         self.scrubbed = 0
         self.dropped = 0
 
     async def verify(self, progress: Callable[[int, int, int], None] = lambda done, total, size: None) -> dict[str, Any]:
-        """Hashes everything anew and drops what does not match; `progress` gets objects done, in all, and bytes read."""
+        """Hashes all objects and drops those that do not match. `progress` gets objects done, all objects, and bytes read."""
         digests = sorted(self._catalog.objects)
         read, dropped = 0, []
         for done, digest in enumerate(digests, 1):
@@ -67,7 +67,7 @@ class Scrub:
         return {"checked": len(digests), "bytes": read, "dropped": dropped}
 
     async def check(self, stored: Stored, rate: int = 0) -> bool:
-        """Hashes an object's file, `rate` bytes a second at most, and drops what does not match; whether it did match."""
+        """Hashes an object's file, at most `rate` bytes a second, and drops it if it is wrong; gives whether it was right."""
         digest = stored.digest
         before = (stored.size, stored.stamp)
         try:
@@ -76,16 +76,16 @@ class Scrub:
             else:
                 found = await self._threads.run(hash_file, self._blobs.path(digest), digest.partition(":")[0])
         except OSError:
-            return True  # Not now.
+            return True  # The file cannot be checked now.
         if found == digest:
             return True
         there = self._catalog.objects.get(digest)
         now = await self._threads.run(self._blobs.stat, digest)
         if there is not stored:
-            return True  # It went meanwhile, or was stored anew.
+            return True  # The object was removed or stored again during the check.
         if now is None:
             self._objects.lost(stored)
-            return True  # Wiped: nothing wrong with it.
+            return True  # The file was wiped: its bytes were not wrong.
         log.error("%s does not hold what its name says; dropped", self._blobs.path(digest))
         self.dropped += 1
         self._objects.forget(stored)
@@ -116,16 +116,16 @@ class Scrub:
         return f"{algorithm}:{running.hexdigest()}"
 
     async def run(self) -> None:
-        """Checks as long as the store runs."""
+        """Checks objects as long as the store runs."""
         while True:
             await asyncio.sleep(SCRUB_IDLE)
             try:
                 await self.scrub()
             except Exception:
-                log.exception("checking what is stored failed")
+                log.exception("checking the stored objects failed")
 
     async def scrub(self) -> None:
-        """Checks everything once each `scrub_every`; where it stands outlives the process."""
+        """Checks all objects once in each `scrub_every`; the next process goes on from the saved position."""
         row = await self._threads.run(self._index.get, _SCRUB_KEY) or {}
         now = self._clock()
         began, cursor = row.get("began"), row.get("cursor")

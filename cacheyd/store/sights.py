@@ -1,8 +1,9 @@
-"""What `min_age` has to remember: since when digests are known, and which tags are held. In memory, with its rows.
+"""Remembers for `min_age` when digests were first seen, and which tags are held: in memory, and as rows of the index.
 
-Both are bounded in number and bytes. Where it is too much the oldest go, of those that have the most: each configured
-registry has a share of its own, and all others have one between them, so that strangers push out nobody else's. Within
-that, too, it is at the cost of whoever has the most: names below one domain are taken together, as they cost nothing.
+Both tables are bounded in number and bytes. Above a bound the oldest entries of the largest group are forgotten: each
+configured registry is a group, and all other registries together are one group, so that strangers cannot push out the entries
+of a configured registry. In this one group the largest owner loses its oldest entries: all names below one domain count as
+one owner, as such names cost nothing.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -15,7 +16,7 @@ from cacheyd.store.records import MAX_VARIANTS, TagVariant, read_variants, write
 
 MAX_SEEN, MAX_SEEN_BYTES = 50_000, 16 << 20
 MAX_HELD, MAX_HELD_BYTES = 5_000, 8 << 20
-# What an entry takes beside its texts (bytes).
+# The memory of an entry beside its texts (bytes).
 _SEEN_COST, _HELD_COST, _VARIANT_COST, _TYPE_COST = 350, 300, 800, 60
 # The keys of the rows.
 SEEN, HELD = "s:", "h:"
@@ -23,10 +24,10 @@ SEEN, HELD = "s:", "h:"
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What is known of the age of a digest in a repository, in seconds since the epoch.
+    """The known age of a digest in a repository, in seconds since the epoch.
 
-    `first` is when this cache saw it first under a tag; `created` is the image's own word: None before it was looked for,
-    0 if it says nothing. `released`: somebody let it through.
+    `first` is when this cache first saw the digest under a tag. `created` is the image's own date: None before it was looked
+    up, 0 if the image has none. `released`: an operator released the image.
     """
 
     first: float
@@ -36,8 +37,8 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A tag that leads to something too young. `candidate` is what upstream said last, `served` what clients get meanwhile
-    (None: nothing), `until` when that ends, in seconds since the epoch.
+    """A tag that leads to an image that is too young. `candidate` is upstream's last answer, `served` the image that clients
+    get during the hold (None: no image), `until` the end of the hold in seconds since the epoch.
     """
 
     candidate: TagVariant
@@ -47,7 +48,7 @@ class Hold:
 
 @dataclass(slots=True)
 class _Share[V]:
-    """The values of one owner, and what they take (bytes)."""
+    """The values of one owner, and their memory (bytes)."""
 
     values: dict[str, V] = field(default_factory=dict)
     size: int = 0
@@ -55,8 +56,8 @@ class _Share[V]:
 
 @dataclass(slots=True)
 class _Group[V]:
-    """Shares by owner. `_sizes` has at least one entry for each that is not below its size: its largest one is looked for
-    with each value that is too much, however many owners there are.
+    """Shares by owner. `_sizes` has at least one entry for each share, not below the share's size: a heap, as each value above
+    the bound needs the largest share, even if there are many owners.
     """
 
     shares: dict[str, _Share[V]] = field(default_factory=dict)
@@ -64,7 +65,7 @@ class _Group[V]:
     _sizes: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, owner: str, size: int) -> None:
-        """The share of this owner has grown, or shrunk."""
+        """Notes that the share of this owner has grown by `size` bytes (or shrunk, if negative)."""
         share = self.shares[owner]
         share.size += size
         self.size += size
@@ -77,7 +78,7 @@ class _Group[V]:
                 heapify(self._sizes)
 
     def largest(self) -> _Share[V]:
-        """The share that takes the most."""
+        """The share that takes the most memory."""
         while True:
             size, owner = self._sizes[0]
             share = self.shares.get(owner)
@@ -94,7 +95,7 @@ def _size(group: _Group[Any]) -> int:
 
 
 def _owner(registry: str) -> str:
-    """Who may be behind a registry: the domain of a name, an address without its port."""
+    """The possible owner of a registry: the domain of a name, or an address without its port."""
     host = registry if registry.startswith("[") else registry.partition(":")[0]
     return host.partition("]")[0] if host.startswith("[") or _is_address(host) else ".".join(host.split(".")[-2:])
 
@@ -104,18 +105,18 @@ def _is_address(host: str) -> bool:
 
 
 class Table[V]:
-    """Values by key, which begins with a registry."""
+    """Values by key; each key begins with a registry."""
 
     def __init__(self, limit: int, size: int, cost: Callable[[str, V], int]) -> None:
         self._limit, self._size, self._cost = limit, size, cost
         self._configured: Collection[str] = frozenset()
-        # All that are not configured are one group, under the empty name; in a group, each owner has a share.
+        # All registries that are not configured are one group, under the empty name; in a group, each owner has a share.
         self._groups: dict[str, _Group[V]] = {}
         self._count = 0
         self.changed: set[str] = set()
 
     def _place(self, key: str) -> tuple[str, str]:
-        """Whose it is: group and share."""
+        """The group and the owner of a key."""
         registry = key.partition("/")[0]
         return (registry, "") if registry in self._configured else ("", _owner(registry))
 
@@ -129,7 +130,7 @@ class Table[V]:
 
     @property
     def size(self) -> int:
-        """What all take in memory at the most (bytes)."""
+        """The most memory that all values take (bytes)."""
         return sum(group.size for group in self._groups.values())
 
     def __iter__(self) -> Iterator[str]:
@@ -138,12 +139,12 @@ class Table[V]:
                 yield from share.values
 
     def get(self, key: str) -> V | None:
-        """The value."""
+        """The value; None if there is none."""
         share = self._share(key)
         return None if share is None else share.values.get(key)
 
     def set(self, key: str, value: V, *, load: bool = False) -> None:
-        """Sets a value; one that is new is the last to be forgotten. `load`: it came from its row."""
+        """Sets a value; a new value is the last to be forgotten. `load`: the value came from its row."""
         self.discard(key, keep=load)
         name, owner = self._place(key)
         group = self._groups.setdefault(name, _Group())
@@ -157,7 +158,7 @@ class Table[V]:
             self.discard(next(iter(group.largest().values)))
 
     def discard(self, key: str, *, keep: bool = False) -> None:
-        """Forgets a value, and its row unless that is to be kept."""
+        """Forgets a value, and its row unless `keep` is set."""
         share = self._share(key)
         if share is None or key not in share.values:
             return
@@ -171,7 +172,7 @@ class Table[V]:
             self.changed.add(key)
 
     def configure(self, registries: Collection[str]) -> None:
-        """These registries have a share of their own."""
+        """Gives each of these registries a group of its own."""
         self._configured = frozenset(registries)
         values = [pair for group in self._groups.values() for share in group.shares.values() for pair in share.values.items()]
         self._groups, self._count = {}, 0
@@ -180,9 +181,9 @@ class Table[V]:
 
 
 class Sights:
-    """Both tables, by `registry/repository@digest` and by `registry/repository:tag`.
+    """Both tables: sights by `registry/repository@digest`, holds by `registry/repository:tag`.
 
-    `find_row` looks a row up as long as not all of them were read.
+    `find_row` looks up a single row until all rows were read.
     """
 
     def __init__(self, find_row: Callable[[str], Row | None] = lambda key: None) -> None:
@@ -191,12 +192,12 @@ class Sights:
         self.held: Table[tuple[Hold, ...]] = Table(MAX_HELD, MAX_HELD_BYTES, _held_cost)
 
     def configure(self, registries: Collection[str]) -> None:
-        """These registries have a share of their own."""
+        """Gives each of these registries a group of its own in both tables."""
         self.seen.configure(registries)
         self.held.configure(registries)
 
     def sight(self, key: str) -> Sight | None:
-        """What is known of a digest in a repository."""
+        """The sight of a digest in a repository; None if there is none."""
         found = self.seen.get(key)
         if found is None and key not in self.seen.changed and (row := self._find_row(SEEN + key)) is not None:
             self.load(SEEN + key, row)
@@ -204,7 +205,7 @@ class Sights:
         return found
 
     def holds(self, tag: str) -> tuple[Hold, ...]:
-        """The holds of a tag, one for each set of types that was asked with."""
+        """The holds of a tag, one for each set of types that clients asked with."""
         found = self.held.get(tag)
         if found is None and tag not in self.held.changed and (row := self._find_row(HELD + tag)) is not None:
             self.load(HELD + tag, row)
@@ -212,12 +213,12 @@ class Sights:
         return found or ()
 
     def hold(self, tag: str, hold: Hold) -> None:
-        """Sets the hold for its set of types."""
+        """Sets a hold of a tag, in place of the earlier hold for the same types."""
         others = [one for one in self.holds(tag) if one.candidate.asked != hold.candidate.asked]
         self.held.set(tag, (hold, *others)[:MAX_VARIANTS])
 
     def let_go(self, tag: str, asked: frozenset[str] | None = None) -> None:
-        """Ends the hold of a tag for these types, or all of them."""
+        """Ends the hold of a tag for these types, or all its holds."""
         left = tuple(one for one in self.holds(tag) if asked is not None and one.candidate.asked != asked)
         if left:
             self.held.set(tag, left)
@@ -225,7 +226,7 @@ class Sights:
             self.held.discard(tag)
 
     def drop(self, tag: str, digest: str) -> None:
-        """Ends the holds of a tag that wait for this digest, for whatever types."""
+        """Ends the holds of a tag that wait for this digest, for all types."""
         holds = self.holds(tag)
         left = tuple(one for one in holds if one.candidate.digest != digest)
         if left and len(left) < len(holds):
@@ -236,7 +237,7 @@ class Sights:
     # Rows
 
     def take_changed(self, limit: int) -> list[str]:
-        """Takes up to `limit` of these keys."""
+        """Takes up to `limit` keys of changed rows out."""
         taken: list[str] = []
         for prefix, table in ((SEEN, self.seen.changed), (HELD, self.held.changed)):
             while table and len(taken) < limit:
@@ -244,17 +245,17 @@ class Sights:
         return taken
 
     def put_back(self, keys: Collection[str]) -> None:
-        """These rows were not written."""
+        """Marks rows as changed again that could not be written."""
         for key in keys:
             (self.seen if key.startswith(SEEN) else self.held).changed.add(key[2:])
 
     def all_changed(self) -> None:
-        """All rows are to be written."""
+        """Marks all rows as changed, so that all are written."""
         self.seen.changed.update(self.seen)
         self.held.changed.update(self.held)
 
     def row(self, key: str) -> Row | None:
-        """What is to be written under a key, None if its row is to go."""
+        """The row to be written under a key; None if the row must be deleted."""
         if key.startswith(SEEN):
             sight = self.seen.get(key[2:])
             if sight is None:
@@ -270,7 +271,7 @@ class Sights:
         }
 
     def load(self, key: str, row: Row) -> None:
-        """Takes up a row; one that is none is passed over, and so is what has changed since it was written."""
+        """Takes up a row; ignores a row that is not valid, and a row whose value has changed since."""
         table, name = (self.seen if key.startswith(SEEN) else self.held), key[2:]
         if name in table.changed or table.get(name) is not None:
             return

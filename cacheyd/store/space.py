@@ -1,4 +1,4 @@
-"""How many bytes have to go, and how many may: the arithmetic of the bounds. Nothing is changed here."""
+"""The arithmetic of the bounds: how many bytes have to be removed, and how many may be. Nothing here changes the store."""
 
 from cacheyd.settings.live import Live
 from cacheyd.store.blobs import BlobDir
@@ -6,18 +6,18 @@ from cacheyd.store.catalog import Catalog
 from cacheyd.store.partials import Partials
 from cacheyd.store.unread import Unread
 
-# What is not verified yet displaces no more than one of so many parts of what the store may hold.
+# Unverified bytes displace no more than this part of the store: one of this number of equal parts.
 UNVERIFIED = 10
 
-# Room that is never used up by a fetch (bytes): the index and the log want some, too.
+# The room on the disk that no fetch uses (bytes): the index and the log need some, too.
 RESERVE = 16 << 20
 
-# With fewer files left that could be made, objects make room, however many bytes are free.
+# The least number of files that can still be made: below it objects make room, even if many bytes are free.
 FEW_FILES = 64
 
 
 class Space:
-    """What is held, what the disk has left, and what the settings say to that. All sizes are in bytes."""
+    """Compares the held bytes and the free room of the disk with the settings. All sizes are in bytes."""
 
     def __init__(self, blobs: BlobDir, catalog: Catalog, partials: Partials, unread: Unread, live: Live) -> None:
         self._blobs = blobs
@@ -28,24 +28,24 @@ class Space:
 
     @property
     def held(self) -> int:
-        """The size of all objects and partial files, with what is promised."""
+        """The size of all objects and partial files, with the promised bytes."""
         return self._catalog.bytes + self._partials.held
 
     @property
     def max_size(self) -> int:
-        """The most that may be stored; 0 without a limit."""
+        """The most bytes that may be stored; 0 without a limit."""
         return self._live.settings.max_size.of(self._blobs.total())
 
     def missing(self, size: int = 0, *, low: float | None = None) -> int:
-        """How many bytes have to go, down to the low watermark (or `low`), for `size` more; 0 if they fit."""
+        """How many bytes have to be removed, down to the low watermark (or `low`), for `size` more; 0 if they fit."""
         return self._missing(size, self._partials.held, low)
 
     def missing_for_objects(self) -> int:
-        """How many bytes have to go, down to the low watermark, even if there were no partial files."""
+        """How many bytes would have to be removed, down to the low watermark, if there were no partial files."""
         return self._missing(0, 0, None)
 
     def _missing(self, size: int, unverified: int, low: float | None) -> int:
-        """The same, with so many bytes in partial files."""
+        """The same, with `unverified` bytes in partial files."""
         settings, stored = self._live.settings, self._catalog.bytes
         total = self._blobs.total()
         free = self._blobs.free()
@@ -63,7 +63,7 @@ class Space:
         return max(over, int(stored * (1 - low)), 1) if short_of_files else over
 
     def capacity(self) -> int:
-        """What the store may hold: `max_size`, or what it has and what it may still write, if that is less."""
+        """The bytes that the store may hold: `max_size`, or its present bytes plus those it may still write, if less."""
         settings = self._live.settings
         total, free = self._blobs.total(), self._blobs.free()
         max_size = settings.max_size.of(total) or 2**62
@@ -73,16 +73,16 @@ class Space:
         return max(0, min(max_size, self._catalog.bytes + self._partials.size + may_write))
 
     def credit(self, delivered: int) -> int:
-        """The `credit` for `spare` of a registry that has delivered so many bytes of what is there now."""
-        # In a store that is not full, nine tenths are more than what is there: what others delivered is what stays.
+        """The `credit` for `spare` of a registry that has delivered `delivered` of the bytes in the store now."""
+        # In a store that is not full, nine tenths are more than the present bytes: the bytes of all other registries stay.
         return delivered and delivered + max(0, self.capacity() * (UNVERIFIED - 1) // UNVERIFIED - self._catalog.bytes)
 
     def spare(self, credit: int = 0) -> int:
-        """How many bytes may be evicted for what is not verified yet: it never brings the store below nine tenths, less
-        `credit`, which is what the registry that sends it had delivered of what was there.
+        """How many bytes may be evicted for unverified bytes: the store never falls below nine tenths, less `credit`.
 
-        So a tenth is what a stranger can displace with bytes that turn out to be worth nothing, however often he tries: the
-        room stays, and the next bytes fit in it. A registry that has delivered more could displace as much in any case.
+        `credit` are the bytes in the store that the sending registry had delivered. So an unknown registry can displace at
+        most a tenth of the store with worthless bytes, even with many tries: the room stays, and the next bytes fit in it. A
+        registry that has delivered more could displace as many bytes in any case.
         """
         if not self._unread.loaded:
             return 0
@@ -90,11 +90,11 @@ class Space:
         return max(0, self._catalog.bytes - max(0, kept))
 
     def displaceable(self, credit: int = 0) -> int:
-        """The same, with the partial files that no fetch has."""
+        """The same, with the bytes of partial files that no fetch has open."""
         return self._partials.idle_bytes + self.spare(credit)
 
     def can_fit(self, size: int) -> bool:
-        """Whether an object of this size fits at all, whatever else would have to go."""
+        """Whether an object of this size could fit if all else were removed."""
         settings = self._live.settings
         total = self._blobs.total()
         max_size, free = settings.max_size.of(total), self._blobs.free()
@@ -105,9 +105,9 @@ class Space:
 
 
 def to_free(stored: int, max_size: int, free: int | None, min_free: int, *, low: float = 0.9, size: int = 0) -> int:
-    """How many bytes have to go for `size` more: none below the limits, beyond one of them so many that the low one holds.
+    """How many bytes have to be removed for `size` more: 0 within the limits, else enough to reach the low watermark.
 
-    `low` is the low watermark as a share of `max_size`; of `min_free` as much more stays free.
+    `low` is the low watermark as a share of `max_size`; the room that stays free is `min_free` and `1 - low` of it more.
     """
     over = 0
     if max_size and stored + size > max_size:

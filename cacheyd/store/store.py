@@ -1,8 +1,8 @@
-"""Keeps index and files consistent; the only one that writes.
+"""Keeps index and files consistent; only the store writes to them.
 
-Order of a commit: file verified → rename → bytes on the disk itself → row. A file without a row is hashed before it counts,
-so whatever a crash leaves, nothing wrong is served and nothing is lost for good. Of a removal: catalogue → file; a row whose
-file is not there, or not the one that it was written for, is none.
+Order of a commit: file verified → rename → bytes on the disk itself → row. The store hashes a file without a row before the
+file counts: so after any crash nothing wrong is served, and nothing is lost for good. Order of a removal: catalogue → file.
+A row does not count if its file is missing, or is not the file that the row was written for.
 """
 
 import time
@@ -42,7 +42,7 @@ from cacheyd.store.watch import Watch
 
 
 class Store:
-    """Objects by digest, tags by name. All methods but those marked "blocks" are for the event loop."""
+    """Stores objects by digest and tags by name. All methods but those marked "blocks" are for the event loop."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Store:
 
     @property
     def root(self) -> Path:
-        """The directory, CACHE_DIR."""
+        """The cache directory, CACHE_DIR."""
         return self.blobs.root
 
     # Lifecycle
@@ -105,18 +105,18 @@ class Store:
         give_up: Callable[[], bool] = lambda: False,
         on_busy: Callable[[], None] = lambda: None,
     ) -> None:
-        """Takes the directory and opens the index; what is there is read in the background, or before this returns.
+        """Takes the directory, opens the index, and reads what is stored: in the background, or before this method returns.
 
-        `on_busy` is called if another process has the directory and is waited for.
+        Calls `on_busy` before it waits for another process that has the directory.
 
-        Raises DirectoryInUse if another process still has the directory after `wait` seconds (or `give_up`), and nothing
-        for a bad disk.
+        Raises DirectoryInUse if another process still has the directory after `wait` seconds (or `give_up`). A bad disk
+        raises nothing.
         """
         self.catalog.pin(self.settings.pin)
         await self.upkeep.start(background=background, wait=wait, give_up=give_up, on_busy=on_busy)
 
     async def stop(self) -> None:
-        """Writes what is to be written and ends the background work."""
+        """Writes all rows that are not written yet, and ends the background work."""
         await self.upkeep.stop()
 
     @property
@@ -126,27 +126,27 @@ class Store:
 
     @property
     def counts(self) -> dict[Kind, int]:
-        """How many objects there are."""
+        """How many objects are stored, by kind."""
         return self.catalog.counts
 
     @property
     def loaded(self) -> bool:
-        """Whether all that is stored is known, as far as it can be."""
+        """Whether the store has read all that it can read of its index."""
         return self.upkeep.loading.unread.loaded
 
     @property
     def trouble(self) -> str:
-        """Why nothing is kept now, for people; empty if all is well."""
-        return self.health.trouble or ("there is no room, and nothing more may go" if self.bounds.full else "")
+        """Why the store keeps nothing now, for people; empty if all is well."""
+        return self.health.trouble or ("there is no room, and no more objects can be evicted" if self.bounds.full else "")
 
     # From a partial file to an object
 
     async def commit(
         self, partial: Partial, media_type: str = "", *, within: str, manifest: bytes | Description | None = None
     ) -> Stored | None:
-        """Makes a verified partial an object; None if the directory was wiped meanwhile. Raises OSError.
+        """Makes a verified partial an object; None if somebody wiped the directory during this. Raises OSError.
 
-        `media_type` and `manifest` (its bytes, or what they say) are for manifests; the type is to come from the bytes.
+        `media_type` and `manifest` (its bytes, or their description) are for manifests; take the type from the bytes.
         """
         digest = partial.digest
         before = self.catalog.objects.get(digest)
@@ -161,7 +161,7 @@ class Store:
             self.objects.touch(digest, 0)
             return there
         if known and there is None:
-            return None  # It was removed meanwhile.
+            return None  # The object was removed during the commit.
         now = self.clock()
         repositories = () if there is None else there.within
         media_type = media_type or ("" if there is None else there.media_type)
@@ -174,7 +174,7 @@ class Store:
     def _commit_file(
         self, partial: Partial, before: Stored | None, sync: bool, manifest: bytes | Description | None
     ) -> tuple[int | None, bool, Description]:
-        """The time of change of the object's file, whether it was there already, what it says. Blocks; raises OSError."""
+        """The file's time of change, whether the object was stored already, its description. Blocks; raises OSError."""
         said = manifest if isinstance(manifest, Description) else describe(manifest)
         if before is not None and self.blobs.stat(partial.digest) == (before.size, before.stamp):
             self.partials.directory.discard(partial)
@@ -184,7 +184,7 @@ class Store:
     async def put(
         self, digest: str, data: bytes | bytearray, media_type: str, *, within: str, description: Description | None = None
     ) -> Stored | None:
-        """Stores a verified manifest whole; None if it could not be kept. `description`: what its bytes say, if known."""
+        """Stores a whole manifest; None if it could not be kept. `description`: what the manifest's bytes say, if known."""
         try:
             partial = await self.partials.open(digest)
             try:
@@ -203,7 +203,7 @@ class Store:
             return None
 
     async def adopt_file(self, path: Path, digest: str, media_type: str, within: str) -> Stored | None:
-        """Makes a file below `partial/` an object, if it has the digest and there is room; None, without the file, if not."""
+        """Makes a file below `partial/` an object, if it has the digest and there is room; else removes it and gives None."""
         if path.parent != self.partials.directory.path:
             return None
         try:
@@ -212,7 +212,7 @@ class Store:
                 if not partial.verified() or not await self.bounds.make(0):
                     return None
                 description = await self.upkeep.threads.run(self._look_into, partial) if media_type else None
-                # Whatever the importer says: the object is for everybody, and only the bytes are verified.
+                # The bytes give the type, not the importer: all clients get the object, and only its bytes are verified.
                 media_type = description.media_type if description is not None else ""
                 return await self.commit(partial, media_type, within=within, manifest=description)
             finally:
@@ -223,13 +223,13 @@ class Store:
 
     @staticmethod
     def _look_into(partial: Partial) -> Description | None:
-        """Blocks."""
+        """The description of a partial's bytes; None if it is too large for a manifest. Blocks."""
         return describe(partial.read(0, partial.size)) if partial.size <= MANIFEST_MAX else None
 
-    # Looking after it
+    # Upkeep
 
     async def collect(self) -> dict[str, int]:
-        """Brings index and files together now, sweeps partial files and old tags, keeps the bounds, compacts the index."""
+        """Compares index and files now, sweeps partial files and old tags, keeps the bounds, and compacts the index."""
         before, bytes_before = len(self.catalog.objects), self.size + self.partials.size
         found = await self.upkeep.put_right()
         evicted = await self.bounds.keep()
@@ -241,6 +241,6 @@ class Store:
 
 
 def free_space(path: Path) -> str:
-    """The free space below `path` for people, for the start line."""
+    """The free space below `path` as a text for the start line."""
     free = BlobDir(path).free()
     return "unknown" if free is None else shown_size(free)

@@ -1,4 +1,4 @@
-"""All tags that are known, in memory. What is set last is at the end."""
+"""All known tags, in memory. The tag that was set last is at the end."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -9,8 +9,8 @@ from cacheyd.store.records import Stored, TagVariant
 
 
 class TagTable(dict[str, tuple[TagVariant, ...]]):
-    """What is known of each tag (`registry/repository:tag`). It is changed by `put` and `forget` only, which leave the names
-    in `changed`. `size` is what all tags take in memory at the most (bytes), if nothing of them is shared.
+    """The variants of each tag (`registry/repository:tag`). Only `put` and `forget` change the table; they leave the names in
+    `changed`. `size` is the most memory that all tags take, if they share nothing (bytes).
     """
 
     def __init__(self, objects: Mapping[str, Stored], links: Links, pins: Pins) -> None:
@@ -22,7 +22,7 @@ class TagTable(dict[str, tuple[TagVariant, ...]]):
         self.changed: set[str] = set()
 
     def put(self, name: str, variants: Iterable[TagVariant]) -> None:
-        """Sets what is known of a tag."""
+        """Sets the variants of a tag."""
         self._take_out(name)
         self[name] = known = tuple(map(self._alike, variants))
         self.size += _cost(name, known)
@@ -30,7 +30,7 @@ class TagTable(dict[str, tuple[TagVariant, ...]]):
         self._pins.add_tag(name, known)
 
     def forget(self, name: str) -> bool:
-        """Forgets a tag; whether it was known."""
+        """Forgets a tag; gives whether it was known."""
         self.changed.add(name)
         return self._take_out(name)
 
@@ -44,12 +44,12 @@ class TagTable(dict[str, tuple[TagVariant, ...]]):
         return True
 
     def _alike(self, variant: TagVariant) -> TagVariant:
-        """The same, with the digest and the size of the object itself."""
+        """The same variant, with the copies of digest and size that the object has, to save memory."""
         stored = self._objects.get(variant.digest)
         size = stored.size if stored is not None and stored.size == variant.size else variant.size
         return replace(variant, digest=self._links.one(variant.digest), size=size)
 
 
 def _cost(name: str, variants: Iterable[TagVariant]) -> int:
-    """What a tag takes in memory at the most: a text has some fifty bytes of its own, a tuple or a set some hundred."""
+    """The most memory that a tag takes (bytes): a text has about fifty bytes of its own, a tuple or a set some hundred."""
     return 200 + len(name) + sum(300 + sum(60 + len(one) for one in v.asked) + len(v.media_type) for v in variants)

@@ -1,4 +1,4 @@
-"""What the store does beside serving: all of its background work, started and ended together."""
+"""All background work of the store, started and ended together."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ RECONCILE_EVERY = 3600.0
 
 
 class Upkeep:
-    """Opens the directory and its index, works as long as the store runs, and lets go of both."""
+    """Opens the directory and its index, runs the background work as long as the store runs, and closes both."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Upkeep:
         self.scrub = scrub
         self._bounds = bounds
         self._tasks: list[asyncio.Task[None]] = []
-        # What the start put right, for `collect` to tell.
+        # The counts of what the start put right, for `collect` to report.
         self._repaired: Counter[str] = Counter()
 
     async def start(self, *, background: bool, wait: float, give_up: Callable[[], bool], on_busy: Callable[[], None]) -> None:
@@ -68,7 +68,7 @@ class Upkeep:
             await asyncio.sleep(RECONCILE_EVERY)
 
     async def stop(self) -> None:
-        """Writes what is to be written and ends the background work."""
+        """Ends the background work, and writes all changed rows."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -78,7 +78,7 @@ class Upkeep:
         self.watch.lock.release()
 
     async def put_right(self) -> dict[str, int]:
-        """Brings index and files together; counts, with what the start has put right and nobody has been told of."""
+        """Reconciles index and files; gives the counts, with those of the start if they were not reported yet."""
         found = {name: count + self._repaired[name] for name, count in (await self.reconciliation.reconcile()).items()}
         self._repaired.clear()
         return found

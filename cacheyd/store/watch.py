@@ -1,4 +1,4 @@
-"""Looks whether the directory is still there, still this process' own, and writable: it may be wiped at any time."""
+"""Watches the directory, which can be wiped at any time: whether it is there, belongs to this process, and is writable."""
 
 import asyncio
 import logging
@@ -14,9 +14,9 @@ from cacheyd.store.threads import DiskThreads
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 2.0
-# How often it is tried whether the disk takes writes, while it does (seconds).
+# The time between two tests whether the disk takes writes, while it does (seconds).
 PROBE_EVERY = 10.0
-# How often the lock of another process is tried again (seconds).
+# The time between two tries to get a lock that another process has (seconds).
 LOCK_EVERY = 0.2
 
 
@@ -42,12 +42,12 @@ class Watch:
         self._monotonic = monotonic
 
     async def take_directory(self, wait: float, give_up: Callable[[], bool], on_busy: Callable[[], None]) -> None:
-        """Takes the lock, and tries whether the disk takes writes.
+        """Takes the lock, and tests whether the disk takes writes.
 
-        `on_busy` is called if another process has the directory and is waited for.
+        Calls `on_busy` before it waits for another process that has the directory.
 
-        Raises DirectoryInUse if another process still has the directory after `wait` seconds (or `give_up`), and nothing
-        for a bad disk.
+        Raises DirectoryInUse if another process still has the directory after `wait` seconds (or `give_up`). A bad disk
+        raises nothing.
         """
         try:
             await self._threads.run(self._blobs.prepare)
@@ -73,7 +73,7 @@ class Watch:
                 await asyncio.sleep(LOCK_EVERY)
 
     async def run(self) -> None:
-        """Looks as long as the store runs."""
+        """Watches the directory as long as the store runs."""
         probed = self._monotonic()
         while True:
             await asyncio.sleep(LOOK_EVERY)
@@ -84,14 +84,14 @@ class Watch:
                     await health.probe()
                     probed = self._monotonic()
                 if self._index.usable and not await self._threads.run(self._index.is_there):
-                    log.warning("the index below %s is gone; starting a new one", self._blobs.root)
+                    log.warning("the index below %s was removed; making a new one", self._blobs.root)
                     await self._threads.run(self._index.close)
                     self._reconciliation.ask()
                 await self._reconciliation.reconcile_if_asked()
             except OSError as error:
-                log.debug("looking at %s failed: %s", self._blobs.root, error)
+                log.debug("watching %s failed: %s", self._blobs.root, error)
             except Exception:
-                log.exception("looking at %s failed", self._blobs.root)
+                log.exception("watching %s failed", self._blobs.root)
 
     async def keep_lock(self) -> None:
         """Takes the lock again if the directory was wiped. Raises OSError."""

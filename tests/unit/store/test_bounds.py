@@ -454,7 +454,7 @@ async def test_a_disk_that_others_filled_costs_one_line(
         monotonic.now += FULL_PAUSE
     assert store.bounds.full
     assert len(caplog.records) == 1
-    assert "nothing more may go" in caplog.text
+    assert "no more objects can be evicted" in caplog.text
 
     disk.others = 0
     assert await store.bounds.make(1000)
