@@ -242,7 +242,7 @@ class FetchConnection(server.ConnectionHandler):
             data.response.stream = True
 
     def _start_tls(self, data: tls.TlsData) -> None:
-        """Makes the TLS connection: to the origin with its settings, or to an https proxy with the public CAs and `ca_file`."""
+        """Makes the TLS connection: to the origin by its settings, or to an https proxy by the public CAs and `ca_file`."""
         assert isinstance(data.conn, connection.Server)
         assert data.conn.address
         host, port = data.conn.address[0], data.conn.address[1]
@@ -253,7 +253,7 @@ class FetchConnection(server.ConnectionHandler):
         data.ssl_conn = make_connection(self._ssl_context(trust), host, verify=not trust.insecure)
 
     def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
-        """Handles mitmproxy's log lines: an error is a crash, all others are debug lines. The fetch itself reports its failure."""
+        """Takes mitmproxy's log lines: an error is a crash, other lines are for debugging. A fetch reports its own failure."""
         if level < logging.ERROR:
             log.debug("%s: %s", self.origin.authority, message, exc_info=exc_info)
             return

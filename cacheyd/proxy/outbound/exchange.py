@@ -131,9 +131,9 @@ class Exchange:
 def without_end[M: http.Message](message: M) -> M:
     """The message, with its trailers and the time of its end set to None.
 
-    The caller makes the message with values for both. If it gave None to mitmproxy's constructor, mitmproxy's check would leave
-    an exception that refers to itself, and so to the frames of all callers. Then objects of these frames, for example the
-    descriptor of a flight's file, would stay open until the garbage collector runs.
+    The caller makes the message with values for both. If the caller gave None to mitmproxy's constructor, mitmproxy's check
+    would leave an exception that refers to itself, and so to the frames of all callers. Then objects of these frames, for
+    example the descriptor of a flight's file, would stay open until the garbage collector runs.
     """
     # mitmproxy has no other way to set these two to None.
     message.data.trailers = None

@@ -50,7 +50,7 @@ class Meter:
         self._appetite, self._seen = HEAD_READ, (0, 0)
 
     def appetite(self) -> int:
-        """The most bytes that the layers get at once: few of a body in tiny chunks, as the layers handle all of them in one go."""
+        """The most bytes that the layers get at once. A body in tiny chunks gets few, as the layers handle them in one go."""
         exchange = self.exchange
         if exchange is None or exchange.response is None:
             return HEAD_READ
