@@ -25,7 +25,7 @@ class NotAnswering(Exception):
 
 @contextlib.contextmanager
 def as_owner(directory: Path) -> Iterator[None]:
-    """A context in which root works as the directory's owner: cacheyd could not write files that root makes. Raises OSError."""
+    """A context in which root works as the directory's owner, as cacheyd could not write root's files. Raises OSError."""
     status = directory.stat()
     if os.geteuid() != 0 or not status.st_uid:
         yield

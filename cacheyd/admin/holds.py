@@ -25,7 +25,8 @@ class Holds:
         found = [asdict(row) for row in held_tags.listed(store, store.settings, store.clock())]
         for reply in in_rows(found):
             yield reply
-        # Without `min_age`, nothing is held. The count of tags that other settings would hold tells the user about wrong settings.
+        # Without `min_age`, nothing is held. Then the result says how many tags other settings, which the user perhaps meant,
+        # would hold.
         other = 0 if store.settings.has_min_age else sum(1 for _ in store.sights.held)
         yield {"result": {"count": len(found), "other": other}}
 

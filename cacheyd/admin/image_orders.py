@@ -16,10 +16,10 @@ LAYERS, MAX_LAYERS = 4, 64
 
 @dataclass(frozen=True, slots=True)
 class Warm(Order):
-    """Pulls images into the cache. `platforms` None means all platforms. `logins` are `user:password` by the image's full name.
+    """Pulls images into the cache. `platforms` None means all; `logins` are `user:password` by the image's full name.
 
-    `layers` is the number of layers that are fetched at once. With `referrers`, everything that refers to the images comes, too:
-    for example signatures and SBOMs.
+    `layers` is the number of layers that are fetched at once. With `referrers`, everything that refers to the images comes,
+    too: for example signatures and SBOMs.
     """
 
     command: ClassVar[str] = "warm"

@@ -16,7 +16,7 @@ from cacheyd.store.records import Stored, is_index
 
 
 class Platform(TypedDict):
-    """An entry of an index. `size` counts its stored objects (bytes), `missing` are the digests of blobs that are not stored."""
+    """An entry of an index. `size` counts its stored objects (bytes); `missing` are the digests of its missing blobs."""
 
     platform: str
     digest: str
@@ -60,7 +60,7 @@ class Object(TypedDict):
 
 
 class Listing:
-    """Makes the rows of an inventory. `read` gives a manifest's bytes. `pin` are the patterns of images that are never evicted."""
+    """Makes the rows of an inventory. `read` gives a manifest's bytes; `pin` are patterns of images that are never evicted."""
 
     def __init__(
         self, inventory: Inventory, read: Callable[[str], bytes | None] = lambda digest: None, pin: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""The command line as a table: each command, and what may be typed after it."""
+"""The command line as a table: each command with its arguments."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -47,7 +47,7 @@ _TOOL = (*_PLACE, _flag("--json", "print JSON"))
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A command in the table. `actions` are the words that may follow it; without a description, the help is it."""
+    """A command in the table. `actions` are its subcommands. An empty description means that the help text is used for it."""
 
     help: str
     arguments: tuple[Adder, ...] = ()
@@ -117,7 +117,7 @@ COMMANDS: Mapping[str, Line] = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the table. What it parses has the parser of its own command in `parser`."""
+    """Makes the parser of the table. The parsed arguments have the parser of their command in `parser`."""
     whole = argparse.ArgumentParser(prog="cacheyd", description="A pull-through cache for container registries.")
     whole.add_argument("--version", action="version", version=f"cacheyd {__version__}")
     _add(whole, "command", COMMANDS)

@@ -80,7 +80,7 @@ def is_own(ip: Address) -> bool:
 
 @cache
 def _binds_any(version: int) -> bool:
-    """Whether `net.ipv4.ip_nonlocal_bind`, or the same for IPv6, is set: binds to an address of the documentation, as a test."""
+    """Whether `net.ipv4.ip_nonlocal_bind`, or the same for IPv6, is set: tries an address that is only for documentation."""
     return _binds(ipaddress.ip_address("192.0.2.1" if version == 4 else "2001:db8::1"))
 
 

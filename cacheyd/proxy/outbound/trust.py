@@ -132,7 +132,7 @@ def make_connection(context: SSL.Context, host: str, *, verify: bool) -> SSL.Con
 
 
 def _require_host(conn: SSL.Connection, host: bytes) -> None:
-    # pyOpenSSL has no public function for this; mitmproxy's own TlsConfig uses the same calls.
+    # pyOpenSSL has no public function for this; mitmproxy's own TlsConfig does the same.
     param = SSL._lib.SSL_get0_param(conn._ssl)  # type: ignore[attr-defined]
     SSL._lib.X509_VERIFY_PARAM_set_hostflags(param, SSL._lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)  # type: ignore[attr-defined]
     SSL._openssl_assert(SSL._lib.X509_VERIFY_PARAM_set1_host(param, host, len(host)) == 1)  # type: ignore[attr-defined]
