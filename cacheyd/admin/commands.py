@@ -48,7 +48,7 @@ class Commands:
         except ValueError as error:
             raise CommandError(str(error)) from error
         except (KeyError, TypeError) as error:
-            raise CommandError("the command has not what it needs") from error
+            raise CommandError("an argument of the command is missing, or has a wrong type") from error
         async with contextlib.aclosing(closable(command.run(order))) as replies:
             async for reply in replies:
                 yield reply

@@ -81,7 +81,7 @@ class Warmer:
             done["held"] = session.held
         if reasons := [*tree.reasons[count:], *(lack for lack in lacks if lack.what not in own)]:
             done["referrers_failed"] = told(reasons)
-            log.warning("what refers to %s is not all there: %s", name, done["referrers_failed"])
+            log.warning("some referrers of %s are missing: %s", name, done["referrers_failed"])
         return done
 
     def _failed(self, name: str, reason: str) -> Event:

@@ -63,13 +63,13 @@ def line_of(event: dict[str, Any]) -> str:
         case "done":
             more = f", with {event['referrers']} that refer to it" if "referrers" in event else ""
             held = f" ({event['held']})" if event.get("held") else ""
-            without = f"; what refers to it is not all there: {why}" if (why := event.get("referrers_failed")) else ""
+            without = f"; some of its referrers are missing: {why}" if (why := event.get("referrers_failed")) else ""
             return f"{image}: {shown_size(event['bytes'])} in the cache{more}{held}{without}"
         case "failed":
             return f"{image} failed: {event['reason']}"
         case "end":
             total, here = event["images"], event["images"] - event["failed"]
-            without = f"; what refers to {count} of them is not all there" if (count := event.get("referrers_failed")) else ""
+            without = f"; some referrers of {count} of them are missing" if (count := event.get("referrers_failed")) else ""
             return f"{here} of {counted(total, 'image')} {'is' if 1 in (here, total) else 'are'} in the cache{without}"
     return ""
 

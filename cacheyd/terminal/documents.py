@@ -98,7 +98,7 @@ class _Builder:
 
     def alias(self, anchor: str | None) -> None:
         if anchor not in self._anchors:
-            raise Unreadable(f"*{str(anchor)[:SHOWN]} stands for nothing")
+            raise Unreadable(f"the alias *{str(anchor)[:SHOWN]} has no anchor")
         self._add(self._anchors[anchor], None)
 
     def start(self, container: list[object] | _Mapping, anchor: str | None) -> None:

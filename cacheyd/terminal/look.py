@@ -68,7 +68,7 @@ def holds(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
     """The table of `held`: the tags that are held."""
     if not rows:
         other = result.get("other", 0)
-        more = f"; no min_age is set here, with other settings {counted(other, 'tag')} would be (--config)" if other else ""
+        more = f"; these settings have no min_age, others (--config) would hold {counted(other, 'tag')}" if other else ""
         return f"nothing is held{more}\n"
     now, short = time.time(), sys.stdout.isatty()
     body: list[Row] = [

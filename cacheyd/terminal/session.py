@@ -102,7 +102,7 @@ def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
 
 
 def _check_writable(directory: Path) -> None:
-    """Raises OSError if a cacheyd would go on without the directory, and not answer. A full disk is no error: room can come."""
+    """Raises OSError if a cacheyd would go on without the directory, and not answer. A full disk is no error here."""
     try:
         check_directory(directory)
     except OSError as error:

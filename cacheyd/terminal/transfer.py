@@ -61,7 +61,7 @@ def _output(target: str) -> Iterator[IO[bytes]]:
     """A context with standard output, or with a new file that gets its name when it is complete."""
     if target == "-":
         if sys.stdout.isatty():
-            raise LayoutError("a tar file is nothing for a terminal: use -o FILE, or a pipe")
+            raise LayoutError("a tar file cannot be written to a terminal: use -o FILE, or a pipe")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return

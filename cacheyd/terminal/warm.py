@@ -29,7 +29,7 @@ def warm(
     layers: int = LAYERS,
     referrers: bool = False,
 ) -> int:
-    """Asks the cache to pull images, with `referrers` also their signatures and SBOMs. Gives 0 if all are in the cache, else 1."""
+    """Asks the cache to pull images, with `referrers` also signatures and SBOMs. Gives 0 if all are in the cache, else 1."""
     wanted = None if platforms is None else tuple(platforms)
     failed = without = 0
     with display:

@@ -43,7 +43,7 @@ class Clients:
     def warn(self) -> None:
         """Logs a warning if this process cannot open the number of files that `max_connections` needs."""
         if self._most < self._live.settings.max_connections:
-            log.warning("no more than %d connections: this process may not open more files", self._most)
+            log.warning("no more than %d connections: this process cannot open more files", self._most)
 
     def get(self, client_id: str) -> ClientLink | None:
         """The link of a client; None after the client has left."""

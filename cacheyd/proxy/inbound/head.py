@@ -100,7 +100,7 @@ def parse_head(raw: bytes) -> Head:
     if version is None:
         raise BadHead("bad request line")
     if version[1] != b"1":
-        raise BadHead("HTTP/1.1 and HTTP/1.0 are spoken here", 505)
+        raise BadHead("cacheyd speaks only HTTP/1.1 and HTTP/1.0", 505)
     if len(lines) > MAX_LINES + 1:
         raise BadHead("the request head has too many lines", 431)
     http10 = version[2] == b"0"

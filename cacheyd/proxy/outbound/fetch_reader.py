@@ -73,7 +73,7 @@ class Meter:
         if exchange is None or exchange.complete:
             self._idle_bytes += size
             if self._idle_bytes > MAX_HEAD:
-                raise OSError("it sends what nobody asked for")
+                raise OSError("the upstream sends bytes after its response")
             return False
         if exchange.response is None:
             unread = before - MAX_HEAD - FIRST_READ - (HANDSHAKE if conn.tls else 0)

@@ -121,7 +121,7 @@ def problem_of(head: bytes) -> str | None:
     if any(line[:1] in (b" ", b"\t") for line in lines):
         return "its response has a folded header line"
     if not all(_LENGTHS.fullmatch(line.partition(b":")[2]) for line in lines if _is_length(line)):
-        return "its response has a Content-Length that is none"
+        return "its response has a malformed Content-Length"
     codings = [line for line in lines if line[:17].lower() == b"transfer-encoding"]
     if sum(map(len, codings)) > MAX_CODING:
         return "its response has an absurd Transfer-Encoding"

@@ -33,7 +33,7 @@ def system_look_up(host: str, port: int) -> list[AddrInfoType]:
     try:
         return [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except UnicodeError:
-        raise OSError(f"{host} is no host name") from None
+        raise OSError(f"{host} is not a host name") from None
 
 
 @dataclass(slots=True)

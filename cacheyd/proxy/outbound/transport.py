@@ -64,7 +64,7 @@ class MitmTransport:
         try:
             to = parse_url(url)
         except ValueError:
-            raise _misdirected("sent to something that is no http or https URL") from None
+            raise _misdirected("the URL is not an http or https URL") from None
         if any(_CONTROLS.search(name) or _CONTROLS.search(value) for name, value in headers):
             raise UpstreamBroken("a header with control characters is not sent", refused=True)
         way = [route(self._live.settings, registry, to)]
@@ -98,7 +98,7 @@ class MitmTransport:
                 url = resolve(url, from_field(location))
                 to = parse_url(url)
             except ValueError:
-                raise _misdirected("redirected to something that is no http or https URL") from None
+                raise _misdirected("redirected to something that is not an http or https URL") from None
             target = route(self._live.settings, registry, to)
             if target.scheme == "http" and way[0].scheme == "https":
                 raise _misdirected("redirected from https to http")

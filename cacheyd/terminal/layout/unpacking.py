@@ -22,7 +22,7 @@ _COPY = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A blob of the tar in a temporary file, with a verified digest. `held` is open and locked; the cache's process shares it."""
+    """A blob of the tar in a temporary file, with a verified digest. `held` is the file, open and locked: `Kept` shares it."""
 
     digest: str
     size: int
@@ -68,7 +68,7 @@ class Unpacked:
         if not self.index or not self.layout:
             raise LayoutError("not an OCI image layout: it has no index.json or no oci-layout (docker save before 25?)")
         if "imageLayoutVersion" not in json_object(self.layout, "oci-layout"):
-            raise LayoutError("not an OCI image layout: oci-layout says no version")
+            raise LayoutError("not an OCI image layout: oci-layout has no version")
 
     def _take(self, tar: tarfile.TarFile, entry: tarfile.TarInfo, progress: Callable[[int], None]) -> None:
         name = _checked_path(entry)
@@ -130,7 +130,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _checked_path(entry: tarfile.TarInfo) -> str:
-    """The entry's path without `./`. Raises LayoutError for links, devices and paths out of the layout: no layout has these."""
+    """The entry's path without `./`. Raises LayoutError for links, devices and paths out of the layout."""
     name = re.sub(r"^(?:\./+)+", "", entry.name).rstrip("/")
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise LayoutError(f"the path {entry.name!r} leads out of the layout")

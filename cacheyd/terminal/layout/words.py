@@ -26,7 +26,7 @@ class IncompleteError(LayoutError):
 
     def __init__(self, missing: Sequence[str]) -> None:
         shown = "\n".join(f"  {line}" for line in missing)
-        super().__init__(f"not all of it is there:\n{shown}")
+        super().__init__(f"these objects are missing:\n{shown}")
         self.missing = missing
 
 
