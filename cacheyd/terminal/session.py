@@ -54,7 +54,7 @@ def run(args: Namespace, settings: Settings) -> int:
     except (NoServer, NotAnswering):
         print(f"cacheyd: the cacheyd that has {settings.cache_dir} does not answer", file=sys.stderr)
     except BrokenPipeError:
-        raise  # Nobody reads what it prints.
+        raise  # Nobody reads the command's output any more.
     except OSError as error:
         print(f"cacheyd: {why_unusable(error, settings.cache_dir)}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -72,7 +72,7 @@ def run_with(args: Namespace, call: Call, root: Path) -> int:
     except LayoutError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
     except BrokenPipeError:
-        raise  # Nobody reads what it prints.
+        raise  # Nobody reads the command's output any more.
     except OSError as error:
         print(f"cacheyd: {error.filename or 'the tar file'}: {error.strerror or error}", file=sys.stderr)
     return 1

@@ -225,7 +225,7 @@ class MemoryHealth:
         return self._monotonic() >= self._broken_until
 
     def report_write_error(self, error: OSError) -> None:
-        """Remembers that writes are refused."""
+        """Notes a failed write: for a while, this disk refuses writes."""
         self.write_errors += 1
         self._broken_until = self._monotonic() + BROKEN_PAUSE
 

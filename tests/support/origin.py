@@ -109,7 +109,7 @@ class Origin:
         self._cdn = (cdn, query)
 
     def serve_cdn(self, origin: Origin) -> None:
-        """Serves `origin`'s blobs like S3: 400 for a request with Authorization, 404 without the query that `origin` signed."""
+        """Serves `origin`'s blobs like S3: 400 for a request with Authorization, 404 without the query of `origin`."""
         self._cdn_for = origin
 
     def require_token(self, realm_origin: Origin | None = None) -> None:

@@ -224,7 +224,7 @@ class FetchConnection(server.ConnectionHandler):
             await self._meter.exchange.room()
 
     async def handle_hook(self, hook: commands.StartHook) -> None:
-        """Gives the hook to the addons, and streams every body."""
+        """Gives the hook to the addons, and makes mitmproxy stream every body."""
         (data,) = hook.args()
         if isinstance(hook, layers.tls.TlsStartServerHook):
             self._start_tls(data)
