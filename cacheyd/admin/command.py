@@ -54,7 +54,7 @@ def in_rows(rows: Iterable[object]) -> Iterator[Reply]:
 
 
 async def in_thread[T](look: Callable[[], T]) -> T:
-    """Looks through an inventory in a thread, and gives what `look` gives. Raises CommandError for an ambiguous name."""
+    """Runs `look`, which looks through an inventory, in a thread. Raises CommandError for an ambiguous name."""
     try:
         return await asyncio.to_thread(look)
     except Ambiguous as error:

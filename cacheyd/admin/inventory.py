@@ -1,6 +1,6 @@
-"""What the cache holds: which images there are, which objects each image needs, and which objects a name means.
+"""The content of the cache: which images there are, which objects each image needs, and which objects a name means.
 
-This module does no I/O and uses no state of the store. It needs only a snapshot, so all of it can run in a thread.
+This module does no I/O and uses no state of the store. The module needs only a snapshot, so all of it can run in a thread.
 """
 
 from collections.abc import Iterable, Set

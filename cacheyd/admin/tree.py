@@ -26,7 +26,7 @@ class Tree:
         self._taken: dict[str, None] = {}
         self.blobs: dict[str, Descriptor] = {}
         self.reasons: list[Reason] = []
-        # The registry's errors 500 about entries of unknown type. They count only if the entry is a manifest by its bytes.
+        # The registry's errors 500 about entries of unknown type. They count only for manifests (known by their bytes).
         self.doubts: dict[str, str] = {}
 
     @property
@@ -108,6 +108,6 @@ class Tree:
             if kind is Kind.MANIFEST or not (error.is_missing or error.status == 500):
                 raise
             if error.status == 500:
-                # docker-registry (distribution) answers 500 if the object is a blob; other registries do it when they fail.
+                # docker-registry (distribution) answers 500 if the object is a blob; other registries answer 500 on a failure.
                 self.doubts[entry.digest] = str(error)
         return None

@@ -34,7 +34,7 @@ from cacheyd.upstream.login_sources import missing
 
 log = logging.getLogger(__name__)
 
-# How long nothing must happen on a connection until it is closed (seconds).
+# An idle connection is closed after this time (seconds).
 IDLE_TIMEOUT = 120
 
 

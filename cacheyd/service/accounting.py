@@ -9,7 +9,7 @@ from cacheyd.observe.logs import AccessLine, AccessLog
 
 
 class Accounting:
-    """Counts and logs requests about registries. It neither counts nor logs pages and probes."""
+    """Counts and logs requests about registries. Does not count or log pages and probes."""
 
     def __init__(
         self,

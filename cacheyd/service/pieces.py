@@ -14,7 +14,7 @@ from cacheyd.protocol.reference import Kind
 # If no client asks for a piece of a layer during this time (seconds), the layer counts as read to its end.
 QUIET = 2.0
 # A layer counts as read in pieces from this number of pieces on. A first piece alone is enough: more pieces always follow it.
-# A single piece from the middle is not enough: it can be the resume of a download that broke off.
+# A single piece from the middle is not enough: this piece can be the resume of a download that broke off.
 FIRST = 2
 # If there are this many layers, the quiet ones are forgotten.
 MAX_LAYERS = 256

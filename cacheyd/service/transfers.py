@@ -12,7 +12,7 @@ from cacheyd.service.pieces import Pieces
 
 log = logging.getLogger(__name__)
 
-# How often a stopping cache looks whether its transfers have ended (seconds). Requests only change a counter: this is cheaper
+# How often a stopping cache looks whether its transfers have ended (seconds). Requests only change a counter, which is cheaper
 # for each hit than an event.
 LOOK_EVERY = 0.05
 

@@ -1,6 +1,7 @@
 """The common parts of the commands about images: which images and platforms the user means, and which files are read.
 
-A `Call` sends one order to a cache and gives the values of its replies, in order. It raises CommandError if the cache refuses.
+A `Call` sends one order to a cache and gives the values of its replies, in order. A `Call` raises CommandError if the cache
+refuses the order.
 """
 
 import argparse

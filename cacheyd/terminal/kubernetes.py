@@ -1,6 +1,6 @@
 """Finds the images in Kubernetes objects: containers, initContainers, ephemeralContainers, volumes of type image (PodSpec).
 
-It finds these by their shape, so it also reads custom resources that contain a pod. It looks at each part once.
+This module knows objects by their shape, so custom resources that contain a pod are read, too. It looks at each part once.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def _named(value: dict[str, Any]) -> str:
 
 
 def _images_of(value: dict[str, Any], once: _Once) -> Iterator[tuple[str, object]]:
-    """Each container or volume, as a text, and its image. Leaves out those without the key: they get their image elsewhere."""
+    """Each container or volume, as a text, and its image. Leaves out an item without the key: it has its image elsewhere."""
     for key in _CONTAINERS:
         items = value.get(key)
         for item in items if isinstance(items, list) and once.is_new(items, "containers") else ():

@@ -13,7 +13,7 @@ from cacheyd.upstream.programs import HelperError
 
 
 def one_login(images: Sequence[ImageName], username: str, password: str) -> dict[str, str]:
-    """The typed login, for each image. Raises UsageError if there are several registries: only one may see the login."""
+    """The typed login, for each image. Raises UsageError for images of several registries: only one may see the login."""
     registries = sorted({image.registry for image in images})
     if len(registries) > 1:
         raise UsageError(f"--username is for one registry, and these are {', '.join(registries)}; use --authfile")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 class Idle:
     """Calls `end` if nothing happens on a connection for this number of seconds.
 
-    It replaces mitmproxy's watchdog, because that one uses a clock that people can set. This one uses the monotonic clock.
+    This class replaces mitmproxy's watchdog, whose clock can be set by people. This class uses the monotonic clock.
     """
 
     def __init__(self, seconds: float, end: Callable[[], None]) -> None:

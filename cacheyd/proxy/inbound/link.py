@@ -77,7 +77,7 @@ class ClientLink:
             self._handshake = None
 
     def _end(self) -> None:
-        """Closes the connection as mitmproxy does after a timeout: the client can still read, for a while, what was sent."""
+        """Closes the connection like mitmproxy after a timeout: for a while, the client can still read the sent bytes."""
         io = self._handler.transports.get(self._handler.client)
         if io is not None and io.handler is not None:
             io.handler.cancel("timeout")

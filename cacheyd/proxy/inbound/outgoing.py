@@ -37,8 +37,8 @@ class Outgoing:
         self._held = 0
         self._waiting: set[asyncio.Future[None]] = set()
         # `_spell` counts how many times bytes began to wait for the client. `_marked` is the last measurement: the spell, the
-        # loop's time (seconds), and the bytes that were not taken. One timer for all spells makes the measurements, as a body
-        # of many windows begins to wait at each window.
+        # loop's time (seconds), and the bytes that were not taken. One timer makes the measurements of all spells, because a
+        # body of many windows begins a new spell at each window.
         self._spell = 0
         self._marked = (0, 0.0, 0)
         self._timer: asyncio.Handle | None = None

@@ -12,7 +12,7 @@ from cacheyd.upstream.port import Chunk, UpstreamBroken
 # A body in more than MANY_PIECES with fewer than FEW_BYTES on average counts as an attack on the CPU: the pieces of an honest
 # body have thousands of bytes.
 MANY_PIECES, FEW_BYTES = 5_000, 32
-# The longest error message that is passed on (characters): it can quote a peer.
+# The longest error message that is passed on (characters): the message can quote a peer.
 MAX_MESSAGE = 300
 
 

@@ -1,4 +1,4 @@
-"""The reader that gives mitmproxy the bytes of an upstream connection: how many at once, and when they are too many."""
+"""The reader that gives mitmproxy the bytes of an upstream connection, and limits each read, each head and each chunk line."""
 
 from collections.abc import Callable, Iterator
 
@@ -68,7 +68,7 @@ class Meter:
         Raises OSError for too many bytes after the end of a response.
         """
         exchange = self.exchange
-        # The layers have not looked at the bytes of this read yet: they can be a head and much of its body.
+        # The layers have not looked at the bytes of this read yet: these bytes can be a head and much of its body.
         before, self._came = self._came, self._came + size
         if exchange is None or exchange.complete:
             self._idle_bytes += size
@@ -115,7 +115,7 @@ class FetchReader:
     async def pass_body(self) -> None:
         """Takes a large body of known length past the layers, except for its last byte, with which the layers see its end."""
         exchange = self._meter.exchange
-        # This works only if no other layer (a proxy's, TLS) is between the HTTP layer and the connection.
+        # A body can go past the layers only if no layer (a proxy's, TLS) is between the HTTP layer and the connection.
         client = getattr(self._http.connections.get(self._conn), "child_layer", None)
         if exchange is None or exchange.response is None or not isinstance(client, StrictHttp1Client) or self._conn.tls:
             return

@@ -1,6 +1,6 @@
 """Checks the head of an upstream's response, once and here: later, cacheyd stores, sends and logs parts of the head.
 
-cacheyd refuses a response that can be read in two ways. It leaves out a header that is only useless.
+cacheyd refuses a response that can be read in two ways. cacheyd leaves out a header that is only useless.
 """
 
 import re
@@ -37,7 +37,7 @@ _NAME = re.compile(_TOKEN.encode())
 _BREAK = re.compile(rb"[\x00\r\n]")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _CONTENT_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}[ \t]*(?:;.*)?")
-# Headers that may occur once. Only the first one is kept, so that no later reader takes another one.
+# Headers that may occur once. Only the first value is kept, so that no later reader takes another value.
 _SINGLE = frozenset(
     {
         "accept-ranges", "age", "content-length", "content-range", "content-type", "date",

@@ -10,7 +10,7 @@ from cacheyd.proxy.outbound.exchange import Exchange
 
 
 class Submit(events.ConnectionEvent):
-    """A new request for the connection. It is addressed to the client connection, so HttpLayer passes it to `Requests`."""
+    """A new request for the connection. The event is addressed to the client connection, so `Requests` gets it."""
 
     def __init__(self, client: connection.Client, flow: http.HTTPFlow, exchange: Exchange) -> None:
         super().__init__(client)

@@ -25,7 +25,7 @@ from cacheyd.upstream.port import HEARD, UpstreamBroken, was_heard
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_HOPS = 5
-# The longest message of a failure that is passed on (characters): it can quote a peer.
+# The longest message of a failure that is passed on (characters): the message can quote a peer.
 MAX_MESSAGE = 300
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -59,7 +59,7 @@ class MitmTransport:
 
         The error says in `elsewhere` whether another host than the one asked first caused the failure.
         """
-        # One deadline for all hops, no longer than clients wait: a redirect does not start the time anew.
+        # One deadline holds for all hops, and is no longer than clients wait: a redirect does not start the time anew.
         deadline = self._live.settings.head_timeout + self._live.settings.connect_timeout / 2
         try:
             to = parse_url(url)

@@ -22,7 +22,10 @@ _COPY = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A blob of the tar in a temporary file, with a verified digest. `held` is the file, open and locked: `Kept` shares it."""
+    """A blob of the tar in a temporary file, with a verified digest. `held` is the open file, with a shared lock.
+
+    The cache that takes the file over locks it, too, while the importer still holds its own lock.
+    """
 
     digest: str
     size: int
