@@ -1,1 +1,1 @@
-"""What contributors run beside the tests."""
+"""The programs that contributors run beside the tests."""

@@ -19,9 +19,9 @@ from cacheyd.settings.settings import SETTINGS, Scope, Setting
 ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 METRICS_PAGE = ROOT / "docs" / "metrics.md"
-# A cacheyd has so long to start, and to end (seconds).
+# How long a cacheyd can take to start, and to end (seconds).
 PATIENCE = 30.0
-# Metrics of any Python process, on Linux only; the page says so in a sentence.
+# The prefix of metrics that every Python process has, only on Linux. The page mentions them in a sentence.
 PROCESS = "process_"
 
 _SECTION = re.compile(r"(?P<start><!-- docs: (?P<name>[\w ]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
@@ -38,7 +38,7 @@ class MetricRow:
 
 
 def settings_table(scope: Scope) -> str:
-    """The settings of a scope, one row each."""
+    """The table of the settings of a scope, one row each."""
     rows = [_setting_row(setting) for setting in SETTINGS if setting.scope is scope]
     return "\n".join(["| setting | environment | default | what |", "| --- | --- | --- | --- |", *rows])
 
@@ -50,13 +50,13 @@ def _setting_row(setting: Setting) -> str:
 
 
 def metrics_table(rows: list[MetricRow]) -> str:
-    """The metrics, one row each."""
+    """The table of the metrics, one row each."""
     lines = [f"| `{row.name}` | {row.kind} | {', '.join(f'`{name}`' for name in row.labels)} | {row.text} |" for row in rows]
     return "\n".join(["| metric | type | labels | what |", "| --- | --- | --- | --- |", *lines])
 
 
 def metrics() -> list[MetricRow]:
-    """All metrics of a running cacheyd, by name. This starts one: some metrics exist only in a composed service."""
+    """All metrics of cacheyd, by name. Starts a cacheyd, because some metrics exist only in a running service."""
     with running() as port:
         text = read(port, "/metrics")
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
@@ -76,8 +76,8 @@ def _labels_of_samples(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def _labels_of_metrics() -> dict[str, tuple[str, ...]]:
-    """The labels of each metric of `Metrics`, which may have no sample yet."""
-    # prometheus_client tells nobody which collectors there are, nor the labels of a metric without samples.
+    """The labels of each metric of `Metrics`, also of metrics without a sample."""
+    # prometheus_client has no public list of collectors, and no public way to get the labels of a metric without samples.
     collectors = Metrics().registry._collector_to_names
     found: dict[str, tuple[str, ...]] = {}
     for collector, names in collectors.items():
@@ -88,7 +88,7 @@ def _labels_of_metrics() -> dict[str, tuple[str, ...]]:
 
 @contextmanager
 def running() -> Iterator[int]:
-    """A cacheyd with default settings and an empty cache; its port."""
+    """A context with a running cacheyd that has default settings and an empty cache; gives its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def read(port: int, path: str) -> str:
-    """A page of the cacheyd on this port. Raises OSError if there is none, or it does not answer 200."""
+    """A page of the cacheyd on this port. Raises OSError if no cacheyd answers, or if the status is not 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("GET", path)
@@ -134,18 +134,18 @@ def read(port: int, path: str) -> str:
 
 
 def sections() -> dict[str, str]:
-    """What is generated, by the name in the marker."""
+    """The generated tables, by the name in the marker."""
     tables = {f"settings {scope}": settings_table(scope) for scope in Scope}
     return tables | {"metrics": metrics_table(metrics())}
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:
-    """The page with each table between its markers. A marker that names no table is a KeyError."""
+    """The page with each table between its markers. Raises KeyError for a marker that names no table."""
     return _SECTION.sub(lambda found: f"{found['start']}\n{tables[found['name']]}\n\n{found['end']}", text)
 
 
 def main() -> None:
-    """Writes the pages that differ, and says which."""
+    """Writes the pages that differ, and prints their names."""
     tables = sections()
     for page in (SETTINGS_PAGE, METRICS_PAGE):
         before = page.read_text("utf-8")

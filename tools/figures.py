@@ -1,7 +1,7 @@
-"""The figures of the house: sizes of modules, functions and classes, arrows between rooms, what has no docstring.
+"""The figures of the code: sizes of modules, functions and classes, imports between rooms, missing docstrings.
 
-python tools/figures.py             the table, and what is over a limit
-python tools/figures.py store       the modules of one wing, too
+python tools/figures.py             prints the table, and everything that is over a limit
+python tools/figures.py store       prints the modules of one wing, too
 """
 
 import ast
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "cacheyd"
-# The limits: lines of a module, of a function, methods and attributes of a class, arrows between rooms.
+# The limits: lines of a module, lines of a function, methods and attributes of a class, arrows between rooms. An arrow is an
+# import of one room from another.
 MODULE_MEDIAN, MODULE_MAX = 150, 350
 FUNCTION_MEDIAN, FUNCTION_P90, FUNCTION_MAX = 7, 19, 40
 METHODS, ATTRIBUTES, ARROWS = 20, 12, 60
@@ -22,25 +23,25 @@ type Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @functools.cache
 def sources() -> dict[str, ast.Module]:
-    """Each module's path below the package, and its tree. Package files with a docstring alone are none."""
+    """The syntax tree of each module, by its path below the package. Leaves out package files that have only a docstring."""
     found = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
     return {name: tree for name, tree in found.items() if not (name.endswith("__init__.py") and len(tree.body) == 1)}
 
 
 def lines(name: str) -> int:
-    """The length of a module."""
+    """The number of lines of a module."""
     return len((PACKAGE / name).read_text("utf-8").splitlines())
 
 
 def functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Name and length of each function, its docstring included."""
+    """The name of each function, and its number of lines with its docstring."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, (node.end_lineno or 0) - node.lineno + 1
 
 
 def classes(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
-    """Name, number of methods, and number of attributes of each class: those of `self`, and declared fields."""
+    """The name of each class, its number of methods, and its number of attributes (of `self`, and declared fields)."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -56,18 +57,18 @@ def _assigned(method: Function) -> Iterator[str]:
 
 
 def _is_value(node: ast.ClassDef) -> bool:
-    """A frozen dataclass, a named tuple, a typed dictionary: a value has as many fields as it has."""
+    """Whether a class is a frozen dataclass, a named tuple, a typed dictionary or a protocol: its fields have no limit."""
     said = " ".join(map(ast.unparse, [*node.decorator_list, *node.bases]))
     return "frozen=True" in said or "NamedTuple" in said or "TypedDict" in said or "Protocol" in said
 
 
 def room(module: str) -> str:
-    """A wing, or a single module beside the wings."""
+    """The room of a module: its wing, or the module itself if it is beside the wings."""
     return module.split("/", maxsplit=1)[0].removesuffix(".py")
 
 
 def arrows() -> set[tuple[str, str]]:
-    """Which room imports of which other one."""
+    """The pairs of rooms of which the first imports from the second."""
     found = set()
     for name, tree in sources().items():
         for node in ast.walk(tree):
@@ -79,7 +80,7 @@ def arrows() -> set[tuple[str, str]]:
 
 
 def undocumented() -> list[str]:
-    """Public modules, classes, functions and methods without a docstring; of an override, the original's is enough."""
+    """The public modules, classes, functions and methods without a docstring. An override needs none."""
     found = []
     for name, tree in sources().items():
         if ast.get_docstring(tree) is None:
@@ -100,7 +101,7 @@ def _without_docstring(body: list[ast.stmt], within: str = "") -> Iterator[tuple
 
 
 def public() -> int:
-    """How many public names there are."""
+    """The number of public names."""
     count = 0
     for tree in sources().values():
         for node in tree.body:
@@ -112,7 +113,7 @@ def public() -> int:
 
 
 def over() -> list[str]:
-    """What is over its limit, a line each."""
+    """A line for each module, function or class that is over a limit."""
     found = []
     for name, tree in sources().items():
         if lines(name) > MODULE_MAX:

@@ -1,1 +1,1 @@
-"""What the tools ask of a running cache."""
+"""The control socket, and the commands that the tools send to a running cache."""

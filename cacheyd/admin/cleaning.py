@@ -19,20 +19,20 @@ from cacheyd.store.store import Store
 
 log = logging.getLogger(__name__)
 
-# Objects that go at once, and how often progress is told (seconds).
+# The number of objects that are removed at once, and how often progress is reported (seconds).
 BATCH, TELL_EVERY = 200, 0.2
-# Blobs without a manifest are left alone for so long (seconds): the manifest may be on its way.
+# How long a blob without a manifest must be unused before it is removed (seconds): its manifest can still be on its way.
 UNREFERENCED_AGE = 3600.0
 
 
 class Cleaning:
-    """Cleans a store up."""
+    """Runs the commands that clean a store up."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def commands(self) -> tuple[Command[Rm], Command[Gc], Command[Verify]]:
-        """These commands."""
+        """The commands of this module."""
         return command(Rm, self._rm), command(Gc, self._gc), command(Verify, self._verify)
 
     async def _rm(self, order: Rm) -> AsyncIterator[Reply]:
@@ -59,13 +59,16 @@ class Cleaning:
         }
 
     async def _remove(self, removal: Removal) -> tuple[int, int]:
-        """Objects and bytes that went. What an image needs that came meanwhile stays."""
+        """Removes tags and objects; gives the number of removed objects and their bytes.
+
+        An object stays if an image that came during the removal needs it.
+        """
         store = self._store
         for name in removal.tags:
             store.tags.remove(name)
         going = set(removal.objects)
         count = size = 0
-        # Manifests first: what is left of an image that is removed halfway is blobs that nobody asks for.
+        # Manifests are removed first: so if the removal stops halfway, only blobs are left, which no client asks for.
         order = sorted(removal.objects, key=self._is_blob)
         for batch in batched(order, BATCH):
             free = [d for d in batch if d in removal.asked or going.issuperset(store.catalog.parents(d))]

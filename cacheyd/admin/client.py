@@ -1,4 +1,4 @@
-"""The asking end of the control socket: what a tool needs to reach the cacheyd that has a directory."""
+"""The client's side of the control socket: by it, a tool reaches the cacheyd that has the cache directory."""
 
 import contextlib
 import json
@@ -11,21 +11,21 @@ from typing import cast
 from cacheyd.admin.control import NAME, CommandError, Reply, encoded, short_path
 from cacheyd.admin.orders import Args
 
-# How long a client waits for the first line (seconds): it comes before any work.
+# How long a client waits for the first line of an answer (seconds): the server sends this line before any work.
 ANSWER_WAIT = 10.0
 
 
 class NoServer(Exception):
-    """Nobody listens on the socket."""
+    """No process listens on the socket."""
 
 
 class NotAnswering(Exception):
-    """Somebody listens, but does not answer, or stopped in the middle."""
+    """A process listens on the socket, but does not answer, or stopped in the middle of its answer."""
 
 
 @contextlib.contextmanager
 def as_owner(directory: Path) -> Iterator[None]:
-    """Lets root work as the directory's owner: cacheyd could not write what root makes in it. Raises OSError."""
+    """A context in which root works as the directory's owner, as cacheyd could not write root's files. Raises OSError."""
     status = directory.stat()
     if os.geteuid() != 0 or not status.st_uid:
         yield
@@ -41,7 +41,7 @@ def as_owner(directory: Path) -> Iterator[None]:
 
 
 def is_served(directory: Path) -> bool:
-    """Whether somebody listens on the directory's socket. Raises PermissionError."""
+    """Whether a process listens on the directory's socket. Raises PermissionError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(ANSWER_WAIT)
         try:
@@ -50,14 +50,14 @@ def is_served(directory: Path) -> bool:
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return False
         except (TimeoutError, BlockingIOError, ConnectionError):
-            return True  # It does, and does not get to it.
+            return True  # A process listens, but is too busy to accept.
     return True
 
 
 def request(directory: Path, command: str, args: Args, *, wait: float = ANSWER_WAIT) -> Iterator[Reply]:
-    """Asks the process that has the directory; blocks between replies. The first reply comes within `wait` seconds.
+    """Sends a command to the process that has the directory, and gives its replies. Blocks between replies.
 
-    Raises NoServer, NotAnswering, PermissionError and CommandError.
+    Waits `wait` seconds for the first reply. Raises NoServer, NotAnswering, PermissionError and CommandError.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(wait)

@@ -1,4 +1,4 @@
-"""What a command of the control socket is: its name, the order that it takes, and the replies that it gives."""
+"""A command of the control socket: its name, the order that it takes, and the replies that it gives."""
 
 import asyncio
 import contextlib
@@ -11,15 +11,15 @@ from cacheyd.admin.control import CommandError, Reply, closable
 from cacheyd.admin.inventory import Ambiguous
 from cacheyd.admin.orders import Order
 
-# Rows in a line.
+# The most rows in one reply.
 ROWS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Command[O]:
-    """`run` is an async generator of replies, the last of which has the result; it raises CommandError.
+    """A command. `run` is an async generator of replies, the last of which has the result; it raises CommandError.
 
-    `parse` makes its order of what came over the socket; it raises what `Order.parse` raises.
+    `parse` makes the order from the arguments that came over the socket; it raises the same errors as `Order.parse`.
     """
 
     name: str
@@ -28,12 +28,12 @@ class Command[O]:
 
 
 def command[O: Order](order: type[O], run: Callable[[O], AsyncIterator[Reply]]) -> Command[O]:
-    """The command that takes such orders."""
+    """Makes the command that takes orders of this type."""
     return Command(order.command, order.parse, run)
 
 
 def telling[O: Order](order: type[O], run: Callable[[O], AsyncIterator[dict[str, Any]]]) -> Command[O]:
-    """A command made of a function that yields plain values: each is told as progress, and a ValueError is a refusal."""
+    """Makes a command from a function that yields plain values: each value is sent as progress, a ValueError as an error."""
 
     async def replies(given: O) -> AsyncIterator[Reply]:
         try:
@@ -48,13 +48,13 @@ def telling[O: Order](order: type[O], run: Callable[[O], AsyncIterator[dict[str,
 
 
 def in_rows(rows: Iterable[object]) -> Iterator[Reply]:
-    """Replies with these rows, some in each."""
+    """Replies with these rows, up to ROWS in each reply."""
     for batch in batched(rows, ROWS):
         yield {"rows": batch}
 
 
 async def in_thread[T](look: Callable[[], T]) -> T:
-    """What looking through an inventory gives; off the event loop. Raises CommandError for a name that is ambiguous."""
+    """Runs `look`, which looks through an inventory, in a thread. Raises CommandError for an ambiguous name."""
     try:
         return await asyncio.to_thread(look)
     except Ambiguous as error:

@@ -1,4 +1,4 @@
-"""The table of commands, on the side of the process that has the cache directory."""
+"""The table of commands, in the process that has the cache directory."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,14 @@ from cacheyd.admin.holds import Holds
 from cacheyd.admin.looking import Looking
 from cacheyd.store.store import Store
 
-# A cache that has just been started is waited for until its index is read, but no longer than this (seconds).
+# How long a command waits until a cache that has just started has read its index (seconds).
 LOAD_WAIT = 60.0
 
 
 class Commands:
-    """All commands by name: those about the store, and `further` ones.
+    """All commands by name: the commands about the store, and the `further` commands.
 
-    `running` gives the counters of the process that serves, where there is one.
+    `running` gives the counters of the process that serves clients; None if this process serves none.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Commands:
         self._table: dict[str, Command[Any]] = {command.name: command for command in (*own, *further)}
 
     async def run(self, name: str, args: Mapping[str, Any]) -> AsyncIterator[Reply]:
-        """Carries a command out: replies, the last of which has the result. Raises CommandError."""
+        """Runs a command, and gives its replies; the last reply has the result. Raises CommandError."""
         command = self._table.get(name)
         if command is None:
             raise CommandError(f"there is no command {name!r}; known: {', '.join(self._table)}")
@@ -48,7 +48,7 @@ class Commands:
         except ValueError as error:
             raise CommandError(str(error)) from error
         except (KeyError, TypeError) as error:
-            raise CommandError("the command has not what it needs") from error
+            raise CommandError("an argument of the command is missing, or has a wrong type") from error
         async with contextlib.aclosing(closable(command.run(order))) as replies:
             async for reply in replies:
                 yield reply

@@ -1,8 +1,8 @@
-"""The control socket: a Unix socket in the cache directory by which the tools talk to the process that has it.
+"""The control socket: a Unix socket in the cache directory. By it, the tools talk to the process that has the directory.
 
-A line of JSON asks: `{"command": "ls", "args": {...}}`. Lines of JSON answer: any number of `{"progress": {...}}` and
-`{"rows": [...]}`, the first one at once, then one `{"result": {...}}` or `{"error": "text"}`. One request per connection.
-Whoever may write to the socket's file (mode 0600) may do everything.
+The request is a line of JSON: `{"command": "ls", "args": {...}}`. The answer is lines of JSON: any number of
+`{"progress": {...}}` and `{"rows": [...]}`, the first line at once, then one `{"result": {...}}` or `{"error": "text"}`. There
+is one request per connection. A user who can write to the socket's file (mode 0600) can use all commands.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ NAME = "control.sock"
 
 
 class Reply(TypedDict, total=False):
-    """One line of an answer: it has one of these members."""
+    """One line of an answer, with one of these members."""
 
     progress: Any
     rows: Sequence[Any]
@@ -25,12 +25,12 @@ class Reply(TypedDict, total=False):
 
 
 class CommandError(Exception):
-    """A command that cannot be carried out, in one line for people."""
+    """A command cannot be carried out; the message is one line for people."""
 
 
 @contextlib.contextmanager
 def short_path(directory: Path) -> Iterator[str]:
-    """The directory by a name short enough for a socket: its address has room for 107 bytes (unix(7))."""
+    """A context with a short path to the directory: the address of a socket has room for 107 bytes (unix(7))."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}"
@@ -39,7 +39,7 @@ def short_path(directory: Path) -> Iterator[str]:
 
 
 async def closable[T](replies: AsyncIterator[T]) -> AsyncGenerator[T]:
-    """The same replies. Closing this ends the generator behind them at once, and not some time later."""
+    """Gives the same replies. If the caller closes this generator, the generator behind it ends at once, and not later."""
     try:
         async for reply in replies:
             yield reply
@@ -49,5 +49,5 @@ async def closable[T](replies: AsyncIterator[T]) -> AsyncGenerator[T]:
 
 
 def encoded(line: Reply | Mapping[str, Any]) -> bytes:
-    """A request or a reply as it goes over the socket."""
+    """The bytes of a request or a reply on the socket."""
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"

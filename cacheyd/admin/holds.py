@@ -1,4 +1,4 @@
-"""The commands about images that wait for their min_age: `held`, `release`."""
+"""The commands about images that are younger than `min_age`: `held`, `release`."""
 
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -11,13 +11,13 @@ from cacheyd.store.store import Store
 
 
 class Holds:
-    """What a store holds back."""
+    """Runs the commands about held tags."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def commands(self) -> tuple[Command[Held], Command[Release]]:
-        """These commands."""
+        """The commands of this module."""
         return command(Held, self._held), command(Release, self._release)
 
     async def _held(self, _: Held) -> AsyncIterator[Reply]:
@@ -25,7 +25,8 @@ class Holds:
         found = [asdict(row) for row in held_tags.listed(store, store.settings, store.clock())]
         for reply in in_rows(found):
             yield reply
-        # Where no settings say so, nothing is held; but others may have been meant.
+        # Without `min_age`, nothing is held. Then the result says how many tags other settings, which the user perhaps meant,
+        # would hold.
         other = 0 if store.settings.has_min_age else sum(1 for _ in store.sights.held)
         yield {"result": {"count": len(found), "other": other}}
 

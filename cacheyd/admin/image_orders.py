@@ -1,4 +1,4 @@
-"""The orders about images that come in and go out: warm, export, and the steps of an import."""
+"""The orders about images: warm, export, and the steps of an import."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from cacheyd.protocol.images import ImageName, parse_image
 from cacheyd.protocol.platforms import Platform, own_platform, parse_platform
 from cacheyd.store import partial_files
 
-# The layers that are fetched at once where nothing is said, and the most that may be.
+# The number of layers that are fetched at once by default, and the most that a user can ask for.
 LAYERS, MAX_LAYERS = 4, 64
 
 
@@ -18,7 +18,8 @@ LAYERS, MAX_LAYERS = 4, 64
 class Warm(Order):
     """Pulls images into the cache. `platforms` None means all; `logins` are `user:password` by the image's full name.
 
-    So many `layers` are fetched at once. With `referrers`, signatures, SBOMs and whatever else refers to the images come, too.
+    `layers` is the number of layers that are fetched at once. With `referrers`, everything that refers to the images comes,
+    too: for example signatures and SBOMs.
     """
 
     command: ClassVar[str] = "warm"
@@ -41,7 +42,7 @@ class Warm(Order):
     @classmethod
     @override
     def parse(cls, args: Mapping[str, Any]) -> Self:
-        # Without `platforms`, for this machine's.
+        # An order without `platforms` is for this machine's platform.
         images, platforms, logins = args.get("images"), args.get("platforms", []), args.get("logins", {})
         layers, referrers = args.get("layers", LAYERS), args.get("referrers", False)
         if not (are_texts(images) and images):
@@ -60,7 +61,7 @@ class Warm(Order):
 
 @dataclass(frozen=True, slots=True)
 class Export(Order):
-    """Asks which objects images are; with `referrers` also what the cache has under tags that refer to them."""
+    """Asks which objects belong to images; with `referrers` also to the tags in the cache that refer to these images."""
 
     command: ClassVar[str] = "export"
     images: tuple[ImageName, ...]
@@ -78,7 +79,7 @@ class Export(Order):
 
 @dataclass(frozen=True, slots=True)
 class ImportRoom(Order):
-    """Has room made for an object of so many bytes."""
+    """Asks the cache to make room for an object of `size` bytes."""
 
     command: ClassVar[str] = "import-room"
     size: int
@@ -112,7 +113,7 @@ class ImportObject(Order):
     @classmethod
     @override
     def parse(cls, args: Mapping[str, Any]) -> Self:
-        # Only the name of a file of an import is taken.
+        # `file` must have the name of an import's file: so a tool cannot name any other file.
         file, digest, media_type, within = args["file"], args["digest"], args["media_type"], _texts(args, "within")
         if not isinstance(media_type, str):
             raise TypeError
@@ -123,7 +124,7 @@ class ImportObject(Order):
 
 @dataclass(frozen=True, slots=True)
 class ImportCheck(Order):
-    """Asks which of these objects are gone again."""
+    """Asks which of these objects are no longer in the cache."""
 
     command: ClassVar[str] = "import-check"
     digests: tuple[str, ...]
@@ -140,7 +141,7 @@ class ImportCheck(Order):
 
 @dataclass(frozen=True, slots=True)
 class ImportTag(Order):
-    """Has a tag stand for a manifest that is here."""
+    """Sets a tag to a manifest that is in the cache."""
 
     command: ClassVar[str] = "import-tag"
     image: ImageName

@@ -1,6 +1,6 @@
-"""What the cache holds: which images there are, which objects each of them needs, and what a name means.
+"""The content of the cache: which images there are, which objects each image needs, and which objects a name means.
 
-No I/O and no state of the store: a snapshot is enough, so all of it runs in a thread.
+This module does no I/O and uses no state of the store. The module needs only a snapshot, so all of it can run in a thread.
 """
 
 from collections.abc import Iterable, Set
@@ -14,11 +14,11 @@ from cacheyd.store.records import Stored, is_index
 
 
 class Ambiguous(Exception):
-    """The beginning of several digests."""
+    """A name is the beginning of several digests."""
 
 
 class Parts(NamedTuple):
-    """What an image consists of: digests of stored objects and of missing ones, and the size of the stored ones."""
+    """The parts of an image: the digests of stored and of missing objects, and the size of the stored objects (bytes)."""
 
     stored: tuple[str, ...]
     missing: tuple[str, ...]
@@ -26,7 +26,7 @@ class Parts(NamedTuple):
 
 
 class Inventory:
-    """A snapshot, looked through: its objects by digest, and the meanings of its tags."""
+    """The objects of a snapshot by digest, the variants of its tags, and the images made of them."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.objects: dict[str, Stored] = {stored.digest: stored for stored in snapshot.objects}
@@ -35,7 +35,7 @@ class Inventory:
 
     @cached_property
     def roots(self) -> list[Root]:
-        """All images: what tags mean, and the manifests of each repository that no tag of it reaches."""
+        """All images: the manifests that tags lead to, and the manifests of a repository that none of its tags reaches."""
         roots, tagged, anywhere = [], set(), set()
         for name, variants in self.tags.items():
             repository, _, tag = name.rpartition(":")
@@ -60,14 +60,14 @@ class Inventory:
         return sorted(roots)
 
     def parts(self, digest: str) -> Parts:
-        """What an object consists of."""
+        """The parts of one object: the object and all that it needs."""
         parts = self._parts.get(digest)
         if parts is None:
             parts = self._parts[digest] = self.walk([digest])
         return parts
 
     def walk(self, digests: Iterable[str], without: Set[str] = frozenset()) -> Parts:
-        """What several objects consist of together. Objects in `without`, and what only they need, are left out."""
+        """The parts of several objects together, without the objects in `without` and what only these need."""
         stored: dict[str, None] = {}
         missing: dict[str, None] = {}
         size = 0
@@ -86,7 +86,7 @@ class Inventory:
         return Parts(tuple(stored), tuple(missing), size)
 
     def shows(self, target: Target, root: Root) -> bool:
-        """Whether a list for this target has the image: it is meant, or its registry, or one of its objects by digest."""
+        """Whether a list for this target has the image: the target means the image, its registry, or one of its objects."""
         if target.covers(root) or (root.repository and root.repository.partition("/")[0] == target.text):
             return True
         if not target.digest or (target.image is not None and target.image.name != root.repository):
@@ -94,7 +94,7 @@ class Inventory:
         return any(digest.startswith(target.digest) for digest in self.parts(root.digest).stored)
 
     def named(self, target: Target) -> set[str]:
-        """The objects that are named by digest. Raises Ambiguous."""
+        """The objects that the target names by digest. Raises Ambiguous."""
         if not target.digest:
             return set()
         found = {target.digest} & self.objects.keys()

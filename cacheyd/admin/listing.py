@@ -1,4 +1,4 @@
-"""The rows of `cacheyd ls`: images and objects, as plain data."""
+"""Makes the rows of `cacheyd ls`: images and objects, as plain data."""
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TypedDict
@@ -16,7 +16,7 @@ from cacheyd.store.records import Stored, is_index
 
 
 class Platform(TypedDict):
-    """An entry of an index. `size` is what of it is stored, `missing` are the digests of blobs that are not."""
+    """An entry of an index. `size` counts its stored objects (bytes); `missing` are the digests of its missing blobs."""
 
     platform: str
     digest: str
@@ -28,7 +28,7 @@ class Platform(TypedDict):
 class Image(TypedDict):
     """A tag, or a manifest that no tag reaches (then `tag` is empty). Sizes in bytes, `used` in seconds since the epoch.
 
-    `complete` says that all that its stored manifests need is there; an index needs one stored manifest at least.
+    `complete` says that all objects that its stored manifests need are stored. An index needs at least one stored manifest.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Object(TypedDict):
 
 
 class Listing:
-    """Rows of an inventory. `read` gives a manifest's bytes; `pin` are the patterns of images that stay."""
+    """Makes the rows of an inventory. `read` gives a manifest's bytes; `pin` are patterns of images that are never evicted."""
 
     def __init__(
         self, inventory: Inventory, read: Callable[[str], bytes | None] = lambda digest: None, pin: Sequence[str] = ()
@@ -70,7 +70,7 @@ class Listing:
         self._pin = tuple(pin)
 
     def images(self, targets: Sequence[Target] = ()) -> Iterator[Image]:
-        """The images that are meant, or all, in the order of their names."""
+        """The images that the targets mean, or all images, in the order of their names."""
         pinned = self._pinned_digests()
         for root in self._inventory.roots:
             if not targets or any(self._inventory.shows(target, root) for target in targets):
@@ -81,7 +81,7 @@ class Listing:
         registry, _, repository = root.repository.partition("/")
         platforms = self._platforms(stored) if is_index(stored.media_type) else []
         missing = self._missing(parts)
-        # Of an index one stored manifest is enough; it may list none, or blobs alone.
+        # For an index, one stored manifest is enough. An index can also list no manifest, or only blobs.
         whole = not missing and (bool(stored.needs) or not platforms)
         return {
             "name": root.name, "registry": registry, "repository": repository, "tag": root.tag, "digest": root.digest,
@@ -90,7 +90,7 @@ class Listing:
         }  # fmt: skip
 
     def _missing(self, parts: Parts) -> list[str]:
-        """What is not here, but for layers that come from elsewhere (`urls`) and were never to be."""
+        """The missing objects, without layers that come from elsewhere (`urls`): the cache never gets these."""
         missing = dict.fromkeys(parts.missing)
         for digest in parts.stored if missing else ():
             if not missing.keys().isdisjoint(self._inventory.objects[digest].needs):
@@ -117,14 +117,14 @@ class Listing:
         return found
 
     def _pinned_digests(self) -> set[str]:
-        """What the patterns name by tag or digest."""
+        """The digests that the patterns in `pin` name by tag or by digest."""
         if not self._pin:
             return set()
         found = {v.digest for name, variants in self._inventory.tags.items() if matches(name, self._pin) for v in variants}
         return found | {root.digest for root in self._inventory.roots if matches(root.by_digest, self._pin)}
 
     def blobs(self, targets: Sequence[Target] = ()) -> Iterator[Object]:
-        """All objects, or those of the images that are meant, the largest first."""
+        """All objects, or the objects of the images that the targets mean, the largest first."""
         needed: dict[str, list[str]] = {}
         for root in self._inventory.roots:
             for digest in self._inventory.parts(root.digest).stored:
@@ -151,7 +151,7 @@ class Listing:
 
 
 def _foreign(data: bytes | None) -> list[str]:
-    """The digests in a manifest of what its registry need not have."""
+    """The digests of foreign layers in a manifest: its registry need not have them."""
     try:
         return [entry.digest for entry in parse_manifest(data or b"").entries if entry.foreign]
     except ValueError:
@@ -159,7 +159,7 @@ def _foreign(data: bytes | None) -> list[str]:
 
 
 def _entries(data: bytes | None) -> Iterator[tuple[str, str, bool]]:
-    """Digest and platform of each entry that an index lists (image-spec, "Image Index"), and whether it is a blob."""
+    """The digest and platform of each entry of an index (image-spec, "Image Index"), and whether the entry is a blob."""
     try:
         items = parse_object(data or b"{}").get("manifests")
     except ValueError:

@@ -1,4 +1,4 @@
-"""The commands that look into the store: `ls`, `du`, `stats`."""
+"""The commands that show the store: `ls`, `du`, `stats`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -14,14 +14,14 @@ from cacheyd.store.store import Store
 
 
 class Looking:
-    """Looks into a store. `running` gives the counters of the process that serves, where there is one."""
+    """Runs the commands that show a store. `running` gives the counters of the process that serves, None if there is none."""
 
     def __init__(self, store: Store, running: Callable[[], Mapping[str, object]] | None = None) -> None:
         self._store = store
         self._running = running
 
     def commands(self) -> tuple[Command[Ls], Command[Du], Command[Stats]]:
-        """These commands."""
+        """The commands of this module."""
         return command(Ls, self._ls), command(Du, self._du), command(Stats, self._stats)
 
     async def _ls(self, order: Ls) -> AsyncIterator[Reply]:

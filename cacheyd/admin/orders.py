@@ -1,9 +1,9 @@
-"""What each command is given, as a value: the tools build an order, the control socket carries it, the server parses it once.
+"""An order: a command with its arguments, as a value. The tools make an order, and the server parses it once from the socket.
 
-`args()` is the order as JSON on the socket, `parse()` is its reverse. Both ends may be of different versions of cacheyd: a
-member that is left out means what it meant before there was such a member, and members that are not known do not matter.
+`args()` is the order as JSON for the socket, `parse()` is the reverse. Both ends can be different versions of cacheyd. So a
+missing member has the meaning that the order had before this member existed, and an unknown member is ignored.
 
-`parse()` raises ValueError with a text for people, and KeyError or TypeError for a member that is missing or of another kind.
+`parse()` raises ValueError with a text for people, and KeyError or TypeError for a missing member or one of the wrong type.
 """
 
 from collections.abc import Mapping
@@ -17,24 +17,24 @@ type Args = dict[str, Any]
 
 
 class Order:
-    """A command with what it is given; this one is given nothing."""
+    """A command with its arguments. This base class is for a command without arguments."""
 
     __slots__ = ()
     command: ClassVar[str]
 
     def args(self) -> Args:
-        """What goes over the socket."""
+        """The arguments as JSON for the socket."""
         return {}
 
     @classmethod
     def parse(cls, args: Mapping[str, Any]) -> Self:
-        """The order that came over the socket."""
+        """Makes the order from the arguments that came over the socket."""
         return cls()
 
 
 @dataclass(frozen=True, slots=True)
 class Ls(Order):
-    """Lists the images that are meant, or all; with `blobs` their objects instead."""
+    """Lists the images that the patterns mean, or all images; with `blobs` their objects instead."""
 
     command: ClassVar[str] = "ls"
     patterns: tuple[Target, ...] = ()
@@ -51,26 +51,26 @@ class Ls(Order):
 
 
 class Du(Order):
-    """Says who takes how much of the disk."""
+    """Asks how much of the disk each registry and each repository takes."""
 
     command: ClassVar[str] = "du"
 
 
 class Stats(Order):
-    """Gives the totals of the store and the counters of the process that serves."""
+    """Asks for the totals of the store, and for the counters of the process that serves."""
 
     command: ClassVar[str] = "stats"
 
 
 class Held(Order):
-    """Lists the tags whose image is too young."""
+    """Lists the tags that are held: their new image is younger than `min_age`."""
 
     command: ClassVar[str] = "held"
 
 
 @dataclass(frozen=True, slots=True)
 class Release(Order):
-    """Lets images through although they are too young."""
+    """Lets clients have images although these are younger than `min_age`."""
 
     command: ClassVar[str] = "release"
     images: tuple[ImageName, ...]
@@ -87,7 +87,7 @@ class Release(Order):
 
 @dataclass(frozen=True, slots=True)
 class Rm(Order):
-    """Removes what is meant by the targets and what only that needs, or everything."""
+    """Removes the images that the targets mean, and the objects that only these need; or everything."""
 
     command: ClassVar[str] = "rm"
     targets: tuple[Target, ...] = ()
@@ -123,18 +123,18 @@ class Gc(Order):
 
 
 class Verify(Order):
-    """Reads everything that is stored, and drops what does not have its digest."""
+    """Reads all stored objects, and removes each object whose bytes do not have its digest."""
 
     command: ClassVar[str] = "verify"
 
 
 def given(**members: object) -> Args:
-    """The members that say something."""
+    """The members that are not empty or false."""
     return {name: value for name, value in members.items() if value}
 
 
 def are_texts(value: object) -> TypeGuard[list[str]]:
-    """Whether this is a list of texts."""
+    """Whether a value is a list of texts."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 

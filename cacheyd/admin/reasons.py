@@ -1,23 +1,23 @@
-"""Why parts of an image are not in the cache, told in one line."""
+"""The reasons why parts of an image are not in the cache, in one line."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from cacheyd.observe.wording import counted
 
-# So many different reasons are told in one line; each has at most 300 characters of a registry's.
+# The most different reasons in one line. Each reason has 300 characters of a registry's text at most.
 MAX_REASONS = 4
 
 
 class Reason(NamedTuple):
-    """Why something of an image is not there: what it is (empty for the image itself), and why."""
+    """Why a part of an image is missing: `what` is the part (empty for the image itself), `why` is the reason."""
 
     what: str
     why: str
 
 
 def told(reasons: Iterable[Reason]) -> str:
-    """Reasons in one line of bounded length: what is alike is told once, with a count."""
+    """The reasons in one line of bounded length. Equal reasons are told once, with a count."""
     groups: dict[str, dict[str, None]] = {}
     for what, why in reasons:
         groups.setdefault(why, {})[what] = None

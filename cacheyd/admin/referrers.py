@@ -1,4 +1,4 @@
-"""Signatures, SBOMs and whatever else refers to an image: found out through a cache, by the API of registries and by tags."""
+"""Finds everything that refers to an image, for example signatures and SBOMs: through the cache, by the API and by tags."""
 
 import asyncio
 import re
@@ -12,26 +12,26 @@ from cacheyd.protocol.manifest import Manifest, parse_manifest
 from cacheyd.protocol.reference import Kind
 from cacheyd.protocol.targets import is_ns
 
-# What refers to an image (signatures, SBOMs), and to that in turn (an SBOM's signature): so deep, so many in all, and so
-# many pages of a list.
+# How many steps referrers are followed (an image's SBOM, then the SBOM's signature), the most referrers of an image in all,
+# and the most pages of one list.
 REFERRERS_DEPTH, MAX_REFERRERS, MAX_PAGES = 2, 500, 50
 
-# cosign's tags beside the image's own: sha256-<hex>.sig and the like. Without a suffix it is the list of referrers of a
-# registry that has no API for them (distribution-spec, "Referrers Tag Schema").
+# The suffixes of cosign's tags beside the image's own tag: sha256-<hex>.sig and so on. The tag without a suffix is the list of
+# referrers in a registry without the API for referrers (distribution-spec, "Referrers Tag Schema").
 COSIGN = (".sig", ".att", ".sbom")
 
 
 class Referrers:
-    """Finds what refers to the manifests of a tree, and takes it into the tree."""
+    """Finds the objects that refer to the manifests of a tree, and takes them into the tree."""
 
     def __init__(self, session: Session, tree: Tree) -> None:
         self._session = session
         self._tree = tree
-        # How many signatures, SBOMs and the like were found.
+        # The number of signatures, SBOMs and other referrers that were found.
         self.count = 0
 
     async def grow(self) -> None:
-        """Fetches what refers to the manifests that were taken, and what refers to that. What fails is among the reasons."""
+        """Fetches the referrers of the manifests in the tree, then the referrers of these. Failures become reasons."""
         done = 0
         try:
             for _ in range(REFERRERS_DEPTH):
@@ -62,7 +62,7 @@ class Referrers:
             raise Failed(f"more than {MAX_REFERRERS} signatures, SBOMs and the like")
 
     async def _listed(self, subject: str, tag: str) -> Sequence[Descriptor]:
-        """What the registry lists as referrers, by its API or, where it has none, by tag."""
+        """The list of referrers from the registry's API or, if it has no such API, from a tag."""
         try:
             found = await self._pages(subject)
         except Failed as error:
@@ -74,7 +74,7 @@ class Referrers:
         return listed[1].entries if listed is not None and listed[1].is_index else ()
 
     async def _pages(self, subject: str) -> list[Descriptor] | None:
-        """The registry's list, page by page (distribution-spec, "Listing Referrers"); None if it has none. Raises Failed."""
+        """The registry's list, all pages (distribution-spec, "Listing Referrers"); None if there is none. Raises Failed."""
         found: list[Descriptor] = []
         asked, query = set[str](), ""
         while query not in asked and len(asked) < MAX_PAGES and len(found) <= MAX_REFERRERS:
@@ -95,7 +95,7 @@ class Referrers:
         return found
 
     async def _tagged(self, tag: str) -> tuple[str, Manifest] | None:
-        """What a tag that there may be stands for."""
+        """The digest and content of a tag's manifest; None if there is no tag or the request failed. A failure is a reason."""
         try:
             return await self._session.manifest(tag)
         except Failed as error:

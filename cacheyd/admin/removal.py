@@ -1,4 +1,4 @@
-"""What goes with a removal, and what stays as other images need it."""
+"""Works out which objects a removal removes, and which stay because other images need them."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from cacheyd.protocol.reference import Kind
 
 
 class Staying(TypedDict):
-    """A manifest that was to be removed, as the image `name`, and stays, as other images need it; a tag goes all the same."""
+    """A manifest that stays although the removal means the image `name`: other images need it. A tag is removed anyway."""
 
     name: str
     manifest: str
@@ -19,9 +19,10 @@ class Staying(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What goes: images by name, tags (`registry/repository:tag`), objects by digest; `asked` are those named themselves.
+    """The result: images by name, tags (`registry/repository:tag`) and objects by digest that are removed.
 
-    `stays` are those of which the manifest stays.
+    `asked` are the objects that the user named by digest. `bytes` is the size of the removed objects, `kept` the number of
+    objects that stay for other images. `stays` are the images whose manifest stays.
     """
 
     images: Sequence[str] = ()
@@ -35,14 +36,14 @@ class Removal:
 
 
 def removal_of_everything(inventory: Inventory) -> Removal:
-    """All that is there."""
+    """The removal of all images, tags and objects."""
     images = list(dict.fromkeys(root.name for root in inventory.roots))
     size = sum(stored.size for stored in inventory.objects.values())
     return Removal(images, list(inventory.tags), list(inventory.objects), set(inventory.objects), size)
 
 
 def removal_of(inventory: Inventory, targets: Sequence[Target]) -> Removal:
-    """What goes with these: their tags, objects that are named by digest, and what no image that stays needs.
+    """The removal of these targets: their tags, the objects that they name by digest, and the objects that only they need.
 
     Raises Ambiguous.
     """
@@ -58,7 +59,7 @@ def removal_of(inventory: Inventory, targets: Sequence[Target]) -> Removal:
             not_found.append(target.text)
         asked |= objects
         going.update(roots)
-        # Of a pattern that means an image by its digest, the tags go, too.
+        # If a pattern means an image by its digest, the image's tags are removed, too.
         tags |= dict.fromkeys([*named, *(root.name for root in roots if root.tag)])
     reached = inventory.walk([*(root.digest for root in going), *asked]).stored
     staying = [root for root in inventory.roots if root not in going and root.digest not in asked]
@@ -82,7 +83,7 @@ def _staying(inventory: Inventory, root: Root, others: Sequence[Root]) -> Stayin
 
 
 def unreferenced(inventory: Inventory, before: float) -> list[str]:
-    """Blobs that no stored manifest needs and that were neither stored nor used since `before`."""
+    """The blobs that no stored manifest needs, and that were neither stored nor used since `before` (epoch seconds)."""
     needed = {digest for stored in inventory.objects.values() for digest in stored.needs}
     return [
         stored.digest

@@ -1,4 +1,4 @@
-"""The serving end of the control socket: it stays in the cache directory, and hands each request to the commands."""
+"""The server's side of the control socket: keeps the socket in the cache directory, and runs the command of each request."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 type Runner = Callable[[str, dict[str, Any]], AsyncIterator[Reply]]
 
-# The longest request (bytes), how long it may take to come, and how often the socket is looked for (seconds).
+# The longest request (bytes), how long a request can take to come, and how often the server looks for its socket (seconds).
 REQUEST_MAX, REQUEST_WAIT, LOOK_EVERY = 1 << 20, 10.0, 2.0
 
 _BACKLOG = 16
@@ -25,7 +25,7 @@ _ANSWERING = b'{"progress": {}}\n'
 
 
 class ControlServer:
-    """Answers on the socket. `run` carries commands out; `is_ours` says whether this process has the directory."""
+    """Answers on the socket. `run` runs a command; `is_ours` says whether this process has the cache directory."""
 
     def __init__(self, directory: Path, run: Runner, is_ours: Callable[[], bool] = lambda: True) -> None:
         self._directory = directory
@@ -38,7 +38,7 @@ class ControlServer:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listens, and sees to it that the socket stays. Raises nothing: without it the cache works as well."""
+        """Listens, and makes the socket again if it is removed. Raises nothing: the cache also works without the socket."""
         await self.ensure()
         self._keeping = asyncio.create_task(self._keep())
 
@@ -48,7 +48,7 @@ class ControlServer:
             await self.ensure()
 
     async def ensure(self) -> None:
-        """Makes the socket where it is not there (any more): the directory may be wiped at any time."""
+        """Makes the socket if it is missing: somebody can wipe the directory at any time."""
         if not self._is_ours() or (self._file is not None and self._identify() == self._file):
             return
         try:
@@ -60,10 +60,10 @@ class ControlServer:
             self._failing = True
 
     async def _listen(self) -> None:
-        """Puts a socket in place of whatever is there, such as that of a killed process; raises OSError."""
+        """Makes a new socket in place of an old file, for example the socket of a killed process. Raises OSError."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Before it has a name, so that nobody else gets in between.
+            # The mode is set before the socket has a name, so that no other user can connect before.
             os.fchmod(listener.fileno(), 0o600)
             with short_path(self._directory) as directory:
                 new = f"{directory}/.{NAME}.{os.getpid()}"
@@ -91,7 +91,7 @@ class ControlServer:
         return status.st_dev, status.st_ino
 
     async def close(self) -> None:
-        """Takes the socket away and ends what runs."""
+        """Removes the socket, and ends the running commands."""
         if self._keeping is not None:
             self._keeping.cancel()
         if self._server is not None:
@@ -114,9 +114,9 @@ class ControlServer:
         try:
             await self._serve(reader, writer)
         except ConnectionError:
-            pass  # The client left.
+            pass  # The client has left.
         except asyncio.CancelledError:
-            pass  # Closing; the streams' own callback would report it as an error.
+            pass  # The server is closing. The callback of asyncio's streams would report this as an error.
         except Exception:
             log.exception("the control socket failed")
         finally:

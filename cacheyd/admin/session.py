@@ -1,4 +1,4 @@
-"""One image, asked for through the cache as a client would, with the login that the client has."""
+"""Asks the cache for the parts of one image, as a client does, with the client's login."""
 
 import asyncio
 from dataclasses import replace
@@ -27,18 +27,18 @@ from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.upstream.auth import answer_challenge
 from cacheyd.upstream.port import Transport, UpstreamBroken
 
-# As containerd asks, so that what is known of a tag then is right for it.
+# The same Accept as containerd's, so that the cache gets the tag's variant for containerd.
 ACCEPT = ", ".join((DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX, "*/*"))
 
-# Some registries refuse clients without a name.
+# Some registries refuse requests without a User-Agent.
 AGENT = ("User-Agent", f"cacheyd/{__version__}")
 
-# The longest manifest, or list of referrers, that is read (bytes).
+# The longest manifest or list of referrers that is read (bytes).
 MAX_BODY = 8 << 20
 
 
 class Failed(Exception):
-    """Something of an image could not be had or kept; the message says why. `status` is the registry's, if it said no."""
+    """A part of an image could not be fetched or kept; the message says why. `status` is the registry's, 0 for no answer."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -46,17 +46,17 @@ class Failed(Exception):
 
     @property
     def is_missing(self) -> bool:
-        """Whether the registry says that there is no such thing, or that it does not know of such things."""
+        """Whether the registry says that the object does not exist, or that it does not know this kind of object."""
         return 400 <= self.status < 500 and self.status not in (401, 429)
 
 
 class NotManifest(Failed):
-    """What came is no manifest."""
+    """The body that came is not a manifest."""
 
 
 class Session:
-    """Asks the cache for the parts of one image: without a login like a client that names the registry in the path, with a
-    login like containerd.
+    """Asks the cache for the parts of one image: without a login, like a client that names the registry in the path; with a
+    login, like containerd.
     """
 
     def __init__(self, cache: Cache, transport: Transport, image: ImageName, login: str) -> None:
@@ -65,14 +65,14 @@ class Session:
         self._image = image
         self._login = login
         self._authorization: HeaderList = ()
-        # Why the image is not what its tag is upstream (min_age).
+        # Why the tag is held (`min_age`): then the image is not the one that the tag has upstream.
         self.held = ""
         self._asking = asyncio.Lock()
 
     async def get(self, kind: Kind, reference: str, *, media_type: str = "", query: str = "") -> Answer:
-        """The cache's answer, a challenge of the registry answered; `media_type` is what a manifest is said to be.
+        """The cache's answer with status 200. Answers a challenge of the registry with the login. Raises Failed.
 
-        Raises Failed.
+        `media_type` is the type that a manifest's descriptor says.
         """
         ref = self._image.part(kind, reference, self._image.registry if self._login else "")
         ref = replace(ref, query=query) if query else ref
@@ -91,7 +91,7 @@ class Session:
         return answer
 
     async def manifest(self, reference: str, media_type: str = "") -> tuple[str, Manifest]:
-        """Digest and content of a manifest that is in the cache now. Raises Failed, NotManifest for what is none."""
+        """Gets a manifest into the cache; its digest and content. Raises Failed, and NotManifest if it is not a manifest."""
         answer = await self.get(Kind.MANIFEST, reference, media_type=media_type)
         data = await whole_body(answer)
         digest = header(answer.headers, "docker-content-digest") or ""
@@ -108,14 +108,14 @@ class Session:
         return self._cache.store.objects.find(digest) is not None
 
     async def kind_here(self, digest: str) -> Kind | None:
-        """What an object is that is in the cache; None if it is not, or is a manifest that came as a blob."""
+        """The kind of an object in the cache; None if it is not in the cache, or is a manifest that came as a blob."""
         stored = self._cache.store.objects.find(digest)
         if stored is None or (stored.kind is Kind.BLOB and await self.is_manifest(digest)):
             return None
         return stored.kind
 
     async def is_manifest(self, digest: str) -> bool:
-        """Whether an object is here that is a manifest by its bytes."""
+        """Whether the object is in the cache and is a manifest by its bytes."""
         stored = self._cache.store.objects.find(digest)
         if stored is None or stored.size > MAX_BODY:
             return False
@@ -137,13 +137,13 @@ class Session:
                 wait = error.wait if isinstance(error, UpstreamBroken) else None
                 if wait is None or wait > most or not most or waited:
                     raise Failed(f"the login failed: {error}") from error
-            # A rate limit of the token service that is over in a moment.
+            # The token service limits its rate, and the limit ends soon.
             waited = True
             await asyncio.sleep(wait)
 
 
 def accepted(kind: Kind, media_type: str) -> tuple[str, ...]:
-    """As containerd asks for what has a descriptor: by its media type first."""
+    """The Accept lines for a request. Like containerd, asks for an object with a descriptor by its media type first."""
     if kind is Kind.REFERRERS:
         return (OCI_INDEX,)
     if kind is not Kind.MANIFEST:
@@ -153,7 +153,7 @@ def accepted(kind: Kind, media_type: str) -> tuple[str, ...]:
 
 
 async def whole_body(answer: Answer) -> bytes:
-    """All bytes of a manifest. Raises Failed, also for more than a manifest may have."""
+    """All bytes of a manifest. Raises Failed, also for a manifest of more than MAX_BODY bytes."""
     if answer.source is None:
         return bytes(answer.body)
     data = bytearray()
@@ -170,13 +170,13 @@ async def whole_body(answer: Answer) -> bytes:
 
 
 def close(answer: Answer) -> None:
-    """Lets go of an answer of which no more is read."""
+    """Closes the source of an answer, if it has one: nobody reads more of it."""
     if answer.source is not None:
         answer.source.close()
 
 
 def _why(answer: Answer) -> str:
-    """What an answer that is an error says."""
+    """The status and the message of an answer that is an error."""
     try:
         errors = parse_object(bytes(answer.body)).get("errors")
         message = errors[0].get("message") if isinstance(errors, list) else ""

@@ -1,4 +1,4 @@
-"""The state of a running cache, in one report: the status page shows it, `cacheyd stats` sends it, the metrics read it."""
+"""The state of a running cache in one report, for the status page, for `cacheyd stats` and for the metrics."""
 
 import html
 import time
@@ -17,7 +17,7 @@ from cacheyd.upstream.origins import Origins
 
 
 class Reporter:
-    """Makes reports. What counts as the start is when this object was made."""
+    """Makes reports. The time since the start counts from the construction of this object."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Reporter:
         self._started = monotonic()
 
     def report(self) -> Report:
-        """How things are now."""
+        """The state of the cache now."""
         hits, misses = self._metrics.totals()
         return Report(
             uptime=self._monotonic() - self._started,
@@ -73,7 +73,7 @@ class Reporter:
         )
 
     def counters(self) -> dict[str, object]:
-        """What happened since the start, for `cacheyd stats`."""
+        """The counters since the start, for `cacheyd stats`."""
         now = self.report()
         total = now.hits + now.misses
         return {
@@ -84,7 +84,7 @@ class Reporter:
 
 
 def kept_nothing(trouble: str) -> str:
-    """What there is to say while requests are served and nothing is kept, in one line."""
+    """The warning, in one line, that the cache serves requests but keeps nothing."""
     return f"{trouble}: nothing is kept"
 
 
@@ -96,7 +96,7 @@ def _duration(seconds: float) -> str:
 
 
 def render(report: Report) -> bytes:
-    """The page: no scripts, nothing from elsewhere."""
+    """The status page as HTML. The page has no scripts, and loads nothing from other servers."""
     store, total = report.store, report.hits + report.misses
     ratio = f"{100 * report.hits / total:.1f} %" if total else "no requests yet"
     free = "unknown" if store.free is None else shown_size(store.free)

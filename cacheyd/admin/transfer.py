@@ -1,4 +1,4 @@
-"""What a running cache does for `cacheyd export` and `cacheyd import`: says which objects an image is, and takes files in."""
+"""The commands for `cacheyd export` and `cacheyd import`: say which objects an image has, and take files into the store."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,12 +13,12 @@ from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX
 from cacheyd.store.records import INDEXES, TagVariant
 from cacheyd.store.store import Store
 
-# An imported tag is for all clients that take every type of manifest, as containerd does.
+# An imported tag is for all clients that accept every type of manifest, like containerd.
 ASKED = freshness.asked_types(frozenset({DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX}))
 
 
 class Exported(TypedDict):
-    """A manifest or index that is to be exported under a name; `size` in bytes."""
+    """A manifest or index that is exported under a name; `size` in bytes."""
 
     name: str
     digest: str
@@ -26,9 +26,10 @@ class Exported(TypedDict):
     size: int
 
 
-# Tags that refer to an image by its digest: cosign's, and the list of a registry without an API for it ("").
+# The suffixes of tags that refer to an image by its digest: cosign's tags, and ("") the list of referrers in a registry
+# without an API for referrers.
 REFERRING = ("", ".sig", ".att", ".sbom")
-# How deep: an image's SBOM, and the SBOM's signature.
+# How many steps referrers are followed: an image's SBOM, then the SBOM's signature.
 REFERRERS_DEPTH = 2
 
 
@@ -38,9 +39,10 @@ def export_command(store: Store) -> Command[Export]:
 
 
 async def export(store: Store, order: Export) -> AsyncIterator[dict[str, Any]]:
-    """Gives the roots of images, all that they need marked as used just now, so that it is not evicted.
+    """Gives the roots of images, and marks all objects that they need as used now, so that these are not evicted.
 
-    With `referrers`, also those that the cache has under tags that refer to them: signatures, SBOMs. Raises ValueError.
+    With `referrers`, also gives the roots under tags in the cache that refer to the images: signatures, SBOMs. Raises
+    ValueError.
     """
     found: list[Exported] = []
     missing = []
@@ -62,7 +64,7 @@ async def export(store: Store, order: Export) -> AsyncIterator[dict[str, Any]]:
 
 
 def _referrers(store: Store, image: ImageName, root: str) -> list[Exported]:
-    """What the cache has under tags that refer to an image, to its platforms, or to what refers to it."""
+    """The roots under tags in the cache that refer to an image, to its platforms, or to its referrers."""
     found: dict[str, Exported] = {}
     subjects = [root]
     for _ in range(REFERRERS_DEPTH):
@@ -76,7 +78,7 @@ def _referrers(store: Store, image: ImageName, root: str) -> list[Exported]:
 
 
 def _manifests(store: Store, roots: list[str]) -> list[str]:
-    """The stored manifests below these, and they themselves, each once."""
+    """The stored manifests among these roots and below them, each once."""
     todo, seen = list(reversed(roots)), dict[str, None]()
     while todo:
         digest = todo.pop()
@@ -87,7 +89,7 @@ def _manifests(store: Store, roots: list[str]) -> list[str]:
 
 
 def _root(store: Store, image: ImageName) -> Exported | None:
-    """The manifest or index that a name stands for, if it is here."""
+    """The manifest or index that a name leads to; None if it is not in the cache."""
     if image.digest:
         stored = store.objects.find(image.digest)
         if stored is None or not stored.media_type or image.name not in stored.within:
@@ -95,7 +97,7 @@ def _root(store: Store, image: ImageName) -> Exported | None:
         return {"name": str(image), "digest": stored.digest, "media_type": stored.media_type, "size": stored.size}
     variants = store.tags.variants(image.registry, image.repository, image.tag)
     here = [variant for variant in variants if store.objects.find(variant.digest) is not None]
-    # What clients were told who take an index; others may have been given one platform.
+    # The variant for clients that accept an index is the best: other clients perhaps got the manifest of one platform.
     best = max(here, key=lambda variant: (bool(INDEXES & variant.asked), variant.checked), default=None)
     if best is None:
         return None
@@ -113,14 +115,14 @@ def _touch(store: Store, root: str) -> None:
 
 
 class Importer:
-    """Takes the objects and tags of an import in, one command for each step."""
+    """Takes the objects and tags of an import into the store, with one command for each step."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
 
     def commands(self) -> tuple[Command[Any], ...]:
-        """These commands."""
+        """The commands of this module for an import."""
         return (
             telling(ImportRoom, self.room),
             telling(ImportObject, self.take),
@@ -129,13 +131,13 @@ class Importer:
         )
 
     async def room(self, order: ImportRoom) -> AsyncIterator[dict[str, Any]]:
-        """Makes room for an object. Raises ValueError where there is none."""
+        """Makes room for an object. Raises ValueError if there is no room."""
         if not self._store.health.writable or not await self._store.bounds.make(order.size):
             raise ValueError(f"there is no room for an object of {shown_size(order.size)}, or the disk refuses writes")
         yield {"size": order.size}
 
     async def take(self, order: ImportObject) -> AsyncIterator[dict[str, Any]]:
-        """Makes a file in CACHE_DIR/partial an object. Raises ValueError where it cannot be kept."""
+        """Makes a file in CACHE_DIR/partial an object. Raises ValueError if the store cannot keep the object."""
         store, digest = self._store, order.digest
         first, *others = order.within
         stored = await store.adopt_file(store.root / "partial" / order.file, digest, order.media_type, first)
@@ -146,11 +148,11 @@ class Importer:
         yield {"digest": digest}
 
     async def check(self, order: ImportCheck) -> AsyncIterator[dict[str, Any]]:
-        """Says which of these objects are gone again."""
+        """Gives the digests of these objects that are no longer in the cache."""
         yield {"gone": [digest for digest in order.digests if self._store.objects.find(digest) is None]}
 
     async def tag(self, order: ImportTag) -> AsyncIterator[dict[str, Any]]:
-        """Has a tag stand for a manifest. Raises ValueError where the manifest is not here."""
+        """Sets a tag to a manifest. Raises ValueError if the manifest is not in the cache."""
         store, image = self._store, order.image
         stored = store.objects.find(order.digest)
         if stored is None or not stored.media_type:

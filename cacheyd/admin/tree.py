@@ -1,4 +1,4 @@
-"""What an image consists of, found out through a cache: its manifests for some platforms, and their blobs."""
+"""Finds the parts of an image through the cache: its manifests for the wanted platforms, and their blobs."""
 
 from cacheyd.admin.reasons import Reason
 from cacheyd.admin.session import MAX_BODY, Failed, NotManifest, Session
@@ -9,12 +9,12 @@ from cacheyd.protocol.reference import (
     Kind,
 )
 
-# Indexes in indexes, and manifests in all, beyond which an image is not one.
+# The most levels of indexes in indexes, and the most manifests, that an image can have.
 MAX_DEPTH, MAX_MANIFESTS = 4, 1000
 
 
 class Tree:
-    """The manifests of an image for the wanted platforms, and the blobs that these need, each once."""
+    """The manifests of an image for the wanted platforms, and the blobs that these manifests need, each once."""
 
     def __init__(self, session: Session, platforms: tuple[Platform, ...] | None, *, attested: bool = False) -> None:
         self._session = session
@@ -26,26 +26,26 @@ class Tree:
         self._taken: dict[str, None] = {}
         self.blobs: dict[str, Descriptor] = {}
         self.reasons: list[Reason] = []
-        # What the registry said of entries that are blobs, if they are no manifests by their bytes.
+        # The registry's errors 500 about entries of unknown type. They count only for manifests (known by their bytes).
         self.doubts: dict[str, str] = {}
 
     @property
     def taken(self) -> list[str]:
-        """The manifests and indexes that were taken, in this order."""
+        """The manifests and indexes in the tree, in the order in which they were taken."""
         return list(self._taken)
 
     def knows(self, digest: str) -> bool:
-        """Whether an object was taken, or at least asked for, as a manifest."""
+        """Whether the tree has this object as a manifest, or has at least asked for it as a manifest."""
         return digest in self._seen
 
     def lack(self, what: str, why: str) -> None:
-        """Notes that something is not there."""
+        """Notes that a part is missing, and why."""
         self.reasons.append(Reason(what, why))
 
     async def grow(self, reference: str) -> str:
-        """Fetches the manifest and those below it; its digest. Raises Failed if it is not to be had.
+        """Fetches the image's manifest and all manifests below it; gives the digest of the first.
 
-        What fails below it is among the reasons.
+        Raises Failed if that manifest cannot be fetched. Failures below it become reasons.
         """
         digest, content = await self._session.manifest(reference)
         await self._take(digest, content, self._platforms)
@@ -54,15 +54,15 @@ class Tree:
         return digest
 
     async def add_listed(self, entry: Descriptor) -> None:
-        """Takes in what is not below the image but is listed beside it, for all platforms. Raises Failed if it is too much."""
+        """Takes in an entry from a list of referrers, for all platforms. Raises Failed if the tree gets too large."""
         await self._entry(entry, None, 1)
 
     async def add_manifest(self, digest: str, content: Manifest) -> None:
-        """Takes in a manifest that is here and not below the image, with all below it, for all platforms. Raises Failed."""
+        """Takes in a manifest that refers to the image, with all parts below it, for all platforms. Raises Failed."""
         await self._take(digest, content, None, 1)
 
     async def _take(self, digest: str, content: Manifest, platforms: tuple[Platform, ...] | None, depth: int = 0) -> None:
-        """Takes in a manifest that is here, with all below it."""
+        """Takes in a manifest that is in the cache, with all parts below it. Raises Failed."""
         if depth > MAX_DEPTH:
             raise Failed(f"indexes in indexes, more than {MAX_DEPTH} deep")
         self._seen.add(digest)
@@ -76,7 +76,7 @@ class Tree:
                 await self._entry(entry, platforms, depth)
 
     async def _entry(self, entry: Descriptor, platforms: tuple[Platform, ...] | None, depth: int) -> None:
-        """One entry of an index, which may be a blob."""
+        """Takes in one entry of an index; the entry can be a blob. Raises Failed."""
         self._seen.add(entry.digest)
         self._asked += entry.kind is not Kind.BLOB
         if self._asked > MAX_MANIFESTS:
@@ -95,7 +95,7 @@ class Tree:
             await self._take(entry.digest, content, platforms, depth + 1)
 
     async def _child(self, entry: Descriptor) -> Manifest | None:
-        """What an entry refers to; None for a blob. Where its type does not tell, it is asked for as a manifest first."""
+        """The manifest of an entry; None for a blob. Asks for a manifest first if the type does not tell. Raises Failed."""
         kind = entry.kind or await self._session.kind_here(entry.digest)
         if kind is Kind.BLOB or (kind is None and entry.size > MAX_BODY):
             return None
@@ -108,6 +108,6 @@ class Tree:
             if kind is Kind.MANIFEST or not (error.is_missing or error.status == 500):
                 raise
             if error.status == 500:
-                # So docker-registry (distribution) answers where it is a blob, and others where they are failing.
+                # docker-registry (distribution) answers 500 if the object is a blob; other registries answer 500 on a failure.
                 self.doubts[entry.digest] = str(error)
         return None

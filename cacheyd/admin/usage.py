@@ -1,4 +1,4 @@
-"""Who takes how much of the disk."""
+"""Works out how much of the disk each registry and each repository takes."""
 
 from typing import TypedDict
 
@@ -7,7 +7,7 @@ from cacheyd.store.records import Stored
 
 
 class Usage(TypedDict):
-    """What a repository, or a registry, takes: `unique` are the bytes of objects that nobody else uses."""
+    """The disk space of a repository or a registry. `unique` counts the bytes of objects that no other one uses."""
 
     name: str
     objects: int
@@ -16,13 +16,13 @@ class Usage(TypedDict):
 
 
 class RegistryUsage(Usage):
-    """A registry with its repositories."""
+    """The disk space of a registry, with its repositories."""
 
     repositories: list[Usage]
 
 
 class DiskUsage(TypedDict):
-    """Who takes how much. Objects that several use count in each, and once in the total."""
+    """The disk space of all. An object that several repositories use counts in each of them, and once in the total."""
 
     objects: int
     bytes: int
@@ -30,7 +30,7 @@ class DiskUsage(TypedDict):
 
 
 def disk_usage(inventory: Inventory) -> DiskUsage:
-    """Who takes how much, the largest first."""
+    """The disk space of each registry and repository, the largest first."""
     users: dict[str, set[str]] = {stored.digest: set(stored.within) for stored in inventory.objects.values()}
     for root in inventory.roots:
         for digest in inventory.parts(root.digest).stored:

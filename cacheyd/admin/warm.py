@@ -1,4 +1,4 @@
-"""Pulls images into the cache ahead of their clients, through the same decisions and flights as clients' pulls."""
+"""Pulls images into the cache before clients need them, through the same decisions and flights as clients' pulls."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ from cacheyd.upstream.port import Transport
 
 log = logging.getLogger(__name__)
 
-# A layer's progress is told so often (seconds), and not while so many events wait for their reader.
+# How often a layer's progress is told (seconds), and the number of unread events from which on it is not told.
 TELL_EVERY, MAX_UNREAD = 0.2, 1000
 SKIPPED = "SKIPPED"
 
@@ -32,7 +32,7 @@ type Event = dict[str, Any]
 
 
 class Warmer:
-    """Warms one order: images in sequence, the layers of each side by side. `tell` gets the events."""
+    """Warms the images of one order, one after another, and the layers of each image in parallel. `tell` gets the events."""
 
     def __init__(self, cache: Cache, transport: Transport, order: Warm, tell: Callable[[Event], None]) -> None:
         self._cache = cache
@@ -42,7 +42,7 @@ class Warmer:
         self._turns = asyncio.Semaphore(order.layers)
 
     async def run(self) -> Event:
-        """Warms all images; how many are complete, how many are not, and how many are but for what refers to them."""
+        """Warms all images. Gives their number, how many failed, and how many lack only some of their referrers."""
         failed = without = 0
         for image in self._order.images:
             outcome = await self._image(image)
@@ -53,9 +53,9 @@ class Warmer:
         return {"images": len(self._order.images), "failed": failed, **more}
 
     async def _image(self, image: ImageName) -> Event:
-        """Warms one image; the event that tells how it went: `failed`, or `done` if all of it is in the cache now.
+        """Warms one image. Gives the event `done` if all of the image is in the cache now, else the event `failed`.
 
-        What refers to it may still be missing: then `done` says why. Never raises Failed.
+        If the image is complete but a referrer is missing, `done` says why. Never raises Failed.
         """
         name = str(image)
         self._tell({"event": "image", "image": name})
@@ -81,7 +81,7 @@ class Warmer:
             done["held"] = session.held
         if reasons := [*tree.reasons[count:], *(lack for lack in lacks if lack.what not in own)]:
             done["referrers_failed"] = told(reasons)
-            log.warning("what refers to %s is not all there: %s", name, done["referrers_failed"])
+            log.warning("some referrers of %s are missing: %s", name, done["referrers_failed"])
         return done
 
     def _failed(self, name: str, reason: str) -> Event:
@@ -89,7 +89,7 @@ class Warmer:
         return {"event": "failed", "image": name, "reason": reason}
 
     async def _lacks(self, name: str, session: Session, tree: Tree) -> list[Reason]:
-        """The blobs that are not in the cache, and why."""
+        """The parts that are not in the cache after the fetches, and why."""
         found = await self._layers(name, session, tree.blobs)
         found += [Reason(digest, why) for digest, why in tree.doubts.items() if await session.is_manifest(digest)]
         known = {lack.what for lack in found}
@@ -99,13 +99,13 @@ class Warmer:
         return [*found, *(Reason(digest, why) for digest in gone)]
 
     async def _layers(self, name: str, session: Session, blobs: Mapping[str, Descriptor]) -> list[Reason]:
-        """Fetches configs and layers; gives the reasons for those that are not there then."""
+        """Fetches configs and layers; gives a reason for each one that is not in the cache afterwards."""
         async with asyncio.TaskGroup() as group:
             tasks = {blob.digest: group.create_task(self._layer(name, session, blob)) for blob in blobs.values()}
         return [Reason(digest, why) for digest, task in tasks.items() if (why := task.result())]
 
     async def _layer(self, name: str, session: Session, blob: Descriptor) -> str:
-        """Fetches a layer into the cache. Gives the reason if it is not there then, else an empty text."""
+        """Fetches a layer into the cache. Gives the reason if this failed, else an empty text."""
         event = {"event": "layer", "image": name, "digest": blob.digest, "size": blob.size}
         if blob.foreign:
             self._tell({**event, "event": "layer-done", "result": SKIPPED})
@@ -120,7 +120,7 @@ class Warmer:
         return ""
 
     async def _fetch(self, session: Session, blob: Descriptor, progress: Callable[[int], None]) -> str:
-        """Fetches the blob into the cache, and says where it came from. Raises Failed."""
+        """Fetches the blob into the cache; gives the result of the answer (hit, miss and so on). Raises Failed."""
         progress(0)
         answer = await session.get(Kind.BLOB, blob.digest)
         flight = answer.source.flight if isinstance(answer.source, FlightReader) else None
@@ -132,7 +132,7 @@ class Warmer:
         return answer.result
 
     async def _follow(self, flight: Flight, blob: Descriptor, progress: Callable[[int], None]) -> None:
-        """Waits until the flight has landed: verified and on disk. Raises Failed."""
+        """Waits until the flight has ended, with its blob verified and on the disk. Raises Failed."""
         told = time.monotonic()
         with flight.wanted():
             while not flight.ended:
@@ -158,7 +158,7 @@ class Warmer:
 
 
 async def warm(cache: Cache, transport: Transport, order: Warm) -> AsyncGenerator[Event]:
-    """Warms an order while it is iterated over; the last event is the summary. Flights go on when it is left."""
+    """Warms an order while the caller iterates; the last event is the summary. If the caller stops, running flights go on."""
     events: asyncio.Queue[Event | None] = asyncio.Queue()
 
     def tell(event: Event) -> None:
@@ -177,5 +177,5 @@ async def warm(cache: Cache, transport: Transport, order: Warm) -> AsyncGenerato
 
 
 def warm_command(cache: Cache, transport: Transport) -> Command[Warm]:
-    """The command `warm`: each event is told as progress."""
+    """The command `warm`. It sends each event as progress."""
     return telling(Warm, lambda order: warm(cache, transport, order))

@@ -1,1 +1,1 @@
-"""Everything that touches mitmproxy."""
+"""The code that uses mitmproxy: the addon, and the connections of clients and to upstreams."""

@@ -1,4 +1,4 @@
-"""The mitmproxy addon: its options, and its hooks. What they do is done by the service, and by the parts of `inbound`."""
+"""The mitmproxy addon: its option and its hooks. The hooks call the service and the parts of `inbound`."""
 
 import asyncio
 import contextlib
@@ -34,13 +34,13 @@ from cacheyd.upstream.login_sources import missing
 
 log = logging.getLogger(__name__)
 
-# A connection on which nothing happens is closed after so long (seconds).
+# An idle connection is closed after this time (seconds).
 IDLE_TIMEOUT = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What there is once the settings are read."""
+    """The parts that exist after the settings were read."""
 
     service: Service
     replies: Replies
@@ -49,7 +49,7 @@ class Loaded:
 
 
 class RegistryCache:
-    """The addon. `load` reads the settings, at the start and on SIGHUP; `access_log` is where `cacheyd serve` logs to."""
+    """The addon. `load` reads the settings, at the start and on SIGHUP. `cacheyd serve` gives its `access_log`."""
 
     name = "registrycache"
 
@@ -65,31 +65,31 @@ class RegistryCache:
         self._access_log = access_log
         self._daemon = daemon
         self._patience = patience
-        # The start ended with an error.
+        # True if the start ended with an error.
         self.failed = False
-        # The rest is made by the hook `load`: mitmproxy has no options before. None where the settings cannot be used.
+        # The hook `load` makes this: mitmproxy has no options before. None if the settings cannot be used.
         self._loaded: Loaded | None = None
 
     @property
     def _all(self) -> Loaded:
-        """For the hooks that only come after `load`."""
+        """The parts, for the hooks that mitmproxy calls only after `load`."""
         assert self._loaded is not None
         return self._loaded
 
     # Lifecycle
 
     def load(self, loader: addonmanager.Loader) -> None:
-        """Registers the addon's own option and sets those of mitmproxy that it depends on."""
+        """Registers the addon's own option, and sets the options of mitmproxy that the addon needs."""
         loader.add_option("cacheyd_inspect", bool, False, "Run hits as flows, too, so that other addons see them (slower).")
         try:
             self._loaded = self._make(self._read_settings())
         except ConfigError as error:
             if self._daemon:
                 raise
-            # mitmproxy passes over what a script raises here, but ends its start after an error in the log.
+            # mitmproxy ignores an exception that a script raises here, but an error in the log ends its start.
             log.error("%s", error)
             raise exceptions.OptionsError(str(error)) from None
-        # lazy: nothing is to be dialled when a client connects; the reverse mode's own target is never used.
+        # lazy: mitmproxy must not connect to a server when a client connects. The target of the reverse mode is never used.
         ctx.options.update(
             connection_strategy="lazy", keep_host_header=True, showhost=True, http2=False, tcp_timeout=IDLE_TIMEOUT
         )
@@ -102,7 +102,7 @@ class RegistryCache:
         return settings
 
     def _make(self, settings: Settings) -> Loaded:
-        """All parts. Raises ConfigError for the listener's certificate."""
+        """Makes all parts. Raises ConfigError if the listener's certificate cannot be used."""
         live = Live(settings)
         certificate = ListenerTls(settings) if settings.tls_cert is not None else None
         access_log = self._access_log or AccessLog(None, as_json=False)
@@ -112,7 +112,7 @@ class RegistryCache:
         return Loaded(service, replies, Flows(service), clients)
 
     async def running(self) -> None:
-        """Opens the store."""
+        """Starts the service: opens the store, and logs where cacheyd listens. Ends mitmproxy if the directory is in use."""
         service, settings = self._all.service, self._all.service.live.settings
         for warning in settings.warnings:
             log.warning("%s", warning)
@@ -142,7 +142,7 @@ class RegistryCache:
         )
 
     def reload(self) -> None:
-        """SIGHUP: takes new settings over where that can be done while running; a wrong file changes nothing."""
+        """On SIGHUP, reads the settings anew and puts them in force. A wrong file changes nothing."""
         try:
             settings = self._read_settings()
         except ConfigError as error:
@@ -154,19 +154,19 @@ class RegistryCache:
         log.info("settings reloaded")
 
     async def done(self) -> None:
-        """Stops gracefully, see `Service.stop`."""
+        """Stops the service gracefully, see `Service.stop`."""
         if self._loaded is not None:
             await self._loaded.service.stop(lambda: ctx.master.addons.get("proxyserver").servers.update([]))
 
     def cut_short(self) -> None:
-        """Called while stopping: running transfers get no more time."""
+        """Gives running transfers no more time, if the service is stopping."""
         if self._loaded is not None:
             self._loaded.service.transfers.cut_short()
 
     # Clients
 
     def client_connected(self, client: connection.Client) -> None:
-        """Only listeners of the reverse mode, and TCP: other modes of the same mitmdump are none of ours."""
+        """Takes a new client of the reverse mode over TCP. cacheyd ignores clients of other modes of the same mitmdump."""
         if not isinstance(client.proxy_mode, ReverseMode) or client.transport_protocol != "tcp":
             return
         handler = ctx.master.addons.get("proxyserver").connections[client.id]
@@ -174,54 +174,54 @@ class RegistryCache:
             self._all.clients.connected(client, handler)
 
     def client_disconnected(self, client: connection.Client) -> None:
-        """The connection is over for mitmproxy; its socket is closed once the client has taken the rest."""
+        """Closes a client's link after mitmproxy ended the connection. The socket closes when the client has read the rest."""
         if (link := self._all.clients.get(client.id)) is not None:
             link.close()
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
-        """Puts our HTTP layer where mitmproxy would put its own."""
+        """Puts cacheyd's HTTP layer where mitmproxy would put its own."""
         if isinstance(nextlayer.context.layers[0], modes.ReverseProxy):
             ours = self._all.clients.layer_for(nextlayer)
             if ours is not None:
-                nextlayer.layer = ours  # What the hook is for.
+                nextlayer.layer = ours  # The hook exists for this assignment.
 
     def tls_start_client(self, data: tls.TlsData) -> None:
-        """The listener's certificate."""
+        """Gives mitmproxy a TLS connection with the listener's certificate."""
         if self._all.clients.tls is not None:
-            data.ssl_conn = self._all.clients.tls.connection()  # What the hook is for.
+            data.ssl_conn = self._all.clients.tls.connection()  # The hook exists for this assignment.
 
     def tls_established_client(self, data: tls.TlsData) -> None:
-        """The handshake was in time."""
+        """Ends the deadline of the client's TLS handshake."""
         if (link := self._all.clients.get(data.context.client.id)) is not None:
             link.established()
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
-        """Said here in one line; mitmproxy's own speak of its options."""
+        """Logs the failed handshake in one line. mitmproxy's own log lines about it give advice on mitmproxy's options."""
         peer = data.conn.peername
         log.info("TLS with %s failed: %s", peer[0] if peer else "a client", data.conn.error)
 
     async def cacheyd_pump(self, pump: Pump) -> None:
-        """Each piece of each body that cacheyd produces."""
+        """Waits for the next piece of a body that cacheyd produces."""
         link = self._all.clients.get(pump.client.id)
         await pump.advance(link.outgoing if link is not None else None, self._all.service.transport.budget)
 
     async def cacheyd_turn(self, outgoing: Outgoing) -> None:
-        """Between pipelined hits."""
+        """Waits between pipelined hits of one connection."""
         await outgoing.turn()
 
     # Flows
 
     async def request(self, flow: http.HTTPFlow) -> None:
-        """Answers a client's flow."""
+        """Answers a client's flow. Leaves flows of fetches alone."""
         if not flow.metadata.get(FETCH):
             await self._all.flows.answer(flow)
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """The response is complete."""
+        """Finishes a flow whose response is complete."""
         self._all.flows.finish(flow, "")
 
     def error(self, flow: http.HTTPFlow) -> None:
-        """The client left, or the body could not go on."""
+        """Finishes a flow whose client left, or whose body broke off."""
         self._all.flows.finish(flow, flow.error.msg if flow.error else "error")
 
 

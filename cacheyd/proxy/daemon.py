@@ -1,4 +1,4 @@
-"""`cacheyd serve`: mitmproxy with the addons that a cache needs, and no others."""
+"""`cacheyd serve`: mitmproxy with only the addons that a cache needs."""
 
 import logging
 from collections.abc import Callable
@@ -12,18 +12,18 @@ from cacheyd.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Reverse mode wants a target; requests never go there: each goes to the registry that it names.
+# mitmproxy's reverse mode needs a target. No request goes there: each request goes to the registry that the request names.
 MODE = "reverse:http://cacheyd.invalid"
 
 
 class _Listener(proxyserver.Proxyserver):
-    """Ends the start with one line where it cannot listen."""
+    """Ends the start with one line in the log if the process cannot listen."""
 
     name = "proxyserver"
     listening = False
 
     async def setup_servers(self) -> bool:
-        """Binds the port, or asks the master to exit."""
+        """Binds the port; if this fails, logs why and asks the master to exit."""
         self.listening = await super().setup_servers()
         if not self.listening:
             for instance in self.servers:
@@ -47,22 +47,22 @@ class Daemon:
     ) -> None:
         opts = options.Options(listen_host=settings.host, listen_port=settings.port, mode=[MODE])
         self._master = master.Master(opts)
-        # It would format every record a second time, for addons that are not there.
+        # This handler would format each log record a second time, for addons that do not exist here.
         self._master._legacy_log_events.uninstall()
-        # It repeats what `_Listener` says, with advice on mitmproxy's flags.
+        # This logger repeats the error that `_Listener` logs, with advice on mitmproxy's flags.
         logging.getLogger("mitmproxy.addons.proxyserver").setLevel(logging.CRITICAL)
-        # What it says of handshakes that fail has bytes of the client in it; the addon says it without.
+        # This logger writes bytes of the client into its lines about failed handshakes; the addon's lines have no such bytes.
         logging.getLogger("mitmproxy.proxy.server").setLevel(logging.ERROR)
         self._listener = _Listener()
         self._addon = RegistryCache(load, access_log, daemon=True, patience=patience)
         self._master.addons.add(self._listener, self._addon, next_layer.NextLayer())
 
     def stop(self) -> None:
-        """Begins the graceful stop; called again, ends the patience with running transfers."""
+        """Begins the graceful stop. A second call gives running transfers no more time."""
         self._addon.cut_short()
         self._master.shutdown()
 
     async def run(self) -> int:
-        """Serves until `stop`; returns the exit code."""
+        """Serves until `stop` is called. Returns the exit code."""
         await self._master.run()
         return 0 if self._listener.listening and not self._addon.failed else 1

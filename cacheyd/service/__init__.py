@@ -1,1 +1,1 @@
-"""The whole cache over any transport: how it is built, started, changed and stopped, and what its requests go through."""
+"""The whole cache over any transport: builds, starts, reloads and stops it, and answers its requests."""

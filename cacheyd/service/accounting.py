@@ -1,4 +1,4 @@
-"""What is counted, and written into the access log, of each answered request."""
+"""Counts each answered request, and writes its line in the access log."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from cacheyd.observe.logs import AccessLine, AccessLog
 
 
 class Accounting:
-    """Counts and logs requests about registries; pages and probes are neither counted nor logged."""
+    """Counts and logs requests about registries. Does not count or log pages and probes."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Accounting:
     def answered(
         self, method: str, answer: Answer, sent: int, started: float, peer: tuple[str, int] | None, note: str = ""
     ) -> None:
-        """One request was answered with `sent` bytes of body, `started` on the monotonic clock."""
+        """Counts and logs one request that was answered with `sent` bytes of body. `started` is a monotonic time (seconds)."""
         ref = answer.ref
         if answer.page:
             return
@@ -50,5 +50,5 @@ class Accounting:
         )
 
     def close(self) -> None:
-        """Writes what is left of the log."""
+        """Writes the rest of the access log, and closes the log."""
         self._access_log.close()

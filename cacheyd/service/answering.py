@@ -1,4 +1,4 @@
-"""What a request goes through: is the cache open, what is asked for, a page or an object, and which failure it ends with."""
+"""Answers a request: waits until the cache is open, parses the target, gets a page or an object, and answers failures."""
 
 import logging
 from collections.abc import Callable
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Answering:
-    """Answers requests. `hit` is synchronous and gives up at once; `answer` always gives one, and waits for it."""
+    """Answers requests. `hit` is synchronous and never waits; `answer` waits, and always gives an answer."""
 
     def __init__(self, live: Live, cache: Cache, pages: Pages, readiness: Readiness, transfers: Transfers) -> None:
         self._live = live
@@ -28,9 +28,9 @@ class Answering:
         self._transfers = transfers
 
     def hit(self, method: str, target: str, headers: HeaderList) -> Answer | None:
-        """The answer from disk to a GET or HEAD, None if there is none at once.
+        """The answer from disk to a GET or HEAD; None if the cache cannot give an answer without waiting.
 
-        Where the answer has a source, `sent` follows.
+        If the answer has a source, the caller must call `end` and `sent` of the transfers afterwards.
         """
         if not self._readiness.ready:
             return None
@@ -50,7 +50,7 @@ class Answering:
         return answer
 
     async def answer(self, method: str, target: str, headers: HeaderList, gone: Callable[[], bool]) -> Answer:
-        """The answer to any request; `gone` says whether the client has left."""
+        """The answer to any request, also to one that fails. `gone` says whether the client has left."""
         try:
             if not self._readiness.ready and not target.startswith("/healthz"):
                 await self._wait(target)
@@ -72,6 +72,6 @@ class Answering:
             return error_answer(cache_error("cacheyd failed to answer"))
 
     async def _wait(self, target: str) -> None:
-        """Probes are told at once."""
+        """Waits until the store is open; not for a readiness probe, and not while cacheyd stops. Raises RequestError 503."""
         patient = not (self._transfers.stopping or target.startswith("/readyz"))
         await self._readiness.wait(patient=patient, most=self._live.settings.max_waiting)

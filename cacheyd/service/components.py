@@ -1,4 +1,4 @@
-"""The parts that a cache is made of, and how they are put together."""
+"""The parts of a cache, and the function that puts them together."""
 
 import time
 from collections.abc import Callable
@@ -20,15 +20,15 @@ class ServiceTransport(Transport, Protocol):
     """A transport that lives as long as a service."""
 
     budget: Budget
-    """What the bodies of responses on their way may hold in memory."""
+    """The most memory that the bodies of running responses can take (bytes)."""
 
     def close(self) -> None:
-        """Closes connections that are not in use."""
+        """Closes the connections that are not in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """A store, upstreams and the cache between them. Each hears by itself of a change of settings, in this order."""
+    """A store, upstreams, and the cache between them. Each part listens to changes of settings itself, in this order."""
 
     metrics: Metrics
     store: Store
@@ -45,7 +45,7 @@ def assemble(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Components:
-    """Makes them; nothing is opened yet."""
+    """Makes the parts. Opens nothing yet: no directory, no connection."""
     settings = live.settings
     metrics = Metrics(settings.registries)
     store = Store(settings.cache_dir, live, clock=clock, monotonic=monotonic, events=metrics)

@@ -1,4 +1,4 @@
-"""Pages of the cache itself: API version, metrics, probes, status."""
+"""The pages of cacheyd itself: API version, metrics, probes, status."""
 
 from cacheyd.admin import status
 from cacheyd.admin.status import Reporter
@@ -22,7 +22,7 @@ class Pages:
         self._transfers = transfers
 
     def answer(self, page: Page, headers: HeaderList) -> Answer:
-        """The page; `headers` are the client's."""
+        """The answer with this page; `headers` are the client's."""
         match page.path:
             case "/v2/":
                 return text_answer(200, b"{}", "application/json").with_headers(API_VERSION)
@@ -38,7 +38,10 @@ class Pages:
                 return text_answer(200, b"cacheyd\n")
 
     def _readyz(self) -> Answer:
-        """Also while nothing can be kept: requests pass through, and without any replica they would not."""
+        """The readiness probe. cacheyd is ready also while it cannot keep anything: requests then pass through to upstream.
+
+        If cacheyd were not ready then, all replicas could be out of service at once, and no request would pass.
+        """
         if not self._readiness.ready or self._transfers.stopping:
             return text_answer(503, b"not ready\n")
         trouble = self._store.trouble

@@ -1,7 +1,7 @@
-"""Layers that clients read in pieces: while cacheyd stops, it goes on serving these to their end.
+"""Layers that clients read in pieces: while cacheyd stops, it still serves these layers to their end.
 
 containerd (from 2.1 on, with `concurrent_layer_fetch_buffer`) asks for each piece of a layer in a request of its own.
-containerd goes to another mirror only with the first request of a layer: if a later one is refused, the pull fails.
+containerd goes to another mirror only with the first request of a layer: if cacheyd refuses a later request, the pull fails.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,12 @@ from cacheyd.cache.answer import Answer
 from cacheyd.protocol.headers import header
 from cacheyd.protocol.reference import Kind
 
-# A layer of which no piece was asked for during this time has come to its end (seconds).
+# If no client asks for a piece of a layer during this time (seconds), the layer counts as read to its end.
 QUIET = 2.0
-# One piece in the middle may be the rest of what broke off, the first one is never alone.
+# A layer counts as read in pieces from this number of pieces on. A first piece alone is enough: more pieces always follow it.
+# A single piece from the middle is not enough: this piece can be the resume of a download that broke off.
 FIRST = 2
-# From so many layers on, those that are quiet are forgotten.
+# If there are this many layers, the quiet ones are forgotten.
 MAX_LAYERS = 256
 
 
@@ -27,7 +28,7 @@ class _Layer:
 
 
 class Pieces:
-    """Which layers are read in pieces, and how long cacheyd has to be there for that."""
+    """Knows which layers clients read in pieces, and whether a stopping cacheyd must still serve them."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -35,7 +36,7 @@ class Pieces:
         self._last: frozenset[str] | None = None
 
     def begin(self, answer: Answer) -> None:
-        """A piece begins to be sent; each is followed by `end`."""
+        """Notes that cacheyd begins to send a piece. The caller must call `end` after it."""
         if (digest := _layer(answer)) is None:
             return
         layer = self._layers.get(digest)
@@ -48,7 +49,7 @@ class Pieces:
         layer.asked = self._monotonic()
 
     def end(self, answer: Answer) -> None:
-        """A piece was sent, or its client has left."""
+        """Notes that a piece was sent, or that its client has left."""
         digest = _layer(answer)
         layer = self._layers.get(digest) if digest is not None else None
         if layer is not None:
@@ -59,7 +60,7 @@ class Pieces:
         return layer.readers > 0 or self._monotonic() - layer.asked < QUIET
 
     def stop(self) -> int:
-        """From now on only those that are being read count; how many there are."""
+        """Notes the stop: from now on, only the layers that clients read at this moment count. Gives their number."""
         self._last = frozenset(
             digest for digest, layer in self._layers.items() if layer.pieces >= FIRST and self._is_read(layer)
         )
@@ -67,15 +68,15 @@ class Pieces:
 
     @property
     def wanted(self) -> bool:
-        """Whether one that was being read at the stop still is."""
+        """Whether a client still reads a layer that counted at the stop."""
         return any(self._is_read(self._layers[digest]) for digest in self._last or () if digest in self._layers)
 
     def goes_on(self, digest: str | None) -> bool:
-        """Whether pieces of this layer are given out: at any time before the stop, then of those that were being read."""
+        """Whether cacheyd gives out pieces of this layer: always before the stop, then only of layers read at the stop."""
         return self._last is None or digest in self._last
 
     def keeps(self, answer: Answer) -> bool:
-        """Whether an answer is such a piece after the stop: its client needs its connection."""
+        """Whether the answer, after the stop, is a piece of a layer read at the stop: the client needs its connection."""
         return self._last is not None and _layer(answer) in self._last
 
 

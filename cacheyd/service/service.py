@@ -1,4 +1,4 @@
-"""The cache as a whole: built from settings and a transport, started, changed and stopped. It knows no mitmproxy."""
+"""The cache as a whole: builds it from settings and a transport, starts, reloads and stops it. Does not use mitmproxy."""
 
 import logging
 import time
@@ -25,12 +25,12 @@ from cacheyd.store.lock import DirectoryInUse
 
 log = logging.getLogger(__name__)
 
-# A process that is ending has `grace` and so much more to let go of the directory (seconds).
+# How long a start waits, beyond `grace`, until the process before it lets go of the cache directory (seconds).
 LOCK_PATIENCE = 10.0
 
 
 class Service:
-    """One cache. Requests go to `answering`; who sends its answers tells `transfers` and `accounting` of them."""
+    """One cache. `answering` answers requests. The code that sends an answer reports it to `transfers` and `accounting`."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Service:
         self._control = ControlServer(live.settings.cache_dir, run, parts.store.upkeep.watch.lock.is_held)
 
     async def start(self, *, patience: float | None = None, give_up: Callable[[], bool] = lambda: False) -> None:
-        """Opens the store; requests that came before are answered then.
+        """Opens the store and the control socket, then answers the requests that already wait.
 
-        Another process may have the directory for `patience` seconds more, unless `give_up` says that nobody wants to wait
-        any longer. Raises DirectoryInUse.
+        If another process has the cache directory, this waits for it: `patience` seconds (None: `grace` and LOCK_PATIENCE),
+        or until `give_up` returns true. Raises DirectoryInUse.
         """
         store, settings = self.components.store, self.live.settings
         wait = settings.grace + LOCK_PATIENCE if patience is None else patience
@@ -73,7 +73,7 @@ class Service:
         self.readiness.open()
 
     def reload(self, settings: Settings) -> None:
-        """Puts new settings in force where that can be done while running, and says where it cannot."""
+        """Puts new settings in force. Keeps the old values of settings that take a restart, and logs a warning about them."""
         old = self.live.settings
         if fixed := not_live(old, settings):
             log.warning("these settings take a restart: %s", ", ".join(fixed))
@@ -84,8 +84,8 @@ class Service:
         self.live.change(settings)
 
     async def stop(self, stop_listening: Callable[[], Awaitable[object]]) -> None:
-        """Stops gracefully: no new connections but for layers that are read in pieces, running transfers get `grace`
-        seconds, partials stay for resume. `stop_listening` is called once no new connection is wanted.
+        """Stops gracefully: accepts new connections only for layers that clients read in pieces, gives running transfers
+        `grace` seconds, keeps partials for a resume. Calls `stop_listening` when no new connection is needed.
         """
         if not self.readiness.ready:
             return
@@ -103,7 +103,7 @@ class Service:
 
 
 def _commands(parts: Components, transport: ServiceTransport, reporter: Reporter) -> Commands:
-    """What the tools may ask for."""
+    """The commands that the tools can send to the control socket."""
     further: list[Command[Any]] = [
         warm_command(parts.cache, transport),
         export_command(parts.store),

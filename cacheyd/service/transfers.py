@@ -1,4 +1,4 @@
-"""What is being sent to clients, and how long a cache that is asked to stop goes on with it."""
+"""The transfers to clients, and how long a stopping cache still serves them."""
 
 import asyncio
 import logging
@@ -12,12 +12,15 @@ from cacheyd.service.pieces import Pieces
 
 log = logging.getLogger(__name__)
 
-# How often a cache that stops looks whether it is done (seconds): a counter on the hot path is cheaper than an event.
+# How often a stopping cache looks whether its transfers have ended (seconds). Requests only change a counter, which is cheaper
+# for each hit than an event.
 LOOK_EVERY = 0.05
 
 
 class Transfers:
-    """Counts the answers that are under way. `stopping` says that no more than these, and layers in pieces, are wanted."""
+    """Counts the answers that are on their way to clients. After the stop began (`stopping`), cacheyd ends only these answers,
+    and the layers that clients read in pieces.
+    """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.active = 0
@@ -27,37 +30,43 @@ class Transfers:
         self._pieces = Pieces(monotonic)
 
     def begin(self) -> None:
-        """A request has come that takes its time; `end` follows."""
+        """Counts a request that needs time. The caller must call `end` after it."""
         self.active += 1
 
     def end(self) -> None:
-        """Its response was sent, or broke off."""
+        """Notes that the response to such a request was sent, or broke off."""
         self.active -= 1
 
     def sending(self, answer: Answer) -> None:
-        """The body of an answer begins to be sent; `sent` follows where it has a source."""
+        """Notes that cacheyd begins to send the body of an answer. If the answer has a source, the caller must call `sent`."""
         self._pieces.begin(answer)
 
     def sent(self, answer: Answer) -> None:
-        """It was sent, or its client has left."""
+        """Notes that the body was sent, or that its client has left."""
         self._pieces.end(answer)
 
     def refuses(self, request: Request) -> bool:
-        """Whether the cache stops and this begins a layer in pieces: only with the first piece its client goes elsewhere."""
+        """Whether the cache stops and the request asks for a piece of a layer that no client read at the stop.
+
+        The client goes to another mirror only if its first request for a layer is refused.
+        """
         if not self.stopping or request.range is None or request.ref.kind is not Kind.BLOB:
             return False
         return not self._pieces.goes_on(request.ref.digest)
 
     def closing(self, answer: Answer) -> bool:
-        """Whether a connection ends with this answer."""
+        """Whether the client's connection must end with this answer."""
         return self.stopping and not (self._listening and self._pieces.keeps(answer))
 
     def cut_short(self) -> None:
-        """Called while stopping: running transfers get no more time."""
+        """Ends the waiting in `wind_down` at once: running transfers get no more time. Does nothing before the stop."""
         self._cut_short = self.stopping
 
     async def wind_down(self, grace: float, stop_listening: Callable[[], Awaitable[object]]) -> None:
-        """Ends layers in pieces first, then takes no new connections, then ends the rest; within `grace` seconds in all."""
+        """Waits for the layers that clients read in pieces, then stops listening, then waits for the other transfers.
+
+        All this takes `grace` seconds at most.
+        """
         self.stopping = True
         deadline = time.monotonic() + grace
         if layers := self._pieces.stop():

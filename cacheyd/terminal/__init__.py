@@ -1,1 +1,1 @@
-"""What people type, and what they read."""
+"""The command line at the terminal: what people type, and what they read."""

@@ -1,4 +1,4 @@
-"""The command line as a table: each command, and what may be typed after it."""
+"""The command line as a table: each command with its arguments."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ def _platforms(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     text = "os/arch[/variant], may be repeated (default: linux on this machine's architecture)"
     group.add_argument("--platform", action="append", dest="platforms", default=[], metavar="PLATFORM", help=text)
-    group.add_argument("--all-platforms", action="store_true", help="all that an image is there for")
+    group.add_argument("--all-platforms", action="store_true", help="all platforms that an image has")
 
 
 def _settings(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ _TOOL = (*_PLACE, _flag("--json", "print JSON"))
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A command in the table. `actions` are the words that may follow it; without a description, the help is it."""
+    """A command in the table. `actions` are its subcommands. An empty description means that the help text is used for it."""
 
     help: str
     arguments: tuple[Adder, ...] = ()
@@ -67,22 +67,22 @@ COMMANDS: Mapping[str, Line] = {
                   help="image, registry, digest, or a pattern with *; default: all"),
         _flag("--blobs", "list their manifests and blobs instead"),
     )),
-    "du": Line("show what each registry and repository takes", _TOOL),
-    "rm": Line("remove images, and what only they need", (
+    "du": Line("show the disk space of each registry and repository", _TOOL),
+    "rm": Line("remove images, and the objects that only they need", (
         *_TOOL,
         _argument("targets", nargs="*", metavar="IMAGE",
                   help="image (without a tag: the whole repository), name@digest, digest, or a pattern with *"),
-        _flag("--dry-run", "only say what would go"),
+        _flag("--dry-run", "only print what would be removed"),
         _flag("--all", "remove everything"),
     )),
     "gc": Line("tidy up: compare index and files, sweep partial files and old tags, keep the bounds", (
         *_TOOL,
         _flag("--unreferenced", "also remove blobs without a manifest, unused for an hour"),
     )),
-    "verify": Line("read everything that is stored, and drop what does not have its digest", _TOOL),
+    "verify": Line("read all stored objects, and remove each one that does not have its digest", _TOOL),
     "stats": Line("show the totals of the store, and the counters of the running cacheyd", _TOOL),
-    "held": Line("list the tags whose image is too young (min_age), and what is served meanwhile", _TOOL),
-    "release": Line("let an image through although it is too young (min_age)", (
+    "held": Line("list the tags whose new image is too young (min_age), and the image that clients get instead", _TOOL),
+    "release": Line("let clients have an image although it is too young (min_age)", (
         *_TOOL,
         _argument("images", nargs="+", metavar="IMAGE", help="image with its tag, or name@digest"),
     )),
@@ -92,7 +92,7 @@ COMMANDS: Mapping[str, Line] = {
                   help="an image per line, # for comments; or Kubernetes objects, JSON or YAML"
                        " (kubectl get -o json, helm template); - is stdin; may be repeated"),
         _platforms,
-        _flag("--referrers", "also what refers to the images: signatures, attestations, SBOMs"),
+        _flag("--referrers", "also pull what refers to the images: signatures, attestations, SBOMs"),
         _argument("--layers", type=int, default=LAYERS, metavar="N",
                   help=f"layers that are fetched at once (default: {LAYERS})"),
         _argument("--username", metavar="NAME", help="log in at the registry, with --password-stdin"),
@@ -100,24 +100,24 @@ COMMANDS: Mapping[str, Line] = {
         _argument("--authfile", type=Path, metavar="FILE", help="logins, as in ~/.docker/config.json"),
         _flag("--json", "events as lines of JSON"),
         *_PLACE,
-    ), "Pulls images into the cache, as clients would. Exit code: 0 all are there, 1 not all, 2 wrong usage."),
+    ), "Pulls images into the cache, as clients do. Exit code: 0 all are in the cache, 1 not all, 2 wrong usage."),
     "export": Line("write images of the cache to a tar file", (
         _argument("images", nargs="+", metavar="IMAGE"),
         _argument("-o", "--output", required=True, metavar="FILE", help="the tar file; - is standard output"),
         _platforms,
-        _flag("--referrers", "also what the cache has under tags that refer to them (sha256-….sig)"),
+        _flag("--referrers", "also write what the cache has under tags that refer to the images (sha256-….sig)"),
         *_PLACE,
     ), "Writes images to an OCI image layout in a tar file, for ctr images import, skopeo and cacheyd import."),
     "import": Line("take the images of a tar file into the cache", (
         _argument("source", metavar="FILE", help="the tar file, also compressed; - is standard input"),
-        _argument("--name", default="", help="of the image; without a tag, of all images in the file"),
+        _argument("--name", default="", help="name of the image; without a tag, the repository of all images in the file"),
         *_PLACE,
     ), "Reads an OCI image layout in a tar file, as cacheyd export, skopeo, ctr and docker (25 on) write it."),
 }  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the table. What it parses has the parser of its own command in `parser`."""
+    """Makes the parser of the table. The parsed arguments have the parser of their command in `parser`."""
     whole = argparse.ArgumentParser(prog="cacheyd", description="A pull-through cache for container registries.")
     whole.add_argument("--version", action="version", version=f"cacheyd {__version__}")
     _add(whole, "command", COMMANDS)

@@ -1,4 +1,4 @@
-"""Where the work of a tool is done: by the running cacheyd, or in the process of the tool."""
+"""Runs the work of a tool: in the running cacheyd, or in the tool's own process."""
 
 import asyncio
 import contextlib
@@ -15,33 +15,33 @@ from cacheyd.admin.control import Reply
 from cacheyd.admin.orders import Order
 from cacheyd.settings.settings import Settings
 
-# A process that has just taken the directory gets so long to make its socket (seconds).
+# How long a tool waits until a process that has just taken the directory makes its socket (seconds).
 SOCKET_WAIT = 3.0
 
-# What a directory has that cacheyd has used.
+# The names in a directory that cacheyd has used: one of them is enough.
 _TRACES = ("oci-layout", "blobs", "index", "lock")
 
 type Consumer = Callable[[Reply], None]
 
 
 class ToolError(Exception):
-    """Why a tool cannot do its work, in one line."""
+    """A tool cannot do its work; the message says why, in one line."""
 
 
 def carry_out(settings: Settings, order: Order, consume: Consumer) -> None:
-    """Has an order carried out, by the cacheyd that has the directory or in this process. Raises ToolError, CommandError."""
+    """Runs an order, in the cacheyd that has the directory or in this process. Raises ToolError, CommandError."""
     directory = settings.cache_dir
     try:
         _check_directory(directory)
         _ask_or_do(settings, order, consume)
     except BrokenPipeError:
-        raise  # Nobody reads what it says.
+        raise  # Nobody reads the tool's output any more.
     except OSError as error:
         raise ToolError(why_unusable(error, directory)) from None
 
 
 def why_unusable(error: OSError, directory: Path) -> str:
-    """The reason why a tool can do nothing with a directory, in one line."""
+    """The reason why a tool cannot use a directory, in one line."""
     where = error.filename or directory
     if error.errno == errno.EROFS:
         return f"nothing can be written to {where} (read-only file system), and no cacheyd that runs answers there"
@@ -51,7 +51,7 @@ def why_unusable(error: OSError, directory: Path) -> str:
 
 
 def _check_directory(directory: Path) -> None:
-    """The store would make what is missing; a tool does not turn any directory into a cache."""
+    """Raises ToolError if the directory is not a cache's: the store would make any directory into a cache."""
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
@@ -73,7 +73,7 @@ def _ask_or_do(settings: Settings, order: Order, consume: Consumer) -> None:
             pass
         except NotAnswering:
             raise ToolError(f"{_holder(directory)} does not answer on {directory / control.NAME}") from None
-        from cacheyd.admin import commands  # noqa: F401, PLC0415 - the owner need not be able to read the code.
+        from cacheyd.admin import commands  # noqa: F401, PLC0415 - the directory's owner perhaps cannot read the code.
 
         try:
             with client.as_owner(directory):
@@ -93,7 +93,7 @@ def _holder(directory: Path) -> str:
 
 
 async def _do(settings: Settings, order: Order, consume: Consumer) -> None:
-    """Carries the order out in this process, which has the directory meanwhile."""
+    """Runs the order in this process, which has the directory during this time."""
     from cacheyd.admin.commands import Commands  # noqa: PLC0415
     from cacheyd.store.store import Store  # noqa: PLC0415
 
@@ -112,7 +112,7 @@ async def _do(settings: Settings, order: Order, consume: Consumer) -> None:
 
 
 def _check_access(directory: Path) -> None:
-    """The store itself goes on without a directory that it may not write; a tool would show or do nothing."""
+    """Raises OSError if this process cannot write the directory: the store would go on without it, and the tool do nothing."""
     for path in (directory, *(directory / name for name in ("blobs", "blobs/sha256", "index", "index/cache.db", "lock"))):
         mode = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
         if path.exists() and not os.access(path, mode):
@@ -121,7 +121,7 @@ def _check_access(directory: Path) -> None:
 
 
 def set_up_log(level: int = logging.NOTSET) -> None:
-    """Sends to the terminal what is logged in the process of a tool."""
+    """Sends the log of a tool's process to the terminal."""
     handler = logging.StreamHandler()
     handler.setLevel(level)
     handler.setFormatter(logging.Formatter("cacheyd: %(message)s"))

@@ -1,4 +1,4 @@
-"""What people read of the tools that change something: `rm`, `gc`, `verify`, `release`."""
+"""The texts of the tools that change something: `rm`, `gc`, `verify`, `release`."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def is_anything(result: dict[str, Any]) -> bool:
 
 
 def removed(result: dict[str, Any]) -> str:
-    """What was removed, or would be."""
+    """The text about the result of `rm`: what was removed, or with `--dry-run` what would be removed."""
     lines = [f"not found: {name}" for name in result["not_found"]]
     lines += [f"stays: {one['manifest']}, as {some(one['needed_by'])} needs it" for one in result["stays"]]
     if not is_anything(result):
@@ -29,7 +29,7 @@ def removed(result: dict[str, Any]) -> str:
 
 
 def collected(result: dict[str, Any]) -> str:
-    """What tidying up did."""
+    """The text about the result of `gc`."""
     names = {
         "lost": "rows without their file dropped",
         "adopted": "files without a row taken up",
@@ -44,7 +44,7 @@ def collected(result: dict[str, Any]) -> str:
 
 
 def verified(result: dict[str, Any]) -> str:
-    """What reading everything found."""
+    """The text about the result of `verify`."""
     lines = [f"dropped: {digest}" for digest in result["dropped"]]
     bad = len(result["dropped"])
     what = f"{bad} did not have their digest" if bad else "all have their digest"
@@ -53,7 +53,7 @@ def verified(result: dict[str, Any]) -> str:
 
 
 def released(result: dict[str, Any]) -> str:
-    """What was let through."""
+    """The text about the result of `release`."""
     lines = [f"not held: {name}" for name in result["not_found"]]
     lines += [f"released: {row['image']} ({row['digest']})" for row in result["released"]]
     return "".join(f"{line}\n" for line in lines)

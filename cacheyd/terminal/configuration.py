@@ -1,4 +1,4 @@
-"""The command `config`: whether the settings can be used, and what they are."""
+"""The command `config`: checks whether the settings can be used, or shows them."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from cacheyd.upstream.login_sources import missing
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Runs `config check` or `config show` with settings whose files have been checked; the exit code."""
+    """Runs `config check` or `config show`, with settings whose files were checked before. Gives the exit code."""
     if args.action == "show":
         print(show(settings))
         return 0

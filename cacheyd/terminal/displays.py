@@ -1,4 +1,4 @@
-"""How a warming goes, on a terminal, in a log or as JSON."""
+"""Shows the progress of `warm`: on a terminal, in a log or as JSON."""
 
 import json
 from typing import Any, Protocol, Self, TextIO
@@ -7,25 +7,25 @@ from cacheyd.observe.wording import counted, shown_size
 
 
 class Display(Protocol):
-    """Shows the events of a warming."""
+    """Shows the events of `warm`."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *reason: object) -> None: ...
 
     def show(self, event: dict[str, Any]) -> None:
-        """One event."""
+        """Shows one event."""
 
 
 def display_for(out: TextIO, *, as_json: bool) -> Display:
-    """Bars on a terminal, else lines; lines of JSON if wanted."""
+    """The display for an output: lines of JSON if wanted, else bars on a terminal, else lines."""
     if as_json:
         return JsonLines(out)
     return Bars() if out.isatty() else Lines(out)
 
 
 class Lines:
-    """A line for each image and each layer."""
+    """Prints a line for each image and each layer."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -37,21 +37,21 @@ class Lines:
         self._out.flush()
 
     def show(self, event: dict[str, Any]) -> None:
-        """One event; progress is none."""
+        """Prints one event; nothing for a layer's progress."""
         if line := line_of(event):
             print(line, file=self._out, flush=True)
 
 
 class JsonLines(Lines):
-    """Each event as a line of JSON."""
+    """Prints each event as a line of JSON."""
 
     def show(self, event: dict[str, Any]) -> None:
-        """One event."""
+        """Prints one event."""
         print(json.dumps(event), file=self._out, flush=True)
 
 
 def line_of(event: dict[str, Any]) -> str:
-    """An event for people; empty for progress."""
+    """The line about an event for people; empty for a layer's progress."""
     image, digest = event.get("image", ""), str(event.get("digest", ""))[:19]
     match event["event"]:
         case "image":
@@ -63,22 +63,22 @@ def line_of(event: dict[str, Any]) -> str:
         case "done":
             more = f", with {event['referrers']} that refer to it" if "referrers" in event else ""
             held = f" ({event['held']})" if event.get("held") else ""
-            without = f"; what refers to it is not all there: {why}" if (why := event.get("referrers_failed")) else ""
+            without = f"; some of its referrers are missing: {why}" if (why := event.get("referrers_failed")) else ""
             return f"{image}: {shown_size(event['bytes'])} in the cache{more}{held}{without}"
         case "failed":
             return f"{image} failed: {event['reason']}"
         case "end":
             total, here = event["images"], event["images"] - event["failed"]
-            without = f"; what refers to {count} of them is not all there" if (count := event.get("referrers_failed")) else ""
+            without = f"; some referrers of {count} of them are missing" if (count := event.get("referrers_failed")) else ""
             return f"{here} of {counted(total, 'image')} {'is' if 1 in (here, total) else 'are'} in the cache{without}"
     return ""
 
 
 class Bars:
-    """A bar for each layer on its way, above the lines of what is done."""
+    """Shows a bar for each layer on its way, below the lines about images and layers that are done."""
 
     def __init__(self) -> None:
-        # Not for --help, nor where there is no terminal.
+        # rich is imported only here: --help and a log do not need it.
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
 
         columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
@@ -93,7 +93,7 @@ class Bars:
         self._progress.stop()
 
     def show(self, event: dict[str, Any]) -> None:
-        """One event."""
+        """Shows one event."""
         key = str(event.get("digest", ""))
         if event["event"] == "layer":
             if key not in self._tasks:

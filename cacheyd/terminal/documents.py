@@ -1,6 +1,6 @@
-"""The documents in a text: JSON one after another, or YAML 1.1 with merge keys, as kubectl reads it.
+"""Reads the documents in a text: JSON values one after another, or YAML 1.1 with merge keys, as kubectl reads it.
 
-Nothing of a document is built but texts, lists and mappings; aliases cost nothing.
+The documents contain only texts, lists and mappings (and `Other`). An alias of YAML takes no memory.
 """
 
 import json
@@ -8,42 +8,42 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-# How many values and levels YAML may have: its parser is slow, and builds trees.
+# The most values and levels that YAML can have: its parser is slow, and builds trees.
 MAX_VALUES, MAX_DEPTH = 5_000_000, 200
 
-# Brackets, braces, commas and colons of JSON: what its parser's memory grows with, about 100 bytes for each. Of the pods of
-# a cluster there are some hundred for each pod.
+# The most brackets, braces, commas and colons in JSON: the parser takes about 100 bytes of memory for each. The list of a
+# cluster's pods has some hundred of them for each pod.
 MAX_SIGNS = 3_000_000
 
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
-# Plain scalars that are numbers, true or false as kubectl reads them (YAML 1.1, without its dates and times).
+# Plain scalars that kubectl reads as numbers, true or false (YAML 1.1, without dates and times).
 _NO_TEXT = re.compile(
     r"[-+]?(?:0x[0-9a-fA-F_]+|0b[01_]+|0o[0-7_]+|(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))"
     r"|\.(?:nan|NaN|NAN)|[yYnN]|[yY]es|YES|[nN]o|NO|[oO]n|ON|[oO]ff|OFF|[tT]rue|TRUE|[fF]alse|FALSE"
 )
 
 _MERGE = "<<"
-# So much of a text that is wrong is told (characters).
+# The most characters of a wrong text that an error message shows.
 SHOWN = 200
 
 
 @dataclass(slots=True)
 class Other:
-    """A number, true or false, as it was written."""
+    """A number, true or false, as the document has it."""
 
     written: str
 
 
 class Unreadable(Exception):
-    """Why a document cannot be read."""
+    """A document cannot be read; the message says why."""
 
 
 def json_documents(text: str) -> Iterator[object]:
-    """The values of a text, in their order. Raises Unreadable."""
+    """The JSON values of a text, in their order. Raises Unreadable."""
     if sum(map(text.count, "{[,:")) > MAX_SIGNS:
         raise Unreadable(f"more than {MAX_SIGNS} values and names; fewer objects at a time can be read (kubectl get -n …)")
-    # Numbers are of no interest, and long ones take quadratic time.
+    # Numbers are not needed, and the time to parse a long number grows with the square of its length.
     decoder = json.JSONDecoder(parse_int=Other, parse_float=Other, parse_constant=Other)
     at, end = 0, len(text)
     while at < end:
@@ -68,9 +68,9 @@ class _Mapping:
     key: str | None = None
 
     def take(self, value: object) -> None:
-        """A key, or the value of the key before."""
+        """Takes a key, or the value of the key before."""
         if self.key is None:
-            # A key may be of any kind; those that are no text are of no interest.
+            # A key can be of any type. Keys that are no texts are not needed.
             self.key = value if isinstance(value, str) else ""
             return
         if self.key == _MERGE:
@@ -81,7 +81,7 @@ class _Mapping:
 
 
 class _Builder:
-    """Makes documents of the events of YAML's parser, without recursion and without a copy of what an alias stands for."""
+    """Makes documents from the events of YAML's parser, without recursion, and without a copy for an alias."""
 
     def __init__(self) -> None:
         self._open: list[list[object] | _Mapping] = []
@@ -90,7 +90,7 @@ class _Builder:
         self.document: object = None
 
     def begin(self) -> None:
-        """A new document."""
+        """Begins a new document."""
         self._open, self._anchors, self.document = [], {}, None
 
     def scalar(self, value: str | Other | None, anchor: str | None) -> None:
@@ -98,7 +98,7 @@ class _Builder:
 
     def alias(self, anchor: str | None) -> None:
         if anchor not in self._anchors:
-            raise Unreadable(f"*{str(anchor)[:SHOWN]} stands for nothing")
+            raise Unreadable(f"the alias *{str(anchor)[:SHOWN]} has no anchor")
         self._add(self._anchors[anchor], None)
 
     def start(self, container: list[object] | _Mapping, anchor: str | None) -> None:
@@ -127,7 +127,7 @@ class _Builder:
             container.take(value)
 
     def _merge(self, items: dict[str, object], value: object) -> None:
-        """The keys of other mappings, where they are not there (https://yaml.org/type/merge.html)."""
+        """Adds the keys of other mappings that are missing in this one (https://yaml.org/type/merge.html)."""
         others = value if isinstance(value, list) else [value]
         for other in {id(one): one for one in others if isinstance(one, dict)}.values():
             self._count(len(other))
@@ -141,8 +141,8 @@ class _Builder:
 
 
 def yaml_documents(text: str) -> Iterator[object]:
-    """The documents of a text, in their order. Raises Unreadable."""
-    # Only here: the other commands need no YAML.
+    """The YAML documents of a text, in their order. Raises Unreadable."""
+    # The module is imported only here: the other commands need no YAML.
     import yaml  # noqa: PLC0415
 
     builder = _Builder()
@@ -171,7 +171,7 @@ def yaml_documents(text: str) -> Iterator[object]:
 
 
 def _plain(value: str) -> str | Other | None:
-    """What a scalar without quotes is."""
+    """The value of a scalar without quotes: None, a text, or Other."""
     if value in _NULLS:
         return None
     return Other(value) if _NO_TEXT.fullmatch(value) else value

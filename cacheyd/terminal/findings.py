@@ -1,16 +1,16 @@
-"""What is found in a list of images or in Kubernetes objects."""
+"""The images and problems that are found in a list of images or in Kubernetes objects."""
 
 from dataclasses import dataclass
 
-# Problems that are told.
+# The most problems that are shown.
 MAX_PROBLEMS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Images in the order in which they are named, each once, and what was there instead of one.
+    """The images in the order in which they are named, each once, and the problems with values that are no image names.
 
-    `containers` is how many containers and image volumes had one, or should have; `nothing` says why there is no image.
+    `containers` is the number of containers and image volumes. `nothing` says why there is no image.
     """
 
     images: list[str]
@@ -20,7 +20,7 @@ class Found:
 
 
 class Findings:
-    """What has been found so far."""
+    """Collects images and problems."""
 
     def __init__(self) -> None:
         self._images: dict[str, None] = {}
@@ -29,15 +29,15 @@ class Findings:
         self.containers = 0
 
     def take(self, image: str) -> None:
-        """The name of an image."""
+        """Takes the name of an image."""
         self._images[image] = None
 
     def count_container(self) -> None:
-        """A container or an image volume."""
+        """Counts a container or an image volume."""
         self.containers += 1
 
     def tell(self, problem: str) -> None:
-        """A problem is told once, and only the first ones; others are counted."""
+        """Takes a problem: each one once, and only the first MAX_PROBLEMS. The other problems are only counted."""
         if problem in self._problems:
             return
         if len(self._problems) < MAX_PROBLEMS:
@@ -46,6 +46,6 @@ class Findings:
             self._more += 1
 
     def found(self, nothing: str) -> Found:
-        """All of it; `nothing` is the reason if there is no image."""
+        """The result; `nothing` is the reason if there is no image."""
         more = [f"and {self._more} more"] if self._more else []
         return Found(list(self._images), [*self._problems, *more], self.containers, nothing)

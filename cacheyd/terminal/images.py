@@ -1,6 +1,7 @@
-"""What the commands about images have in common: which images and platforms are meant, and which files are read.
+"""The common parts of the commands about images: which images and platforms the user means, and which files are read.
 
-A `Call` gives what a cache tells of one order, in its order; it raises CommandError for an order that is refused.
+A `Call` sends one order to a cache and gives the values of its replies, in order. A `Call` raises CommandError if the cache
+refuses the order.
 """
 
 import argparse
@@ -17,11 +18,11 @@ type Call = Callable[[Order], Iterable[dict[str, Any]]]
 
 
 class UsageError(Exception):
-    """Something on the command line, or in a file that it names, that cannot be used."""
+    """The command line, or a file that it names, has something that cannot be used."""
 
 
 def image_names(names: Iterable[str]) -> list[ImageName]:
-    """The images meant, each once. Raises UsageError."""
+    """The images that the user means, each once. Raises UsageError."""
     try:
         found = list(dict.fromkeys(map(parse_image, names)))
     except ValueError as error:
@@ -32,7 +33,7 @@ def image_names(names: Iterable[str]) -> list[ImageName]:
 
 
 def platforms(args: argparse.Namespace) -> tuple[Platform, ...] | None:
-    """The platforms meant, None for all. Raises UsageError."""
+    """The platforms that the user means, None for all. Raises UsageError."""
     try:
         return None if args.all_platforms else tuple(map(parse_platform, args.platforms)) or (own_platform(),)
     except ValueError as error:
@@ -40,10 +41,10 @@ def platforms(args: argparse.Namespace) -> tuple[Platform, ...] | None:
 
 
 def opened(source: str) -> AbstractContextManager[IO[bytes]]:
-    """A file to be read; `-` is standard input. Raises OSError."""
+    """Opens a file for reading; `-` is standard input. Raises OSError."""
     return nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb")
 
 
 def shown_source(source: str) -> str:
-    """The name of such a file for people."""
+    """The name of a file to read, for people; `-` is standard input."""
     return "standard input" if source == "-" else source

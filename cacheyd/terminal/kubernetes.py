@@ -1,6 +1,6 @@
-"""The images in Kubernetes objects: containers, initContainers, ephemeralContainers, volumes of type image (PodSpec).
+"""Finds the images in Kubernetes objects: containers, initContainers, ephemeralContainers, volumes of type image (PodSpec).
 
-Objects are known by their shape, so that custom resources with a pod in them are read, too. Each part is looked at once.
+This module knows objects by their shape, so custom resources that contain a pod are read, too. It looks at each part once.
 """
 
 from collections.abc import Iterator
@@ -10,20 +10,20 @@ from cacheyd.protocol.images import parse_image
 from cacheyd.terminal.documents import SHOWN, Other
 from cacheyd.terminal.findings import Findings
 
-# The longest name that is looked at (characters).
+# The longest image name that is parsed (characters).
 MAX_NAMED = 1000
 
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 
 
 class _Once:
-    """Tells what was there before: what an alias stands for. Where nothing is `shared`, nothing was."""
+    """Tells which parts were seen before: an alias leads to a part again. If nothing is `shared`, every part is new."""
 
     def __init__(self, *, shared: bool) -> None:
         self._seen: set[tuple[str, int]] | None = set() if shared else None
 
     def is_new(self, value: object, role: str = "") -> bool:
-        """Whether this is the first time in this role."""
+        """Whether this value is seen for the first time in this role."""
         if self._seen is None:
             return True
         before = len(self._seen)
@@ -32,7 +32,7 @@ class _Once:
 
 
 def look_through(document: object, number: int, found: Findings, *, shared: bool) -> None:
-    """Takes the images of a document, each part of it once, in their order."""
+    """Takes the images of a document into `found`, in their order. Looks at each part once."""
     once = _Once(shared=shared)
     waiting: list[tuple[Iterator[object], str]] = [(iter((document,)), "")]
     while waiting:
@@ -52,7 +52,7 @@ def look_through(document: object, number: int, found: Findings, *, shared: bool
 
 
 def _named(value: dict[str, Any]) -> str:
-    """A Kubernetes object's kind and name; empty if it is none."""
+    """A Kubernetes object's kind and name, for messages; empty if the value is no such object."""
     kind, metadata = value.get("kind"), value.get("metadata")
     if not isinstance(kind, str) or not isinstance(metadata, dict):
         return ""
@@ -61,7 +61,7 @@ def _named(value: dict[str, Any]) -> str:
 
 
 def _images_of(value: dict[str, Any], once: _Once) -> Iterator[tuple[str, object]]:
-    """What each container and each volume has as its image, and which one it is; without the key, something else gives it."""
+    """Each container or volume, as a text, and its image. Leaves out an item without the key: it has its image elsewhere."""
     for key in _CONTAINERS:
         items = value.get(key)
         for item in items if isinstance(items, list) and once.is_new(items, "containers") else ():
@@ -96,7 +96,7 @@ def _take(image: object, where: str, place: str, found: Findings) -> None:
 
 
 def _instead(image: object) -> str:
-    """What is there instead of a name."""
+    """Says what a value is that should be an image name."""
     match image:
         case str():
             return "is empty"

@@ -1,4 +1,4 @@
-"""As whom the registries are asked: the login that was typed, or those of an auth file."""
+"""The logins for the registries: the login that the user typed, or the logins of an auth file."""
 
 import argparse
 import asyncio
@@ -13,7 +13,7 @@ from cacheyd.upstream.programs import HelperError
 
 
 def one_login(images: Sequence[ImageName], username: str, password: str) -> dict[str, str]:
-    """The login that was given, for each image. It is for one registry, so that no other one sees it. Raises UsageError."""
+    """The typed login, for each image. Raises UsageError for images of several registries: only one may see the login."""
     registries = sorted({image.registry for image in images})
     if len(registries) > 1:
         raise UsageError(f"--username is for one registry, and these are {', '.join(registries)}; use --authfile")
@@ -23,7 +23,7 @@ def one_login(images: Sequence[ImageName], username: str, password: str) -> dict
 
 
 def file_logins(images: Sequence[ImageName], path: Path) -> dict[str, str]:
-    """The logins that a docker or podman auth file has for the images; its credential helpers are run. Raises UsageError."""
+    """The logins for the images in a docker or podman auth file. Runs its credential helpers. Raises UsageError."""
     try:
         return asyncio.run(_file_logins(images, AuthFile.read(path)))
     except HelperError as error:
@@ -31,7 +31,7 @@ def file_logins(images: Sequence[ImageName], path: Path) -> dict[str, str]:
 
 
 async def _file_logins(images: Sequence[ImageName], file: AuthFile) -> dict[str, str]:
-    """Each registry's helper is run once."""
+    """The logins by the full names of the images. Runs the helper of each registry once."""
     found: dict[str, str] = {}
     for image in images:
         place = image.name if file.is_narrow(image.registry) else image.registry
@@ -42,7 +42,7 @@ async def _file_logins(images: Sequence[ImageName], file: AuthFile) -> dict[str,
 
 
 def logins(args: argparse.Namespace, images: Sequence[ImageName]) -> dict[str, str]:
-    """The logins for the images, by their full names. Raises UsageError."""
+    """The logins for the images, by the full names of the images. Raises UsageError."""
     if args.username is None and not args.password_stdin:
         return file_logins(images, args.authfile) if args.authfile else {}
     if args.authfile:

@@ -1,4 +1,4 @@
-"""What people read of the tools that look: `ls`, `du`, `held`, `stats`."""
+"""The texts of the tools that show something: `ls`, `du`, `held`, `stats`."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from cacheyd.terminal.tables import Row, ago, pairs, shown_digest, some, span, t
 
 
 def listed(rows: Sequence[dict[str, Any]]) -> str:
-    """Images, or with `--blobs` objects, as a table."""
+    """The table of `ls`: images, or with `--blobs` objects."""
     if not rows:
         return "nothing found\n"
     now, short = time.time(), sys.stdout.isatty()
@@ -51,7 +51,7 @@ def _platforms(platforms: Sequence[dict[str, Any]]) -> str:
 
 
 def usage(result: dict[str, Any]) -> str:
-    """Who takes how much, as a table."""
+    """The table of `du`: the disk space of each registry and repository."""
     body: list[Row] = []
     for registry in result["registries"]:
         body.append(_usage_row(registry["name"] or "(unknown)", registry))
@@ -65,10 +65,10 @@ def _usage_row(name: str, usage: dict[str, Any]) -> Row:
 
 
 def holds(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
-    """What is held back, as a table."""
+    """The table of `held`: the tags that are held."""
     if not rows:
         other = result.get("other", 0)
-        more = f"; no min_age is set here, with other settings {counted(other, 'tag')} would be (--config)" if other else ""
+        more = f"; these settings have no min_age, others (--config) would hold {counted(other, 'tag')}" if other else ""
         return f"nothing is held{more}\n"
     now, short = time.time(), sys.stdout.isatty()
     body: list[Row] = [
@@ -80,7 +80,7 @@ def holds(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
 
 
 def totals(result: dict[str, Any]) -> str:
-    """The totals of the store and of the running cacheyd."""
+    """The text of `stats`: the totals of the store and of the running cacheyd."""
     store, server = result["store"], result["server"]
     size, oldest, free = store["max_size"], store["oldest_use"], store["free"]
     rows = [

@@ -1,4 +1,4 @@
-"""How far a tool is, on a terminal or in a log."""
+"""Shows the progress of a tool, on a terminal or in a log."""
 
 import sys
 import time
@@ -6,19 +6,19 @@ from typing import Any, TextIO
 
 from cacheyd.observe.wording import counted, shown_size
 
-# How often progress is told where there is no terminal (seconds).
+# How often progress is printed if there is no terminal (seconds).
 LINE_EVERY = 2.0
 
 
 class Lines:
-    """Progress as lines, for logs."""
+    """Prints progress as lines, for logs."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._said = float("-inf")
 
     def show(self, progress: dict[str, Any]) -> None:
-        """Says how far it is, from time to time and at the end."""
+        """Prints the progress, every LINE_EVERY seconds and at the end."""
         done, total = progress["done"], progress["total"]
         if done < total and time.monotonic() - self._said < LINE_EVERY:
             return
@@ -26,11 +26,11 @@ class Lines:
         print(f"{done} of {counted(total, 'object')}, {shown_size(progress['bytes'])}", file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Does nothing: lines leave nothing open."""
 
 
 class Bar:
-    """Progress as a bar on a terminal."""
+    """Shows progress as a bar on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console  # noqa: PLC0415
@@ -47,5 +47,5 @@ class Bar:
         self._bar.update(self._task, completed=progress["done"], total=progress["total"], description=size)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._bar.stop()

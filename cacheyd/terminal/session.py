@@ -1,4 +1,4 @@
-"""The commands about images at the terminal: through the running cacheyd, or one that runs as long as the command."""
+"""Runs the commands about images: in the running cacheyd, or in a cacheyd that runs as long as the command."""
 
 import asyncio
 import errno
@@ -26,20 +26,20 @@ from cacheyd.terminal.layout.words import LayoutError
 from cacheyd.terminal.transfer import run_export, run_import
 from cacheyd.terminal.warm import run_warm
 
-# A process that is about to end, or has just begun, gets so long to let go of the directory or to answer (seconds).
+# How long the command waits for another process that has the directory: until it ends, or answers (seconds).
 PATIENCE = 3.0
-# A cacheyd of the command's own has to answer within this time (seconds).
+# How long the command's own cacheyd can take until it answers (seconds).
 START_WAIT = 30.0
 
 RUN = {"warm": run_warm, "export": run_export, "import": run_import}
 
 
 class SessionError(Exception):
-    """Why there is no cache to ask, in one line."""
+    """There is no cache to ask; the message says why, in one line."""
 
 
 def run(args: Namespace, settings: Settings) -> int:
-    """Runs `warm`, `export` or `import`; the exit code."""
+    """Runs `warm`, `export` or `import`. Gives the exit code."""
 
     def call(order: Order) -> Iterator[dict[str, Any]]:
         for reply in client.request(settings.cache_dir, order.command, order.args()):
@@ -54,7 +54,7 @@ def run(args: Namespace, settings: Settings) -> int:
     except (NoServer, NotAnswering):
         print(f"cacheyd: the cacheyd that has {settings.cache_dir} does not answer", file=sys.stderr)
     except BrokenPipeError:
-        raise  # Nobody reads what it prints.
+        raise  # Nobody reads the command's output any more.
     except OSError as error:
         print(f"cacheyd: {why_unusable(error, settings.cache_dir)}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -63,7 +63,7 @@ def run(args: Namespace, settings: Settings) -> int:
 
 
 def run_with(args: Namespace, call: Call, root: Path) -> int:
-    """Runs one of the three commands against the cache in `root`; the exit code. What `call` raises goes on."""
+    """Runs one of the three commands with the cache in `root`. Gives the exit code. Does not catch the errors of `call`."""
     try:
         return RUN[args.command](args, call, root)
     except UsageError as error:
@@ -72,7 +72,7 @@ def run_with(args: Namespace, call: Call, root: Path) -> int:
     except LayoutError as error:
         print(f"cacheyd: {error}", file=sys.stderr)
     except BrokenPipeError:
-        raise  # Nobody reads what it prints.
+        raise  # Nobody reads the command's output any more.
     except OSError as error:
         print(f"cacheyd: {error.filename or 'the tar file'}: {error.strerror or error}", file=sys.stderr)
     return 1
@@ -80,7 +80,7 @@ def run_with(args: Namespace, call: Call, root: Path) -> int:
 
 @contextmanager
 def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
-    """Within the block a cacheyd answers on the control socket: the one that runs, or one of our own."""
+    """A context in which a cacheyd answers on the control socket: the running one, or one that this starts and stops."""
     if client.is_served(settings.cache_dir):
         yield
         return
@@ -89,7 +89,7 @@ def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
     with client.as_owner(settings.cache_dir):
         _check_writable(settings.cache_dir)
-    from cacheyd.proxy import daemon  # noqa: F401, PLC0415 - the directory's owner need not be able to read the code.
+    from cacheyd.proxy import daemon  # noqa: F401, PLC0415 - the directory's owner perhaps cannot read the code.
 
     with client.as_owner(settings.cache_dir):
         own = _OwnCacheyd(settings)
@@ -102,7 +102,7 @@ def _cache(settings: Settings, *, make: bool) -> Iterator[None]:
 
 
 def _check_writable(directory: Path) -> None:
-    """Raises OSError where a cacheyd would go on without the directory, and answer nobody. A full disk may get room."""
+    """Raises OSError if a cacheyd would go on without the directory, and not answer. A full disk is no error here."""
     try:
         check_directory(directory)
     except OSError as error:
@@ -111,7 +111,7 @@ def _check_writable(directory: Path) -> None:
 
 
 class _OwnCacheyd(threading.Thread):
-    """A cacheyd for the time of the command, on a free port of the loopback: transfers need all of it but the clients."""
+    """A cacheyd in a thread, as long as the command runs, on a free port of the loopback. No client uses the port."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(name="cacheyd")
@@ -121,7 +121,7 @@ class _OwnCacheyd(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """The thread."""
+        """Runs the cacheyd: the thread's function."""
         try:
             asyncio.run(self._serve())
         except ConfigError as error:
@@ -130,7 +130,7 @@ class _OwnCacheyd(threading.Thread):
             self._ended.set()
 
     async def _serve(self) -> None:
-        # mitmproxy takes most of a second to import.
+        # The import of mitmproxy takes almost a second.
         from cacheyd.proxy.daemon import Daemon  # noqa: PLC0415
 
         set_up_log(logging.ERROR)
@@ -139,15 +139,15 @@ class _OwnCacheyd(threading.Thread):
         await self._daemon.run()
 
     def wait(self) -> None:
-        """Waits until it answers. Raises SessionError if it does not; the reason has been printed then."""
+        """Waits until the cacheyd answers. Raises SessionError if it does not; then the reason was printed before."""
         deadline = time.monotonic() + START_WAIT
         while not client.is_served(self._settings.cache_dir):
             if self._ended.wait(0.05) or time.monotonic() > deadline:
                 raise SessionError(f"{self._settings.cache_dir} cannot be used")
 
     def stop(self) -> None:
-        """Ends it, and waits for its end."""
+        """Stops the cacheyd, and waits for its end."""
         if self._loop is not None and not self._ended.is_set():
-            with suppress(RuntimeError):  # It has just ended.
+            with suppress(RuntimeError):  # The cacheyd has just ended.
                 self._loop.call_soon_threadsafe(self._daemon.stop)
         self.join()

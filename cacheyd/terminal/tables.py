@@ -1,22 +1,22 @@
-"""Tables and pairs as text, and short forms for their cells."""
+"""Makes tables and pairs as text, and short forms for their cells."""
 
 import sys
 from collections.abc import Sequence
 
-# More rows than this are written without rich, which measures each cell.
+# The most rows of a table that rich writes: rich measures each cell, which is slow.
 RICH_ROWS = 2000
 
 type Row = tuple[str, ...]
 
 
 def pairs(rows: Sequence[Row]) -> str:
-    """Lines of a name and a value each."""
+    """Lines with a name and a value each."""
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:{width}}  {_clean(value)}\n" for name, value in rows)
 
 
 def table(head: Row, body: Sequence[Row], right: set[int]) -> str:
-    """A table: with rich on a terminal, else plain columns. `right` are the columns that are aligned right."""
+    """A table: by rich on a terminal, else in plain columns. `right` has the numbers of the columns that are aligned right."""
     if sys.stdout.isatty() and len(body) <= RICH_ROWS:
         return _rich_table(head, body, right)
     rows = [tuple(map(_clean, row)) for row in (head, *body)]
@@ -48,23 +48,23 @@ def _rich_table(head: Row, body: Sequence[Row], right: set[int]) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without what could talk to a terminal."""
+    """The text without characters that could control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def shown_digest(digest: str, short: bool) -> str:
-    """Enough of it for `cacheyd rm` to know it."""
+    """The digest, or with `short` its first 12 digits, which are enough for `cacheyd rm`."""
     algorithm, _, encoded = digest.partition(":")
     return f"{algorithm}:{encoded[:12]}" if short else digest
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of several names, and how many more there are."""
+    """The first of several names, and the number of the other names."""
     return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names) or "-"
 
 
 def ago(at: float, now: float) -> str:
-    """How long ago something was (seconds since the epoch), for people."""
+    """The time since `at`, for people. Both times are in seconds since the epoch."""
     return f"{span(now - at)} ago" if at > 0 else "-"
 
 

@@ -1,4 +1,4 @@
-"""The tools that look into the cache and clean it up: through the running cacheyd, or on the directory itself."""
+"""Runs the tools that show the cache or clean it up: in the running cacheyd, or on the directory itself."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ _BARE: dict[str, type[Order]] = {"du": Du, "held": Held, "stats": Stats, "verify
 
 
 def run(args: Namespace, settings: Settings) -> int:
-    """Runs a tool; the exit code: 0, 1 (failed, or nothing found) or 2 (wrong names)."""
+    """Runs a tool. Gives the exit code: 0, 1 (failed, or nothing found) or 2 (wrong names)."""
     try:
         order = _order(args)
     except ValueError as error:
@@ -39,7 +39,7 @@ def run(args: Namespace, settings: Settings) -> int:
 
 
 def _order(args: Namespace) -> Order:
-    """What was typed, as an order. Raises ValueError."""
+    """The order for the typed command. Raises ValueError."""
     match args.command:
         case "ls":
             return Ls(tuple(map(parse_target, args.patterns)), args.blobs)
@@ -53,10 +53,10 @@ def _order(args: Namespace) -> Order:
 
 
 def _write(text: str) -> None:
-    """To standard output; who reads it may leave at any time."""
+    """Writes the text to standard output. Its reader can close a pipe at any time."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at its end.
+        # Python flushes standard output once more at its end, and must not fail then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The commands `export` and `import` at the terminal."""
+"""Runs the commands `export` and `import` at the terminal."""
 
 import argparse
 import errno
@@ -22,7 +22,7 @@ from cacheyd.terminal.layout.reading import Kept, import_layout
 from cacheyd.terminal.layout.words import Image, IncompleteError, LayoutError
 from cacheyd.terminal.layout.writing import write_layout
 
-# So many digests go into one command.
+# The most digests in one command.
 BATCH = 500
 
 
@@ -35,8 +35,9 @@ def export(
     *,
     referrers: bool = False,
 ) -> int:
-    """Writes images into a tar file (`-`: standard output), with `referrers` also what the cache has under tags that refer
-    to them; how many bytes of objects. Raises LayoutError, OSError.
+    """Writes images into a tar file (`-`: standard output); with `referrers` also the images under tags that refer to them.
+
+    Gives the bytes of all objects. Raises LayoutError, OSError.
     """
     (answer,) = call(Export(tuple(images), referrers))
     found = [
@@ -57,10 +58,10 @@ def _open_blob(root: Path, digest: str) -> BinaryIO | None:
 
 @contextmanager
 def _output(target: str) -> Iterator[IO[bytes]]:
-    """Standard output, or a file that is there under its name when it is complete."""
+    """A context with standard output, or with a new file that gets its name when it is complete."""
     if target == "-":
         if sys.stdout.isatty():
-            raise LayoutError("a tar file is nothing for a terminal: use -o FILE, or a pipe")
+            raise LayoutError("a tar file cannot be written to a terminal: use -o FILE, or a pipe")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
@@ -77,7 +78,7 @@ def _output(target: str) -> Iterator[IO[bytes]]:
 
 
 def _created(unfinished: Path, path: Path) -> BinaryIO:
-    """The new file that is to be `path`. Raises OSError with a name that people know."""
+    """Makes the unfinished file that will become `path`. Raises OSError with a name that people know."""
     try:
         return open(unfinished, "xb")
     except OSError as error:
@@ -123,7 +124,7 @@ def import_images(
 
 
 def run_export(args: argparse.Namespace, call: Call, root: Path) -> int:
-    """Runs `cacheyd export`; the exit code. Raises UsageError, LayoutError, OSError, and what `call` raises."""
+    """Runs `cacheyd export`. Gives the exit code. Raises UsageError, LayoutError, OSError, and the errors of `call`."""
     images = image_names(args.images)
     try:
         size = export(call, root, images, platforms(args), args.output, referrers=args.referrers)
@@ -137,7 +138,7 @@ def run_export(args: argparse.Namespace, call: Call, root: Path) -> int:
 
 
 def run_import(args: argparse.Namespace, call: Call, root: Path) -> int:
-    """Runs `cacheyd import`; the exit code. Raises UsageError, LayoutError, OSError, and what `call` raises."""
+    """Runs `cacheyd import`. Gives the exit code. Raises UsageError, LayoutError, OSError, and the errors of `call`."""
     for image in import_images(call, root, args.source, args.name):
         print(image.name)
     return 0

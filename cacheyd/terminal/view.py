@@ -1,4 +1,4 @@
-"""The replies to one order, and what people read of them."""
+"""Collects the replies to one order, and makes the text that people read."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from cacheyd.admin.control import Reply
 from cacheyd.terminal import clean, look
 from cacheyd.terminal.progress import Bar, Lines
 
-# Of the commands whose result says all.
+# The functions for commands whose text needs only the result.
 _TEXTS = {
     "du": look.usage,
     "stats": look.totals,
@@ -20,12 +20,12 @@ _TEXTS = {
 
 
 class View:
-    """Takes the replies of a command and makes text of them."""
+    """Takes the replies of a command, shows its progress, and makes its text."""
 
     def __init__(self, command: str, *, as_json: bool, asked: bool = False) -> None:
         self._command = command
         self._json = as_json
-        # Whether the user named something, which should be there.
+        # Whether the user named images: then an empty list is a failure.
         self._asked = asked
         self._rows: list[dict[str, Any]] = []
         self._result: dict[str, Any] = {}
@@ -41,13 +41,13 @@ class View:
             self._progress.show(progress)
 
     def end_progress(self) -> None:
-        """Leaves the terminal to others."""
+        """Ends the display of progress, so that other text can go to the terminal."""
         if self._progress is not None:
             self._progress.close()
         self._progress = None
 
     def code(self) -> int:
-        """The exit code that the result means."""
+        """The exit code for the result."""
         failed = {
             "ls": self._asked and not self._rows,
             "rm": bool(self._result.get("not_found")) or not clean.is_anything(self._result),

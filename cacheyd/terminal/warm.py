@@ -1,4 +1,4 @@
-"""The command `warm` at the terminal."""
+"""Runs the command `warm` at the terminal."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from cacheyd.terminal.images import Call, UsageError, image_names, opened, platf
 from cacheyd.terminal.logins import logins
 from cacheyd.terminal.workloads import MAX_TEXT, read_images
 
-# So many images, with their logins (tokens have some KiB), go into one command.
+# The most images, with their logins, in one command: a token has some KiB.
 BATCH = 100
 
 
@@ -29,11 +29,11 @@ def warm(
     layers: int = LAYERS,
     referrers: bool = False,
 ) -> int:
-    """Has images pulled into the cache, with `referrers` their signatures and SBOMs, too; 0 if all are there, else 1."""
+    """Asks the cache to pull images, with `referrers` also signatures and SBOMs. Gives 0 if all are in the cache, else 1."""
     wanted = None if platforms is None else tuple(platforms)
     failed = without = 0
     with display:
-        # Those of a whole cluster do not fit into one command.
+        # The images of a whole cluster do not fit into one command.
         for some in batched(images, BATCH):
             known = {name: logins[name] for name in map(str, some) if name in logins}
             ended = False
@@ -51,7 +51,7 @@ def warm(
 
 
 def run_warm(args: argparse.Namespace, call: Call, root: Path) -> int:
-    """Runs `cacheyd warm`; the exit code. Raises UsageError, and what `call` raises."""
+    """Runs `cacheyd warm`. Gives the exit code. Raises UsageError, and the errors of `call`."""
     files = [(source, _read_names(source, taken=args.password_stdin)) for source in args.files]
     problems = [f"{source}: {problem}" for source, read in files for problem in read.problems]
     for problem in problems:

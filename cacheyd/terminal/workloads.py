@@ -1,4 +1,4 @@
-"""The images in what somebody hands over: a list, or Kubernetes objects as JSON or YAML (kubectl, helm template)."""
+"""Reads the images in a user's file: a list, or Kubernetes objects as JSON or YAML (kubectl, helm template)."""
 
 import codecs
 import re
@@ -10,17 +10,17 @@ from cacheyd.terminal.documents import Unreadable, json_documents, yaml_document
 from cacheyd.terminal.findings import Findings, Found
 from cacheyd.terminal.kubernetes import look_through
 
-# The most that is read (bytes).
+# The most bytes that are read.
 MAX_TEXT = 128 << 20
-# What no list of images has: `key:`, `- key:`, and the lines between documents.
+# Lines that a list of images never has: `key:`, `- key:`, and the lines between documents.
 _YAML_LINE = re.compile(
     r"""^(?:---|%YAML|[ ]*(?:-[ ]+)*(?:"[^"\n]*"|'[^'\n]*'|[^\s#"'][^\s#]*)[ ]*:(?:[ \t\r]|$))""", re.MULTILINE
 )
 
 
 def read_images(data: bytes) -> Found:
-    """The images of a list or of Kubernetes objects. Raises ValueError, with the number of the document, for what is neither,
-    and for a list in which something is no image's name, with its line.
+    """The images of a list or of Kubernetes objects. Raises ValueError: with the number of a document that cannot be read, or
+    with the line of a list that is no image name.
     """
     if len(data) > MAX_TEXT:
         raise ValueError(f"more than {MAX_TEXT >> 20} MiB")
@@ -45,7 +45,7 @@ def _in_list(text: str) -> Found:
 
 
 def read_list(lines: list[str]) -> list[str]:
-    """The images of a list: one a line, `#` begins a comment."""
+    """The image names of a list: one name in each line, `#` begins a comment."""
     return [name for line in lines if (name := line.partition("#")[0].strip())]
 
 

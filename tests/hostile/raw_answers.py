@@ -1,4 +1,4 @@
-"""A table of raw answers: what an upstream writes, what h11 makes of it, and where cacheyd is stricter, with the reason."""
+"""A table of raw answers of an upstream. It says how the bytes look, how h11 reads them, and why cacheyd is stricter."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ type Framed = Callable[[bytes, str], bytes]
 
 @dataclass(frozen=True)
 class Row:
-    """An answer with some body: `head` without Content-Type, and how the body follows it.
+    """An answer for any body: its status line, its fields without Content-Type, and the framing of the body.
 
-    `closes`: the origin closes the connection behind it. `stricter`: why it is 502 here although h11 takes it.
+    `closes`: the origin closes the connection after the answer. `stricter`: why cacheyd answers 502 although h11 accepts it.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Row:
     stricter: str = ""
 
     def answer(self, body: bytes, media_type: str, method: str) -> bytes:
-        """The bytes."""
+        """The bytes of the answer with this body."""
         size = str(len(body))
         stated = [f"Content-Length: {size}"] if self.length else []
         fields = [f"Content-Type: {media_type}", *stated, *(line.replace("SIZE", size) for line in self.fields)]
@@ -37,7 +37,7 @@ class Row:
 
 
 def chunks(size: int = 7, *, extension: str = "", form: str = "x", trailers: str = "") -> Framed:
-    """Chunked, in chunks of `size` bytes."""
+    """A framing with chunks of `size` bytes."""
 
     def frame(body: bytes, method: str) -> bytes:
         if method == "HEAD":
@@ -50,7 +50,7 @@ def chunks(size: int = 7, *, extension: str = "", form: str = "x", trailers: str
 
 
 def altered(change: Callable[[bytes], bytes], framed: Framed | None = None) -> Framed:
-    """The framed body after a change; not for HEAD."""
+    """A framing that changes the framed body; empty for HEAD."""
 
     def frame(body: bytes, method: str) -> bytes:
         return b"" if method == "HEAD" else change(framed(body, method) if framed else body)
@@ -163,7 +163,7 @@ ROWS = (
 
 
 def verdict(row: Row, body: bytes, method: str) -> Literal["right", "refused", "cut"]:
-    """What h11 says, and a cache makes of it: all of the body with a 200 is right, a body that breaks is cut."""
+    """The expected outcome, from h11's reading: right (200 with the whole body), cut (the body breaks), or refused."""
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method=method, target="/", headers=[("Host", "reg.test")]))
     connection.send(h11.EndOfMessage())

@@ -1,4 +1,4 @@
-"""The smallest tests that replay what a peer sent, byte for byte. Copy one to replay a bug (see CONTRIBUTING)."""
+"""The smallest tests that replay the bytes of a peer. Copy one of them to replay a bug (see CONTRIBUTING)."""
 
 from tests.faults.scene import registry_table
 from tests.hostile.peers import RawOrigin

@@ -209,9 +209,9 @@ def test_an_outage_leaves_the_image_warm(lab: Lab) -> None:
     done = run_command(lab.cache, "warm", "--referrers", f"{REG}/{repo}:1.0", status=1)
     fault.remove()
     warmed, end = names(done)[-2:]
-    assert " in the cache, with 0 that refer to it; what refers to it is not all there: " in warmed
+    assert " in the cache, with 0 that refer to it; some of its referrers are missing: " in warmed
     assert (warmed.count("503"), len(warmed) < 500) == (1, True)
-    assert end == "1 of 1 image is in the cache; what refers to 1 of them is not all there"
+    assert end == "1 of 1 image is in the cache; some referrers of 1 of them are missing"
 
 
 # Directories and processes

@@ -1,4 +1,4 @@
-"""What registries hold besides images: BuildKit's caches, charts, signatures and SBOMs, as tools push them."""
+"""Artifacts as tools push them to registries besides images: BuildKit's caches, charts, signatures, SBOMs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ARTIFACT_MANIFEST = "application/vnd.oci.artifact.manifest.v1+json"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A manifest or index, and the blobs that it refers to itself."""
+    """A manifest or index, and the blobs that it refers to directly."""
 
     manifest: bytes
     media_type: str
@@ -38,7 +38,7 @@ class Artifact:
         return {self.digest: self.manifest, **{blob.digest: blob.data for blob in self.blobs}}
 
     def push(self, origin: Origin, repo: str, reference: str = "") -> Artifact:
-        """To a registry, under a tag or by its digest alone."""
+        """Pushes the artifact to a registry, under a tag or only by its digest."""
         for blob in self.blobs:
             origin.add_blob(repo, blob.data)
         origin.add_manifest(repo, reference or self.digest, self.manifest, self.media_type)
@@ -46,7 +46,7 @@ class Artifact:
 
 
 def descriptor(media_type: str | None, data: bytes, /, **more: Any) -> dict[str, Any]:
-    """A descriptor; without a media type if that is None."""
+    """A descriptor of `data`; without a media type if `media_type` is None."""
     typed = {} if media_type is None else {"mediaType": media_type}
     return {**typed, "digest": digest_of(data), "size": len(data), **more}
 
@@ -56,7 +56,7 @@ def encoded(value: Mapping[str, Any]) -> bytes:
 
 
 def buildkit_cache(seed: int, *, layers: int = 2, layer_type: str | None = f"{OCI_LAYER}+gzip") -> Artifact:
-    """`--cache-to type=registry,image-manifest=false`: an index of layers, with a config of BuildKit's own."""
+    """A cache as BuildKit pushes it with `--cache-to type=registry,image-manifest=false`: an index of layers and a config."""
     blobs = [Blob(random_bytes(3000, seed * 31 + n)) for n in range(layers)]
     config = Blob(encoded({"layers": [{"blob": blob.digest, "parent": -1} for blob in blobs], "records": [{"seed": seed}]}))
     notes = {"buildkit/createdat": "2026-11-01T00:00:00Z", "containerd.io/uncompressed": digest_of(b"raw")}
@@ -67,7 +67,7 @@ def buildkit_cache(seed: int, *, layers: int = 2, layer_type: str | None = f"{OC
 
 
 def artifact(seed: int, subject: bytes | None = None, *, size: int = 500, **changes: Any) -> Artifact:
-    """What ORAS, cosign and Helm push: an empty config, one layer, and perhaps what it refers to; None takes a member out."""
+    """An artifact as ORAS, cosign and Helm push it: an empty config, one layer, perhaps a subject. None removes a member."""
     blob = Blob(random_bytes(size, 77_000 + seed))
     content: dict[str, Any] = {
         "schemaVersion": 2,
@@ -87,11 +87,11 @@ def artifact(seed: int, subject: bytes | None = None, *, size: int = 500, **chan
 
 
 def listing(*artifacts: Artifact) -> Artifact:
-    """An index of these, as the fallback tag `sha256-<hex>` has it."""
+    """An index of these artifacts, as the fallback tag `sha256-<hex>` has it."""
     entries = [descriptor(one.media_type, one.manifest) for one in artifacts]
     return Artifact(encoded({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}), OCI_INDEX)
 
 
 def tag_of(digest: str, suffix: str = "") -> str:
-    """cosign's tag beside an image."""
+    """The tag of cosign beside an image with this digest."""
     return f"{digest.replace(':', '-')}{suffix}"

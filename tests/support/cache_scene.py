@@ -1,4 +1,4 @@
-"""A cache in front of a registry that is played, with a store that is real: for the unit tests of its rooms."""
+"""A cache in front of a played registry, with a real store: for the unit tests of the cache's modules."""
 
 import asyncio
 import json
@@ -72,7 +72,7 @@ type Override = Callable[[UpstreamRequest], Body | None]
 
 @dataclass
 class Registry:
-    """One repository. A tag has a list of what it offers, the best first: type and content."""
+    """A played registry with one repository. A tag has a list of offers (media type and content), the best first."""
 
     tags: dict[str, list[tuple[str, bytes]]] = field(default_factory=dict)
     manifests: dict[str, tuple[str, bytes]] = field(default_factory=dict)
@@ -88,14 +88,14 @@ class Registry:
         self.manifests |= {digest_of(content): (media_type, content) for media_type, content in offers}
 
     def stock(self) -> None:
-        """What the tests ask for."""
+        """Adds the tags and blobs that the tests ask for."""
         self.tag("1.0", (OCI_INDEX, INDEX), (DOCKER_MANIFEST, MANIFEST))
         self.tag("latest", (OCI_INDEX, INDEX))
         self.blobs = {digest_of(BLOB): BLOB, digest_of(SMALL): SMALL}
 
     @property
     def log(self) -> list[str]:
-        """What was asked: method and the end of the path."""
+        """The requests so far: method, kind and the beginning of the reference."""
         return [f"{request.method} {request.ref.kind} {request.ref.reference[:12]}" for request in self.requests]
 
     async def open(self, request: UpstreamRequest) -> Body:
@@ -159,7 +159,7 @@ def text(status: int, body: str, *headers: tuple[str, str]) -> Body:
 
 @dataclass
 class Got:
-    """What a client got."""
+    """The answer that a client got."""
 
     status: int
     headers: dict[str, str]
@@ -193,7 +193,7 @@ class Scene(Events):
         return await self.cache.answer(request(tail, **options))
 
     async def get(self, tail: str, **options: str) -> Got:
-        """The whole answer of a GET."""
+        """The whole answer to a GET."""
         return await received(await self.ask(tail, **options))
 
     async def head(self, tail: str, **options: str) -> Got:

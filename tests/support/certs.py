@@ -1,4 +1,4 @@
-"""A certificate authority of our own, for TLS between tests and what they test."""
+"""A certificate authority for TLS between the tests and the servers that they test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trustme
 
 @dataclass
 class TestCA:
-    """Issues server certificates; `ca_file` (PEM) is what a client has to trust."""
+    """Issues server certificates. A client must trust `ca_file` (PEM)."""
 
     __test__ = False  # the name begins as pytest's test classes do
 
@@ -22,7 +22,7 @@ class TestCA:
     _numbers: count[int] = field(default_factory=count)
 
     def issue(self, *names: str) -> tuple[Path, Path]:
-        """A certificate chain and its key (PEM files) for these host names or addresses."""
+        """Issues a certificate for these host names or addresses; gives the files of its chain and its key (PEM)."""
         number = next(self._numbers)
         certificate = self._authority.issue_cert(*names)
         cert_file, key_file = self.directory / f"cert-{number}.pem", self.directory / f"key-{number}.pem"
@@ -32,7 +32,7 @@ class TestCA:
         return cert_file, key_file
 
     def server_context(self, *names: str) -> ssl.SSLContext:
-        """A server's context with a fresh certificate for these names; offers HTTP/1.1 only."""
+        """A server's context with a new certificate for these names. It offers only HTTP/1.1."""
         cert_file, key_file = self.issue(*names)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(cert_file, key_file)
@@ -40,12 +40,12 @@ class TestCA:
         return context
 
     def client_context(self) -> ssl.SSLContext:
-        """A client's context that trusts this authority and nothing else."""
+        """A client's context that trusts only this authority."""
         return ssl.create_default_context(cafile=self.ca_file)
 
 
 def make_ca(directory: Path) -> TestCA:
-    """A new authority that keeps its PEM files in `directory`, made if it is missing."""
+    """A new authority with its PEM files in `directory`. Makes the directory if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
     authority = trustme.CA()
     ca_file = directory / "ca.pem"

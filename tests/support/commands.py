@@ -1,4 +1,4 @@
-"""The commands of cacheyd beside one that runs."""
+"""Runs the commands of cacheyd beside a running cacheyd."""
 
 import os
 import subprocess
@@ -11,20 +11,20 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class Running(Protocol):
-    """A cache that runs."""
+    """A running cache."""
 
     cache_dir: Path
 
 
 def command(*args: str | Path) -> list[str]:
-    """The argv of a command."""
+    """The argument vector of a command."""
     return [sys.executable, "-m", "cacheyd", *map(str, args)]
 
 
 def run_command(
     cache: Running, *args: str | Path, data: bytes = b"", status: int = 0, seconds: float = 60
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs a command against the cache in this directory; it has to end with this exit code, within so many seconds."""
+    """Runs a command with the cache's directory. The command must end with the exit code `status` within `seconds`."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith("CACHEYD_")}
     environment = {**settings, "CACHE_DIR": str(cache.cache_dir), "PYTHONPATH": str(REPOSITORY)}
     argv = command(*args)
@@ -34,5 +34,5 @@ def run_command(
 
 
 def names(done: subprocess.CompletedProcess[bytes]) -> Sequence[str]:
-    """The lines of its output."""
+    """The lines of a command's output."""
     return done.stdout.decode().splitlines()

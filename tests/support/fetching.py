@@ -1,4 +1,4 @@
-"""What tests of fetches share: a scripted upstream, and a fetcher with a real store."""
+"""Common parts of the tests of fetches: a scripted upstream, and a fetcher with a real store."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ MANIFEST = b'{"schemaVersion": 2, "config": {}, "layers": []}'
 
 @dataclass
 class Reply:
-    """A response: pieces of its body are bytes, waits, and failures."""
+    """A response. A piece of its body is bytes, a wait, or a failure."""
 
     status: int = 200
     headers: HeaderList = ()
@@ -57,7 +57,7 @@ class Reply:
 
 
 class Script:
-    """Gives the replies in their order, whatever is asked."""
+    """An upstream that gives its replies in their order, for any request."""
 
     def __init__(self, *replies: Reply | UpstreamBroken) -> None:
         self.replies = list(replies)
@@ -81,13 +81,13 @@ class Script:
 
 
 def whole(data: bytes, *pieces: bytes | asyncio.Event | UpstreamBroken, length: bool = True) -> Reply:
-    """200 with all of `data`, or with `pieces` where those are given."""
+    """A reply 200 with all of `data`, or with `pieces` if they are given."""
     stated = (("Content-Length", str(len(data))),) if length else ()
     return Reply(200, stated, list(pieces or [data]))
 
 
 def rest(data: bytes, start: int, *pieces: bytes | asyncio.Event | UpstreamBroken) -> Reply:
-    """206 from `start`."""
+    """A reply 206 with the bytes of `data` from `start`, or with `pieces` if they are given."""
     headers = (
         ("Content-Length", str(len(data) - start)),
         ("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}"),
@@ -131,7 +131,7 @@ class Scene(Events):
         return bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body
 
     def leave_partial(self, data: bytes, content: bytes) -> None:
-        """What an earlier process left of `data`."""
+        """Leaves a partial of `data` with this content, as from an earlier process."""
         self.store.partials.directory.open(digest_of(data), BY_DIGEST.registry).path.write_bytes(content)
 
 
@@ -146,7 +146,7 @@ def reference(tail: str) -> Reference:
 
 
 async def read(flight: Flight, start: int = 0) -> bytes:
-    """What a client that joins the flight gets."""
+    """The bytes that a client gets if it joins the flight."""
     await flight.opened()
     reader = FlightReader(flight, start, flight.size)
     data = bytearray()
@@ -157,7 +157,7 @@ async def read(flight: Flight, start: int = 0) -> bytes:
 
 
 async def landed(fetcher: Fetcher) -> None:
-    """Waits for the disk: clients have the whole object a moment earlier."""
+    """Waits until no flight runs: clients have all bytes a moment before the object is stored."""
     async with asyncio.timeout(5):
         while len(fetcher.flights):
             await asyncio.sleep(0.001)

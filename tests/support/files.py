@@ -1,4 +1,4 @@
-"""A look at files that others remove at any time."""
+"""Looks at files that other processes can remove at any time."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -6,7 +6,7 @@ from stat import S_ISREG
 
 
 def sizes(directory: Path) -> dict[Path, int]:
-    """The files below; what goes meanwhile is left out."""
+    """The sizes of the files below a directory (bytes). Leaves out files that are removed during the call."""
     found = {}
     for path in directory.rglob("*"):
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What tests of flights share: a flight, and what a fetch does to it."""
+"""Common parts of the tests of flights: a flight, and the steps of a fetch."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ LARGE = random.Random(1).randbytes(WINDOW + WINDOW // 2)
 
 
 class Growing:
-    """A flight and what a fetch does to it."""
+    """A flight, with the steps that a fetch does on it."""
 
     def __init__(self, root: Path, data: bytes) -> None:
         self.blobs = BlobDir(root)
@@ -53,6 +53,6 @@ async def read_to_end(reader: FlightReader | MappedReader) -> bytes:
 
 
 async def settled() -> None:
-    """Lets everything that is ready run."""
+    """Lets all tasks run that are ready."""
     for _ in range(5):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""OCI content made in memory: real images, small or large, and the layout directory that skopeo copies from."""
+"""Makes OCI content in memory: real images, small or large, and a layout directory that skopeo can copy from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def digest_of(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class Blob:
-    """Bytes and their name."""
+    """Bytes and their digest."""
 
     data: bytes
 
@@ -40,7 +40,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Image:
-    """One platform's image: `manifest` names `config` and `layers` (OCI image-spec, manifest.md)."""
+    """The image of one platform: `manifest` names `config` and `layers` (OCI image-spec, manifest.md)."""
 
     config: Blob
     layers: tuple[Blob, ...]
@@ -54,13 +54,13 @@ class Image:
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
-        """The config, then the layers: what a pull fetches besides manifests."""
+        """The config, then the layers: the blobs that a pull fetches."""
         return (self.config, *self.layers)
 
 
 @dataclass(frozen=True)
 class Index:
-    """A multi-arch image; each platform is written `linux/amd64`."""
+    """An image for several platforms. A platform is written `linux/amd64`."""
 
     images: tuple[tuple[str, Image], ...]
     manifest: bytes
@@ -72,7 +72,7 @@ class Index:
 
 
 def random_bytes(size: int, seed: int) -> bytes:
-    """`size` bytes that no compressor shortens, the same for the same seed, at about the speed of AES (> 1 GB/s)."""
+    """`size` bytes that cannot be compressed; the same seed gives the same bytes. As fast as AES (> 1 GB/s)."""
     key = hashlib.sha256(f"cacheyd test bytes {seed}".encode()).digest()
     cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
     zeros = bytes(256 * 1024)
@@ -82,10 +82,10 @@ def random_bytes(size: int, seed: int) -> bytes:
 def make_image(
     *, layers: int = 1, layer_size: int = 2048, seed: int = 0, docker: bool = False, architecture: str = "amd64"
 ) -> Image:
-    """An image that unpacks: each layer is a tar archive with one file of `layer_size` bytes.
+    """An image that clients can unpack: each layer is a tar archive with one file of `layer_size` bytes.
 
-    OCI layers are plain tar; with `docker` the media types are Docker's and the layers gzip. The same arguments give
-    the same bytes; another seed gives other layers, another architecture only another config and manifest.
+    OCI layers are plain tar. With `docker`, the media types are Docker's and the layers are gzip. The same arguments give
+    the same bytes. Another seed gives other layers; another architecture gives only another config and manifest.
     """
     archives = [_tar(f"layer-{n}.bin", random_bytes(layer_size, seed * 1009 + n)) for n in range(layers)]
     config = Blob(
@@ -113,7 +113,7 @@ def make_image(
 
 
 def make_index(*images: Image) -> Index:
-    """An index of these images, in this order; Docker's manifest list when all of them are Docker's."""
+    """An index of these images, in this order. If all of them are Docker's, it is a manifest list of Docker."""
     docker = all(image.media_type == DOCKER_MANIFEST for image in images)
     media_type = DOCKER_LIST if docker else OCI_INDEX
     entries = []
@@ -128,7 +128,7 @@ def make_index(*images: Image) -> Index:
 def write_layout(path: Path, tags: Mapping[str, Image | Index]) -> None:
     """Writes an OCI image layout (image-spec, image-layout.md) at `path`, for `skopeo copy --all oci:path:tag …`.
 
-    Use OCI images here: skopeo's `oci:` transport does not take Docker media types.
+    Use OCI images here: skopeo's `oci:` transport does not accept Docker media types.
     """
     blobs = path / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)

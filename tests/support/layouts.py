@@ -1,4 +1,4 @@
-"""Image layouts in tar files, and an import of them."""
+"""Makes image layouts in tar files, and imports them."""
 
 import io
 import json
@@ -27,7 +27,7 @@ AMD64 = [parse_platform("linux/amd64")]
 
 
 class Shelf:
-    """Objects by digest, as a cache has them."""
+    """Objects by digest, like the objects of a cache."""
 
     def __init__(self, *contents: images.Image | images.Index) -> None:
         self.objects: dict[str, bytes] = {}
@@ -87,7 +87,7 @@ def layout_of(content: images.Image | images.Index, annotations: Any, **changes:
 
 
 class Import:
-    """An import into a folder, and what it kept."""
+    """An import into a folder. Records the objects and tags that it kept."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -1,4 +1,4 @@
-"""Stored logins of one registry, as tests of them share it."""
+"""Common parts of the tests of stored logins."""
 
 import asyncio
 from dataclasses import replace
@@ -21,7 +21,7 @@ REF = ref_of()
 
 
 class Scene:
-    """Logins of one registry that come from one program, which the test writes; `runs` is how often it ran."""
+    """Logins of one registry from one program, which the test writes. `runs` counts the runs of the program."""
 
     def __init__(self, directory: Path, clock: Clock) -> None:
         self.directory = directory
@@ -47,7 +47,7 @@ class Scene:
         return await self.logins.other(self.settings, REF, refused)
 
     async def ran(self, count: int) -> None:
-        """Until it ran so often, and what it gave is known."""
+        """Waits until the program ran `count` times, and until its last login is known."""
         async with asyncio.timeout(5):
             while self.runs < count or self.logins._running:
                 await asyncio.sleep(0.01)

@@ -1,7 +1,7 @@
-"""A store in memory, for tests of what uses the store: the same parts, no directory, no thread, no background work.
+"""A store in memory, for tests of code that uses the store: the same parts, but no directory, thread or background work.
 
-Objects are descriptors of `memfd_create`, so they are read and mapped as files are. `test_conformance` holds this one and
-the real one to the same behaviour.
+Objects are descriptors of `memfd_create`, so they can be read and mapped like files. `test_conformance` checks that this
+store and the real store behave in the same way.
 """
 
 import os
@@ -27,7 +27,7 @@ from cacheyd.store.space import to_free
 
 
 class MemoryPartials:
-    """Objects on their way in."""
+    """The partials: objects on their way in."""
 
     def __init__(self) -> None:
         self.reservations = Reservations()
@@ -36,28 +36,28 @@ class MemoryPartials:
 
     @property
     def size(self) -> int:
-        """The size of all partial files."""
+        """The size of all partials (bytes)."""
         return self.idle_bytes + sum(partial.size for partial in self._open) + self.reservations.being_written
 
     @property
     def held(self) -> int:
-        """The same, with what is still to come of those for which room was made."""
+        """The size of all partials, plus the bytes that are still to come and for which room was made."""
         return self.size + self.reservations.promised
 
     @property
     def idle_bytes(self) -> int:
-        """The size of the files that no fetch has."""
+        """The size of the partials that no fetch uses (bytes)."""
         return sum(os.fstat(fd).st_size for fd in self._idle.values())
 
     def drop_one(self) -> bool:
-        """Removes a file that no fetch has; whether there was one."""
+        """Removes one partial that no fetch uses. Gives whether there was one."""
         if not self._idle:
             return False
         os.close(self._idle.pop(next(iter(self._idle))))
         return True
 
     async def open(self, digest: str, origin: str = "") -> Partial:
-        """What came of the object from this registry already."""
+        """Opens the partial of the object from this registry, with the bytes that came before."""
         path = Path(f"{digest}@{origin}")
         fd = self._idle.pop(path, None)
         partial = Partial(path, os.memfd_create(digest, os.MFD_CLOEXEC) if fd is None else fd, digest)
@@ -68,17 +68,17 @@ class MemoryPartials:
         return partial
 
     async def append(self, partial: Partial, chunks: Sequence[bytes | bytearray | memoryview]) -> int:
-        """Hashes and writes; the new size."""
+        """Hashes and writes the chunks. Gives the new size (bytes)."""
         partial.write(chunks)
         partial.hash(chunks)
         return partial.advance(sum(map(len, chunks)))
 
     async def read(self, partial: Partial, start: int, end: int) -> bytes:
-        """Up to `end - start` bytes from `start` of what has come."""
+        """The bytes of the partial from `start`, up to `end`, as far as they have come."""
         return partial.read(start, end)
 
     def release(self, partial: Partial, *, close: bool = True, keep: bool = True) -> None:
-        """No fetch has the partial any more; what came stays for the next one. `close`: nobody reads it either."""
+        """Takes a partial back from its fetch; its bytes stay for the next fetch. `close`: no client reads it either."""
         if partial in self._open:
             self._open.discard(partial)
             if partial.size and keep and partial.path not in self._idle:
@@ -87,12 +87,12 @@ class MemoryPartials:
             partial.close()
 
     async def discard(self, partial: Partial) -> None:
-        """Removes a partial that is of no use."""
+        """Removes a partial that cannot be used."""
         self._open.discard(partial)
         partial.close()
 
     def committed(self, partial: Partial) -> None:
-        """It is an object now."""
+        """Notes that the partial has become an object."""
         self._open.discard(partial)
 
     def stop(self) -> None:
@@ -114,46 +114,46 @@ class MemoryObjects:
         self._files: dict[str, int] = {}
 
     def find(self, digest: str) -> Stored | None:
-        """The object if it is there."""
+        """The object; None if it is not stored."""
         return self._catalog.objects.get(digest)
 
     async def recover(self, digest: str, *, wait: float | None = None) -> Stored | None:
-        """Nothing is there that does not count."""
+        """The same as `find`: this store has no files without a row."""
         return self.find(digest)
 
     def body(self, stored: Stored) -> bytes | Mapped | None:
-        """The object's bytes."""
+        """The object's bytes; None if they are lost."""
         fd = self._files.get(stored.digest)
         if fd is None:
             return None
         return Mapped(fd, os.fstat(fd)) if stored.size > SMALL else os.pread(fd, stored.size, 0)
 
     def lost(self, stored: Stored) -> None:
-        """The object cannot be read."""
+        """Forgets an object that cannot be read."""
         self._catalog.remove(stored.digest)
 
     def touch(self, digest: str, hits: int = 1) -> None:
-        """The object was used just now."""
+        """Notes that the object was used now."""
         self._catalog.touch(digest, self._clock(), hits)
 
     def add_repository(self, stored: Stored, within: str) -> None:
-        """Records that upstream serves an object in another repository, too."""
+        """Records that upstream serves the object in another repository, too."""
         self._catalog.add_repository(stored, within, MAX_REPOSITORIES)
 
     def keep(self, digest: str, fd: int) -> None:
-        """Takes the bytes of an object over."""
+        """Keeps the bytes of an object."""
         if (old := self._files.get(digest)) is not None:
             os.close(old)
         self._files[digest] = os.dup(fd)
 
     async def remove(self, digests: Iterable[str], reason: str) -> tuple[int, int]:
-        """Removes objects; how many there were, and their bytes."""
+        """Removes objects. Gives their number and their bytes."""
         removed = [stored for digest in digests if (stored := self._catalog.remove(digest)) is not None]
         self.drop(removed, reason)
         return len(removed), sum(stored.size for stored in removed)
 
     def drop(self, removed: Sequence[Stored], reason: str) -> None:
-        """The bytes of objects that were taken out of the catalogue."""
+        """Removes the bytes of objects that the catalogue has forgotten."""
         for stored in removed:
             os.close(self._files.pop(stored.digest))
         if removed:
@@ -167,7 +167,7 @@ class MemoryObjects:
 
 
 class MemoryBounds:
-    """Makes room as the real one does, within `max_size` alone."""
+    """Makes room like the real store, but only within `max_size`."""
 
     def __init__(self, catalog: Catalog, objects: MemoryObjects, partials: MemoryPartials, live: Live) -> None:
         self._catalog = catalog
@@ -176,11 +176,11 @@ class MemoryBounds:
         self._live = live
 
     def can_take(self, size: int, credit: int = 0) -> bool:
-        """Whether an object of `size` bytes that is only promised so far could be kept."""
+        """Whether there would be room for an object of `size` bytes whose bytes have not come yet."""
         return self._missing(size, 1.0) <= self._partials.idle_bytes + self._spare(credit)
 
     async def make(self, size: int, *, unverified: bool = False, credit: int = 0) -> bool:
-        """Removes what is needed for `size` bytes more; whether they fit then."""
+        """Removes partials and objects until `size` more bytes fit. Gives whether they fit."""
         settings = self._live.settings
         max_size = settings.max_size.of(0)
         if (max_size and size > max_size) or (unverified and not self.can_take(size, credit)):
@@ -198,7 +198,7 @@ class MemoryBounds:
         return True
 
     def credit(self, registry: str) -> int:
-        """What a registry's unverified bytes may displace beyond a tenth."""
+        """The bytes of objects that a registry's unverified bytes may displace, beyond a tenth of `max_size`."""
         delivered = self._catalog.delivered(registry)
         return delivered and delivered + max(0, self._live.settings.max_size.of(0) * 9 // 10 - self._catalog.bytes)
 
@@ -212,7 +212,7 @@ class MemoryBounds:
 
 
 class MemoryHealth:
-    """Writes are refused when a test says so."""
+    """The health of the disk: refuses writes after a test reports an error."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -225,7 +225,7 @@ class MemoryHealth:
         return self._monotonic() >= self._broken_until
 
     def report_write_error(self, error: OSError) -> None:
-        """Remembers that writes are refused."""
+        """Notes a failed write: for a while, this disk refuses writes."""
         self.write_errors += 1
         self._broken_until = self._monotonic() + BROKEN_PAUSE
 
@@ -238,11 +238,11 @@ class MemoryTags:
         self._sights = sights
 
     def variants(self, registry: str, repository: str, tag: str) -> Sequence[TagVariant]:
-        """What is known of a tag, newest first."""
+        """The variants of a tag, the newest first."""
         return self._catalog.tags.get(f"{registry}/{repository}:{tag}", ())
 
     def set(self, registry: str, repository: str, tag: str, variant: TagVariant) -> None:
-        """Records what upstream said of a tag to a client that asked with `variant.asked`."""
+        """Records the upstream's answer about a tag for clients that accept `variant.asked`."""
         others = [v for v in self.variants(registry, repository, tag) if v.asked != variant.asked]
         self._catalog.tags.put(f"{registry}/{repository}:{tag}", (variant, *others)[:MAX_VARIANTS])
 
@@ -253,7 +253,7 @@ class MemoryTags:
 
 
 class MemoryStore:
-    """Objects and tags that end with it."""
+    """A store whose objects and tags exist only as long as the store."""
 
     def __init__(
         self,
@@ -276,7 +276,7 @@ class MemoryStore:
         self.live.listen(lambda settings: self.catalog.pin(settings.pin))
 
     async def start(self) -> None:
-        """There is nothing to be read."""
+        """Starts the store. It has nothing to read."""
         self.catalog.pin(self.settings.pin)
 
     async def stop(self) -> None:
@@ -291,12 +291,12 @@ class MemoryStore:
 
     @property
     def size(self) -> int:
-        """The size of all objects."""
+        """The size of all objects (bytes)."""
         return self.catalog.bytes
 
     @property
     def counts(self) -> dict[Kind, int]:
-        """How many objects there are."""
+        """The number of objects of each kind."""
         return self.catalog.counts
 
     async def commit(
@@ -320,7 +320,7 @@ class MemoryStore:
     async def put(
         self, digest: str, data: bytes | bytearray, media_type: str, *, within: str, description: Description | None = None
     ) -> Stored | None:
-        """Stores a small verified object (a manifest) whole; None if it does not have its digest."""
+        """Stores a small object (a manifest) at once. None if its bytes do not have the digest."""
         partial = Partial(Path(digest), os.memfd_create(digest, os.MFD_CLOEXEC), digest)
         try:
             await self.partials.append(partial, [memoryview(data)])

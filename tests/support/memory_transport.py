@@ -1,4 +1,4 @@
-"""A Transport without sockets: registries and their token services in memory, for tests of all that stands above HTTP."""
+"""A Transport without sockets: registries and token services in memory, for tests of the code above HTTP."""
 
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ PIECE = 64 << 10
 
 
 class MemoryResponse:
-    """A response whose body comes in pieces; after `cut` bytes it breaks off."""
+    """A response whose body comes in pieces, and breaks off after `cut` bytes."""
 
     elsewhere = False
 
@@ -27,7 +27,7 @@ class MemoryResponse:
         self.closed = False
 
     async def read(self) -> Sequence[bytes]:
-        """The next piece."""
+        """The next piece of the body; empty at its end."""
         if self._cut == 0:
             raise UpstreamBroken("connection closed")
         size = PIECE if self._cut is None else min(PIECE, self._cut)
@@ -37,12 +37,12 @@ class MemoryResponse:
         return [piece] if piece else []
 
     def close(self) -> None:
-        """Nobody wants more of it."""
+        """Notes that the response was closed."""
         self.closed = True
 
 
 class MemoryTransport:
-    """Hosts by `host:port`, each a registry whose content is pushed; a host that is not there refuses connections."""
+    """Registries by `host:port`; tests push their content. A host without a registry refuses connections."""
 
     def __init__(self) -> None:
         self.budget = Budget(64 << 20)
@@ -56,29 +56,29 @@ class MemoryTransport:
         self._cut: dict[str, int] = {}
 
     def registry(self, host: str) -> Registry:
-        """The registry at a host, made if there is none yet."""
+        """The registry at a host. Makes a new one if there is none."""
         return self._registries.setdefault(host, Registry())
 
     def push(self, host: str, repository: str, tag: str, content: Image | Index) -> None:
-        """All that a pull needs."""
+        """Adds everything that a pull of this tag needs."""
         self.registry(host).push(repository, tag, content)
 
     def require_token(self, host: str) -> TokenService:
-        """Reading needs a token from `/token` of the same host."""
+        """From now on, each read needs a token from `/token` of the same host."""
         tokens = TokenService()
         self._gates[host] = Gate(tokens=tokens, realm=f"http://{host}/token")
         return tokens
 
     def down(self, host: str) -> None:
-        """Nothing answers there until `up`."""
+        """The host refuses connections until `up`."""
         self._down.add(host)
 
     def up(self, host: str) -> None:
-        """It answers again."""
+        """The host answers again."""
         self._down.discard(host)
 
     def cut(self, path: str, size: int) -> None:
-        """The next body of `path` breaks off after so many bytes."""
+        """The next body of `path` breaks off after `size` bytes."""
         self._cut[path] = size
 
     async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> MemoryResponse:
@@ -104,5 +104,5 @@ class MemoryTransport:
         return (gate.challenge(request) if gate is not None else None) or registry.answer(request)
 
     def close(self) -> None:
-        """The service has stopped."""
+        """Notes that the service closed the transport."""
         self.closed = True

@@ -1,11 +1,11 @@
-"""A registry, CDN and token service of our own, with faults made on purpose, on a real socket.
+"""A registry, CDN and token service for tests, on a real socket, with faults on purpose.
 
     with Origin() as origin:
         origin.push("lab/img", "1.0", make_image())
         origin.fault("GET .*/blobs/", times=1, cut_after=100)
 
-It runs in a thread of its own, so the code under test may be synchronous or asynchronous. Every byte on the wire is
-written here or in the origin_* modules: no HTTP library corrects a fault.
+It runs in its own thread, so the code under test can be synchronous or asynchronous. This module and the origin_* modules
+write every byte on the wire: no HTTP library corrects a fault.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ JOIN_TIMEOUT = 10.0
 
 
 class Origin:
-    """One server on 127.0.0.1. Content, faults and logins may be changed from any thread, also before it starts."""
+    """One server on 127.0.0.1. Any thread can change its content, faults and logins, also before the server starts."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         self.host = "127.0.0.1"
@@ -57,15 +57,15 @@ class Origin:
     # Content
 
     def push(self, repo: str, tag: str, content: Image | Index) -> None:
-        """Everything that a pull of `repo:tag` needs; of an index, its images too."""
+        """Adds everything that a pull of `repo:tag` needs, for an index also its images."""
         self._registry.push(repo, tag, content)
 
     def add_blob(self, repo: str, data: bytes) -> str:
-        """The digest."""
+        """Adds a blob; gives its digest."""
         return self._registry.add_blob(repo, data)
 
     def add_manifest(self, repo: str, reference: str, data: bytes, media_type: str) -> str:
-        """The digest. Under a tag, or under any digest given as the reference, even one that is not of `data`."""
+        """Adds a manifest; gives its digest. The reference is a tag, or any digest, also one that `data` does not have."""
         return self._registry.add_manifest(repo, reference, data, media_type)
 
     def delete_tag(self, repo: str, tag: str) -> None:
@@ -79,7 +79,7 @@ class Origin:
 
     @property
     def requests(self) -> list[Request]:
-        """A copy of the list, in the order in which heads came in; the requests in it go on changing."""
+        """A copy of the list of requests, in the order in which heads came in. The requests themselves still change."""
         with self._lock:
             return list(self._requests)
 
@@ -90,39 +90,39 @@ class Origin:
         )
 
     def clear(self) -> None:
-        """Forgets the requests, nothing else."""
+        """Forgets only the requests."""
         with self._lock:
             self._requests.clear()
 
     # Faults and roles
 
     def fault(self, match: str, *, times: int | None = None, **what: Unpack[FaultSpec]) -> Fault:
-        """Requests whose `METHOD target` the regex is found in meet this fault, `times` times or for ever.
+        """Adds a fault for requests whose `METHOD target` contains a match of the regex, for `times` requests or without end.
 
-        A request meets one fault, the newest that matches and is not used up. It comes before everything else: logins
-        and redirects are part of the normal answer that a fault replaces or bends.
+        A request meets one fault: the newest one that matches and is not used up. Faults come before logins and redirects,
+        which are a part of the normal answer that a fault replaces or changes.
         """
         return self._faults.add(match, times, what)
 
     def redirect_blobs_to(self, cdn: Origin, query: str = SIGNATURE) -> None:
-        """GET and HEAD of blobs that exist are answered 307 to `<cdn>/cdn/<hex>?<query>`."""
+        """From now on, answers GET and HEAD of existing blobs with 307 to `<cdn>/cdn/<hex>?<query>`."""
         self._cdn = (cdn, query)
 
     def serve_cdn(self, origin: Origin) -> None:
-        """Serves `origin`'s blobs as S3 does: 400 with Authorization, 404 unless the query is what `origin` signed."""
+        """Serves `origin`'s blobs like S3: 400 for a request with Authorization, 404 without the query of `origin`."""
         self._cdn_for = origin
 
     def require_token(self, realm_origin: Origin | None = None) -> None:
-        """Reading needs a Bearer token from `/token` of the realm origin (default: this one)."""
+        """From now on, each read needs a Bearer token from `/token` of the realm origin (default: this origin)."""
         self._realm_origin = realm_origin or self
         self._gate.tokens = self._realm_origin._tokens
 
     def require_basic(self, user: str, password: str) -> None:
-        """`/token` here needs these credentials; and so does reading, unless it needs a token."""
+        """From now on, `/token` needs these credentials; each read needs them, too, unless it needs a token."""
         self._gate.user = self._tokens.user = encode_basic(user, password)
 
     def expire_tokens(self) -> None:
-        """Tokens issued here up to now are no longer good."""
+        """Makes all tokens invalid that this origin has issued."""
         self._tokens.issued.clear()
 
     # Running
@@ -135,7 +135,7 @@ class Origin:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Drops every connection. An error of the origin's own, as against a client's, is raised here."""
+        """Drops every connection. Raises the first error that the origin itself, and not a client, caused."""
         assert self._thread is not None
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(JOIN_TIMEOUT)
@@ -144,11 +144,11 @@ class Origin:
             raise self._errors[0]
 
     def down(self) -> None:
-        """Connections are dropped and new ones refused, until `up`."""
+        """Drops all connections, and refuses new ones until `up`."""
         self._run(self._drop_all())
 
     def up(self) -> None:
-        """Listens again, on the same port."""
+        """Listens again on the same port."""
         self._run(self._listen(self._bind()))
 
     def _run(self, work: Coroutine[None, None, None]) -> None:

@@ -1,4 +1,4 @@
-"""The test origin's login: Bearer tokens as Docker Hub and GHCR issue them, and Basic."""
+"""The logins of the test origin: Bearer tokens, as Docker Hub and GHCR issue them, and Basic."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.support.origin_http import Answer, Request, json_answer, oci_error
 
 @dataclass
 class TokenService:
-    """What `/token` has issued. A token covers the scopes it was asked for and does not expire by itself."""
+    """The token service, with all tokens that it issued. A token covers the asked scopes, and does not expire by itself."""
 
     user: str | None = None
     issued: dict[str, frozenset[str]] = field(default_factory=dict)
     _numbers: count[int] = field(default_factory=count)
 
     def answer(self, request: Request) -> Answer:
-        """distribution/docs/spec/auth/token.md; Basic credentials are asked for when `user` (base64) is set."""
+        """Issues a token (distribution/docs/spec/auth/token.md). If `user` (base64) is set, asks for Basic credentials."""
         if self.user is not None and not _basic_matches(request, self.user):
             return basic_challenge()
         scopes = [scope for line in parse_qs(request.query).get("scope", []) for scope in line.split()]
@@ -30,7 +30,7 @@ class TokenService:
         return json_answer(200, body, ("Cache-Control", "no-store"))
 
     def refusal(self, request: Request, repository: str | None) -> str | None:
-        """Why the token in this request is not good for pulling from `repository`; None if it is."""
+        """Why the token of this request does not allow a pull from `repository`; None if it does."""
         scheme, _, token = (request.header("Authorization") or "").partition(" ")
         if scheme.lower() != "bearer":
             return ""
@@ -44,14 +44,14 @@ class TokenService:
 
 @dataclass
 class Gate:
-    """Who may read the registry: everyone, holders of a token from `tokens`, or one Basic user."""
+    """Decides who may read the registry: everyone, clients with a token from `tokens`, or one Basic user."""
 
     user: str | None = None
     tokens: TokenService | None = None
     realm: str = ""
 
     def challenge(self, request: Request) -> Answer | None:
-        """The 401 for this request, or None if it may pass."""
+        """The answer 401 to this request; None if the request may pass."""
         match = re.match(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/", request.route)
         repository = match.group(1) if match else None
         if self.tokens is not None:

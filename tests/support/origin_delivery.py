@@ -1,4 +1,4 @@
-"""Writes an answer to its client, with the pauses and cuts of a fault, and closes exactly as asked."""
+"""Writes an answer to its client, with the pauses and cuts of a fault, and closes in the wanted way."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Peer:
 
     @classmethod
     async def open(cls, accepted: socket.socket, tls: ssl.SSLContext | None) -> Peer:
-        """Does the handshake; raises OSError if the client does not complete it."""
+        """Takes an accepted socket, with the TLS handshake if there is one. Raises OSError if the client breaks it off."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=MAX_HEAD, loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
@@ -45,7 +45,7 @@ class Peer:
         await self.writer.drain()
 
     async def pause(self, seconds: float) -> None:
-        """Raises ConnectionResetError as soon as the client closes its side."""
+        """Waits. Raises ConnectionResetError as soon as the client closes its side."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while (left := end - loop.time()) > 0:
@@ -53,7 +53,7 @@ class Peer:
             await asyncio.sleep(min(left, POLL))
 
     async def until(self, event: threading.Event) -> None:
-        """Raises ConnectionResetError as soon as the client closes its side."""
+        """Waits for the event. Raises ConnectionResetError as soon as the client closes its side."""
         while not event.is_set():
             self._check()
             await asyncio.sleep(POLL)
@@ -63,7 +63,7 @@ class Peer:
             raise ConnectionResetError("the client is gone")
 
     async def close(self, how: How) -> None:
-        """Closes so that the client sees every byte sent before, then the FIN or the RST."""
+        """Closes the connection so that the client gets every byte before, and then the FIN or the RST."""
         if how == "rst":
             await self._reset()
             return
@@ -97,7 +97,7 @@ class Peer:
 
 
 async def deliver(peer: Peer, request: Request, wire: Wire, spec: FaultSpec) -> bool:
-    """Writes the answer; False when the connection is to be closed then. Raises OSError when the client goes away."""
+    """Writes the answer. Gives False if the connection must be closed after it. Raises OSError if the client leaves."""
     if "stall_head" in spec:
         await peer.pause(spec["stall_head"])
     if "hold" in spec and spec.get("hold_at", 0) < 0:

@@ -1,4 +1,4 @@
-"""Faults made on purpose: what may be asked for, which request meets which, and what it does to the answer."""
+"""Faults on purpose: the faults that a test can ask for, which request meets which fault, and the change of the answer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ How = Literal["fin", "rst"]
 
 
 class FaultSpec(TypedDict, total=False):
-    """The fields of a fault; all optional and combinable. Offsets count body bytes as sent (after Range and gzip).
+    """The fields of a fault. All fields are optional and can be combined. Offsets count body bytes after Range and gzip.
 
-    Where a field closes the connection, `how` says by what: "fin" (default; with TLS after close_notify) or "rst".
-    Fields about the body do nothing to an answer without one (HEAD, 204, 304).
+    If a field closes the connection, `how` says in which way: "fin" (default; with TLS after close_notify) or "rst".
+    Fields about the body change nothing in an answer without a body (HEAD, 204, 304).
     """
 
     # The answer
@@ -65,7 +65,7 @@ class Fault:
     hits: int = 0
 
     def remove(self) -> None:
-        """No further request meets it; an answer that is under way goes on as it began."""
+        """Removes the fault: no further request meets it. An answer that has begun goes on with the fault."""
         self._drop(self)
 
 
@@ -85,7 +85,7 @@ class Faults:
         return fault
 
     def meet(self, request: Request) -> FaultSpec:
-        """The newest fault that matches `METHOD target`, counted as met, or an empty one."""
+        """The newest fault that matches `METHOD target`, or an empty one. Counts the hit."""
         with self._lock:
             for fault in self._faults:
                 if fault.match.search(f"{request.method} {request.target}"):
@@ -103,7 +103,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Wire:
-    """What is to be written. `close`: the connection ends after it."""
+    """The bytes to write. `close` says that the connection ends after them."""
 
     head: bytes
     body: memoryview
@@ -113,7 +113,7 @@ class Wire:
 
 
 def shape(request: Request, answer: Answer, spec: FaultSpec) -> Wire:
-    """The answer with its Range applied, as the fault has it."""
+    """The bytes for an answer, with the request's Range and the fault applied."""
     answer, body = _content(request, _replaced(answer, spec), spec)
     headers = answer.headers
     bodiless = request.method == "HEAD" or answer.status in (204, 304)

@@ -1,4 +1,4 @@
-"""The HTTP/1.1 that the test origin speaks: requests as they came, answers before they are written."""
+"""HTTP/1.1 of the test origin: requests as they came, and answers before they are written."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MAX_HEAD = 256 * 1024
 
 @dataclass(eq=False)
 class Request:
-    """One request as it was on the wire, and how far its answer has got.
+    """One request as it was on the wire, and the progress of its answer.
 
-    `target` is `path` and `query` as they came, nothing decoded. `at` is time.monotonic() when the head was complete.
-    `body_sent` counts body bytes that the kernel has taken (no chunk framing). `done`: nothing more will be sent,
-    because the answer is complete, because a fault cut it, or (`aborted`) because the client went away.
+    `target` is `path` and `query` as they came, without decoding. `at` is time.monotonic() when the head was complete.
+    `body_sent` counts the body bytes that the kernel has taken (without chunk framing). `done` says that no more bytes are
+    sent: the answer is complete, a fault cut it, or (`aborted`) the client left.
     """
 
     method: str
@@ -38,7 +38,7 @@ class Request:
         return self.header("Host") or ""
 
     def header(self, name: str) -> str | None:
-        """The first line of this name, in any case."""
+        """The first value of a header; upper and lower case of the name do not matter."""
         return next(iter(self.header_all(name)), None)
 
     def header_all(self, name: str) -> list[str]:
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; framing (Content-Length, chunks) is decided when it is written. `ranges`: Range applies to it."""
+    """A whole answer. Its framing (Content-Length, chunks) is chosen when it is written. `ranges`: Range applies to it."""
 
     status: int
     headers: Headers = ()
@@ -64,14 +64,14 @@ class Answer:
     ranges: bool = False
 
     def with_headers(self, headers: Headers) -> Answer:
-        """These headers instead of the ones of the same names."""
+        """The answer with these headers in place of its headers of the same names."""
         kept = without(self.headers, [name for name, _ in headers])
         return replace(self, headers=kept + headers)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a Range selects: bytes `start` to `end` (exclusive), or nothing that exists (416)."""
+    """The bytes that a Range selects, from `start` to `end` (exclusive). An empty part means 416."""
 
     start: int
     end: int
@@ -87,7 +87,7 @@ def without(headers: Headers, names: list[str]) -> Headers:
 
 
 def oci_error(status: int, code: str, message: str = "", *headers: tuple[str, str]) -> Answer:
-    """OCI distribution-spec, "Error codes"."""
+    """An error as JSON (OCI distribution-spec, "Error codes")."""
     error = {"code": code, "message": message or code.lower().replace("_", " "), "detail": {}}
     return json_answer(status, {"errors": [error]}, *headers)
 
@@ -97,9 +97,10 @@ def json_answer(status: int, value: object, *headers: tuple[str, str]) -> Answer
 
 
 def selected(request: Request, size: int, etag: str | None) -> Part | None:
-    """The part that the request's Range asks for, or None for everything.
+    """The part that the request's Range asks for; None for the whole body.
 
-    As Go's net/http does (docker-registry): what cannot be parsed is 416, `500-0` too; several ranges get everything.
+    It works like Go's net/http (docker-registry): a Range that cannot be parsed means 416, also `500-0`; several ranges mean
+    the whole body.
     """
     header = request.header("Range")
     if header is None or request.method != "GET" or not header.startswith("bytes=") or "," in header:
@@ -117,7 +118,7 @@ def selected(request: Request, size: int, etag: str | None) -> Part | None:
 
 
 def apply_range(request: Request, answer: Answer) -> tuple[Answer, Part]:
-    """The 206, 416 or untouched answer, and the part of the body to send."""
+    """The answer (206, 416, or unchanged), and the part of the body to send."""
     size = len(answer.body)
     everything = Part(0, size)
     if not answer.ranges or answer.status != 200:
@@ -134,7 +135,7 @@ def apply_range(request: Request, answer: Answer) -> tuple[Answer, Part]:
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:
-    """The next request, its body read and dropped; None when the client is done or does not speak HTTP/1."""
+    """Reads the next request, and drops its body. None if the client has ended or does not speak HTTP/1."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):

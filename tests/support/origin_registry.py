@@ -1,4 +1,4 @@
-"""What a good OCI distribution registry answers, as pure functions of its content."""
+"""The answers of a correct OCI distribution registry, as pure functions of its content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Repository:
 
 @dataclass
 class Registry:
-    """Repositories by name; tests change them while the origin's thread reads, so both hold the lock."""
+    """Repositories by name. Tests change them while the origin's thread reads them, so both take the lock."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -73,14 +73,14 @@ class Registry:
             self.repository(name).tags.pop(tag, None)
 
     def find_blob(self, digest: str, name: str | None = None) -> bytes | None:
-        """The blob in this repository, or in any."""
+        """The blob in this repository, or without a name in any repository; None if there is none."""
         with self.lock:
             names = list(self.repositories) if name is None else [name]
             found = (self.repositories[each].blobs.get(digest) for each in names if each in self.repositories)
             return next((data for data in found if data is not None), None)
 
     def answer(self, request: Request) -> Answer:
-        """The whole answer, whatever its Range; a HEAD's too, with the body that it must not send."""
+        """The whole answer, without regard to Range. The answer to a HEAD has its body, too, which must not be sent."""
         if request.method not in ("GET", "HEAD"):
             return oci_error(405, "UNSUPPORTED", "", ("Allow", "GET, HEAD"))
         if request.route == "/v2/":

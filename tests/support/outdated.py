@@ -1,6 +1,6 @@
-"""What of the lock file is behind, and who holds it back: `make outdated`.
+"""Lists the packages of the lock file that are outdated, and the packages that hold them back: `make outdated`.
 
-Asks the package index for each installed package; the environment is the locked one.
+It asks the package index for each installed package. The environment must be the locked one.
 """
 
 import importlib.metadata
@@ -19,7 +19,7 @@ HEAD = ("package", "locked", "newest", "held back by")
 
 
 def declared(project: dict[str, object], groups: dict[str, list[object]]) -> Iterator[Requirement]:
-    """What pyproject.toml asks for, in the product and in every group."""
+    """The requirements in pyproject.toml, of the product and of every group."""
     dependencies = project["dependencies"]
     assert isinstance(dependencies, list)
     for entry in [*dependencies, *(entry for group in groups.values() for entry in group)]:
@@ -28,7 +28,7 @@ def declared(project: dict[str, object], groups: dict[str, list[object]]) -> Ite
 
 
 def holders(name: str, newest: str, asked: Iterable[tuple[str, Requirement]]) -> list[str]:
-    """Who asks for what the newest version is not, each with its range."""
+    """The names that require another version than the newest one, each with its range."""
     return [
         f"{who} ({requirement.specifier})"
         for who, requirement in asked
@@ -37,7 +37,7 @@ def holders(name: str, newest: str, asked: Iterable[tuple[str, Requirement]]) ->
 
 
 def everybody() -> Iterator[tuple[str, Requirement]]:
-    """Each requirement that counts in this environment, and whose it is."""
+    """Each requirement that counts in this environment, with the name of the package that has it."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     for requirement in declared(pyproject["project"], pyproject["dependency-groups"]):
         yield "pyproject.toml", requirement
@@ -51,7 +51,7 @@ def everybody() -> Iterator[tuple[str, Requirement]]:
 
 
 def table(rows: Iterable[tuple[str, str, str, str]]) -> str:
-    """Plain columns."""
+    """The rows as plain columns."""
     lines = [HEAD, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return "\n".join(
@@ -60,7 +60,7 @@ def table(rows: Iterable[tuple[str, str, str, str]]) -> str:
 
 
 def main() -> None:
-    """Prints one line for each package that is behind."""
+    """Prints one line for each outdated package."""
     uv = str(Path(sys.executable).with_name("uv"))
     command = [uv, "pip", "list", "--python", sys.executable, "--outdated", "--format=json", "--quiet"]
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)

@@ -1,4 +1,4 @@
-"""Programs that a test writes: credential helpers and providers, right ones and others."""
+"""Programs that a test writes: correct and wrong credential helpers and providers."""
 
 import json
 import os
@@ -9,7 +9,7 @@ PROVIDER = "credentialprovider.kubelet.k8s.io/v1"
 
 
 def write_program(path: Path, body: str) -> Path:
-    """A shell script that can be run. It is there as a whole or not at all: one may be running."""
+    """Writes an executable shell script. Replaces an old script as a whole, because the old one is perhaps running."""
     new = path.with_name(f"{path.name}.new")
     new.write_text(f"#!/bin/sh\n{body}\n")
     new.chmod(0o755)
@@ -34,17 +34,17 @@ def provides(auth: dict[str, tuple[str, str]] | None, *, key: str = "Registry", 
 
 
 def counted(body: str, runs: Path) -> str:
-    """The same body; each run leaves a line in `runs`."""
+    """The same body, with a first command that adds a line to `runs` on each run."""
     return f'echo "$$" >> {runs}\n{body}'
 
 
 def runs_of(runs: Path) -> int:
-    """How often it ran."""
+    """The number of runs of a `counted` program."""
     return len(runs.read_text().splitlines()) if runs.exists() else 0
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs: a zombie does not."""
+    """Whether a process runs. A zombie does not run."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -53,7 +53,7 @@ def is_alive(pid: int) -> bool:
 
 
 def left_alive(pids: Path, seconds: float = 5.0) -> list[int]:
-    """Which of the processes in this file go on; one that was killed takes a moment to end."""
+    """The processes in this file that still run after `seconds`: a killed process takes a moment to end."""
     deadline = time.monotonic() + seconds
     while (left := [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.01)

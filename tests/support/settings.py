@@ -1,4 +1,4 @@
-"""A sample of each setting, and what tests of settings share."""
+"""A sample of each setting, and common parts of the tests of settings."""
 
 import json
 from pathlib import Path
@@ -120,7 +120,7 @@ def toml(value: object) -> str:
 
 
 def text(value: object) -> str:
-    """A value as environment and flags have it."""
+    """A value as a text, for the environment or a flag."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     if isinstance(value, dict):
@@ -129,7 +129,7 @@ def text(value: object) -> str:
 
 
 def place(setting: Setting, value: object) -> str:
-    """The setting in a file, where it belongs."""
+    """The text of a file with this setting in its table."""
     table = {Scope.GLOBAL: "", Scope.DEFAULTS: "[defaults]\n", Scope.REGISTRY: f'[registries."{REGISTRY}"]\n'}[setting.scope]
     beside = f"{BESIDE[setting.name]} = {toml(str(FILE))}\n" if setting.name in BESIDE else ""
     return f"{table}{beside}{setting.name} = {toml(value)}\n"
@@ -149,7 +149,7 @@ def beside(setting: Setting) -> dict[str, object]:
 
 
 def refusal(**sources: Any) -> str:
-    """The one line."""
+    """The message of the ConfigError, which must have one line."""
     with pytest.raises(ConfigError) as caught:
         load(**({"environ": {}} | sources))
     line = str(caught.value)
@@ -159,5 +159,5 @@ def refusal(**sources: Any) -> str:
 
 
 def unknown(name: str, hint: str = "") -> str:
-    """The line about a variable that is no setting."""
+    """The warning about a variable that is not a setting."""
     return f"environment: {name}: there is no such setting, so it changes nothing{hint}"

@@ -25,11 +25,11 @@ class Lines(AccessLog):
         self.closed = False
 
     def write(self, line: AccessLine) -> None:
-        """Keeps it."""
+        """Keeps the line."""
         self.lines.append(line)
 
     def close(self) -> None:
-        """Nothing is left to be written."""
+        """Notes that the log was closed."""
         self.closed = True
 
 
@@ -43,7 +43,7 @@ class Site:
         self.service = Service(settings, self.transport, self.log, clock=clock, monotonic=monotonic)
 
     async def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[Answer, bytes]:
-        """The answer and its body: from disk at once if it is there, as a flow else."""
+        """The answer and its body: a hit if there is one, else the answer to a flow."""
         fields = (("accept", ACCEPT), *((name.replace("_", "-"), value) for name, value in headers.items()))
         target = path if "?" in path or not path.startswith("/v2/") or path == "/v2/" else f"{path}?ns={REGISTRY}"
         service = self.service
@@ -63,30 +63,30 @@ class Site:
         return answer, body
 
     async def landed(self) -> None:
-        """Waits until nothing is on its way in: an object counts a moment after its client has it."""
+        """Waits until no flight runs: an object is stored a moment after its client has all bytes."""
         while self.service.components.fetcher.flights:
             await asyncio.sleep(0.001)
 
     async def results(self, *paths: str) -> list[str]:
-        """X-Cache of each answer."""
+        """The X-Cache value of the answer to each path."""
         return [(await self.ask(path))[0].result for path in paths]
 
     async def stop(self) -> None:
-        """Stops the service; nobody listens here."""
+        """Stops the service. It has no listener here."""
         await self.service.stop(nothing)
 
     def change(self, **changes: Any) -> None:
-        """New settings of the registry."""
+        """Reloads the service with changed settings of the registry."""
         old = self.service.live.settings
         self.service.reload(replace(old, registries={REGISTRY: replace(old.registries[REGISTRY], **changes)}))
 
 
 async def nothing() -> None:
-    """What stops listening where nobody listens."""
+    """Does nothing: stops listening where there is no listener."""
 
 
 async def read(answer: Answer) -> bytes:
-    """What the answer's source gives, to its end."""
+    """All bytes of the answer's source; empty if it has none."""
     if answer.source is None:
         return b""
     body = bytearray()
@@ -99,6 +99,6 @@ async def read(answer: Answer) -> bytes:
 
 
 def settings_in(directory: Path) -> Settings:
-    """One registry in memory, whose tags hold for a minute."""
+    """Settings with one registry in memory, whose tags are fresh for a minute."""
     row = RegistrySettings(upstream=(f"http://{HOST}",), configured=True, tag_ttl=60.0, tag_ttls=(), auth="anonymous")
     return Settings(cache_dir=directory / "cache", registries={REGISTRY: row})

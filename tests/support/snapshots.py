@@ -1,4 +1,4 @@
-"""Snapshots of a store in the making."""
+"""Builds snapshots of a store."""
 
 import json
 
@@ -19,7 +19,7 @@ def digest(name: str) -> str:
 
 
 class Content:
-    """A snapshot in the making; objects are called by short names."""
+    """Builds a snapshot. Objects have short names, and the digest of the name."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Stored] = {}
@@ -27,14 +27,14 @@ class Content:
         self.data: dict[str, bytes] = {}
 
     def add(self, name: str, *needs: str, within: tuple[str, ...] = (APP,), size: int = 10, media_type: str = "") -> str:
-        """A blob, or a manifest if it needs something."""
+        """Adds a blob, or a manifest if it needs other objects."""
         media_type = media_type or (OCI_MANIFEST if needs else "")
         found = digest(name)
         self.objects[found] = Stored(found, size, media_type, 1.0, within, 2.0, 3, needs=tuple(map(digest, needs)))
         return found
 
     def index(self, name: str, *children: str, listed: int = 0, within: tuple[str, ...] = (APP,)) -> str:
-        """An index of these manifests and others that are not stored."""
+        """Adds an index of these manifests and of `listed` manifests that are not stored."""
         found = self.add(name, *children, within=within, media_type=OCI_INDEX)
         names = [*children, *(f"other{n}" for n in range(listed))]
         platforms = [{"os": "linux", "architecture": f"arch{n}", "variant": "v8"} for n in range(len(names))]
@@ -43,7 +43,7 @@ class Content:
         return found
 
     def tag(self, name: str, *meanings: str) -> None:
-        """A tag, with what it means to clients that ask for different types."""
+        """Adds a tag with a variant for each name in `meanings`."""
         self.tags[name] = tuple(TagVariant(frozenset({m}), digest(m), OCI_MANIFEST, 1, 1.0) for m in meanings)
 
     def inventory(self) -> Inventory:
@@ -57,7 +57,7 @@ class Content:
 
 
 def two_images(content: Content) -> None:
-    """Two images in two repositories that share their base layer."""
+    """Adds two images in two repositories. The images share their base layer."""
     for name in ("base", "top1", "conf1"):
         content.add(name)
     content.add("m1", "conf1", "base", "top1")

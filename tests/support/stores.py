@@ -1,4 +1,4 @@
-"""What tests of the store share: a clock to move, objects to put in, a look at the rows on disk."""
+"""Common parts of the tests of the store: a clock that tests move, objects to store, the rows on disk."""
 
 import asyncio
 import json
@@ -26,18 +26,18 @@ ASKED = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST})
 
 
 class Clock:
-    """Stands still until the test moves it."""
+    """A clock that stands still until the test moves it."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.now = now
 
     def __call__(self) -> float:
-        """The time."""
+        """The clock's time (seconds)."""
         return self.now
 
 
 class Evictions(Events):
-    """Notes why how many objects went."""
+    """Records each eviction: the reason, and the number of objects."""
 
     def __init__(self, found: list[tuple[str, int]]) -> None:
         self._found = found
@@ -48,7 +48,7 @@ class Evictions(Events):
 
 
 class StoppableStore(Store):
-    """A store that the test may have stopped already."""
+    """A store that a test can stop a second time."""
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class StoppableStore(Store):
         self._stopped = False
 
     async def stop(self) -> None:
-        """Stops it once."""
+        """Stops the store; does nothing the second time."""
         if not self._stopped:
             self._stopped = True
             await super().stop()
 
 
 async def add(store: Store, data: bytes, media_type: str = "", within: str = WITHIN) -> Stored:
-    """What a fetch does."""
+    """Stores an object in the way of a fetch."""
     partial = await store.partials.open(digest_of(data))
     await store.partials.append(partial, [data])
     assert partial.verified()
@@ -82,7 +82,10 @@ async def add(store: Store, data: bytes, media_type: str = "", within: str = WIT
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Nothing can be opened; what is open works, also for other threads (a limit below what is polled would end those)."""
+    """A context in which no file can be opened. Open files still work, also in other threads.
+
+    The limit is the lowest free descriptor, because a limit below a polled descriptor would break the other threads.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
@@ -94,14 +97,14 @@ def no_descriptors() -> Iterator[None]:
 
 
 async def eventually(holds: Callable[[], object], seconds: float = 5.0) -> None:
-    """Waits until it does."""
+    """Waits until `holds` returns true."""
     async with asyncio.timeout(seconds):
         while not holds():
             await asyncio.sleep(0.005)
 
 
 async def reopened(store: Store, **options: Any) -> Store:
-    """The same directory in the next process."""
+    """Stops the store, and opens its directory again, like the next process."""
     await store.stop()
     again = StoppableStore(
         store.root, store.settings, clock=store.clock, **{"monotonic": getattr(store, "monotonic", time.monotonic)} | options
@@ -111,24 +114,24 @@ async def reopened(store: Store, **options: Any) -> Store:
 
 
 def beside(store: Store, monotonic: Callable[[], float] = time.monotonic) -> StoppableStore:
-    """Another process for the same directory."""
+    """A second store on the same directory, like another process."""
     return StoppableStore(store.root, store.settings, monotonic=monotonic)
 
 
 def content(store: Store, digest: str) -> bytes | None:
-    """What a hit serves."""
+    """The bytes that a hit serves; None if the object is not stored."""
     stored = store.objects.find(digest)
     body = store.objects.body(stored) if stored else None
     return bytes(body.view(0, body.size)) if isinstance(body, Mapped) else body
 
 
 def object_file(store: Store, data: bytes) -> Path:
-    """Where an object is, or would be."""
+    """The path of an object's file. The file need not exist."""
     return Path(store.blobs.path(digest_of(data)))
 
 
 def replace_file(store: Store, data: bytes, other: bytes) -> Path:
-    """Puts other bytes in the place of an object, as no cacheyd would: another file, from another time."""
+    """Replaces an object's file by another file with other bytes and another time. cacheyd itself never does this."""
     path = object_file(store, data)
     path.unlink(missing_ok=True)
     path.write_bytes(other)
@@ -136,7 +139,7 @@ def replace_file(store: Store, data: bytes, other: bytes) -> Path:
 
 
 def rows(store: Store) -> dict[str, dict[str, Any]]:
-    """What of objects and tags is on disk."""
+    """The rows of objects and tags in the index on disk."""
     database = store.root / "index" / "cache.db"
     if not database.exists():
         return {}
@@ -146,5 +149,5 @@ def rows(store: Store) -> dict[str, dict[str, Any]]:
 
 
 def variant(n: int, asked: frozenset[str] = ASKED, at: float = 1_700_000_000.0) -> TagVariant:
-    """The `n`-th meaning of a tag."""
+    """The `n`-th variant of a tag."""
     return TagVariant(asked, digest_of(str(n).encode()), OCI_INDEX, n, at)

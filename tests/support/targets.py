@@ -1,4 +1,4 @@
-"""What tests of request targets share."""
+"""Common parts of the tests of request targets."""
 
 from collections.abc import Callable
 
@@ -17,14 +17,14 @@ def parsed(target: str, default_registry: str = "") -> Reference:
 
 
 def refused(target: str, default_registry: str = "") -> tuple[int, Code]:
-    """Status and code with which a target is refused."""
+    """The status and the code of the error for a refused target."""
     with pytest.raises(RequestError) as caught:
         parse_target(target, default_registry)
     return caught.value.failure.status, caught.value.failure.code
 
 
 def outcome[**P, T](function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | RequestError:
-    """What a function returns, or the error that it raises."""
+    """The value that a function returns, or the RequestError that it raises."""
     try:
         return function(*args, **kwargs)
     except RequestError as error:

@@ -1,4 +1,4 @@
-"""A Transport over http.client, for tests of what stands above HTTP: no redirects, no TLS."""
+"""A Transport with http.client, for tests of the code above HTTP. It has no redirects and no TLS."""
 
 import asyncio
 import http.client
@@ -10,7 +10,7 @@ from cacheyd.upstream.port import UpstreamBroken
 
 
 class PlainResponse:
-    """A response whose body is read as it comes."""
+    """A response. Its reader gets the body as it comes."""
 
     elsewhere = False
 
@@ -32,7 +32,7 @@ class PlainResponse:
 
 
 class PlainTransport:
-    """One connection per request."""
+    """Makes one connection for each request."""
 
     async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> PlainResponse:
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""The ways of a request through the house, followed: which function of which room is entered, in order."""
+"""Follows a request through the code: records which function of which module it enters, in order."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ TAG, BLOB = "/v2/lab/app/manifests/1.0", f"/v2/lab/app/blobs/{IMAGE.layers[0].di
 
 
 class Walk:
-    """Each function that is entered from another module, once, where it is entered first."""
+    """Records each function that is called from another module, once, in the order of the first calls."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
@@ -31,7 +31,7 @@ class Walk:
         self._others = asyncio.all_tasks() - {asyncio.current_task()}
 
     def _step(self, code: CodeType) -> str | None:
-        """`store/objects.py:Objects.find`; None for what is of no room, and for what is no step."""
+        """The step for a function, like `store/objects.py:Objects.find`. None for a function outside of WINGS, or hidden."""
         if code not in self._known:
             path, name = Path(code.co_filename), code.co_qualname
             inside = path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parts[0] in WINGS
@@ -40,7 +40,7 @@ class Walk:
         return self._known[code]
 
     def see(self, frame: FrameType, event: str, argument: object) -> None:
-        """What sys.setprofile calls."""
+        """Records a call; sys.setprofile calls this."""
         if event != "call" or (step := self._step(frame.f_code)) is None or step in self.steps:
             return
         caller = frame.f_back
@@ -53,7 +53,7 @@ class Walk:
 
 @contextmanager
 def followed() -> Iterator[Walk]:
-    """Follows all that runs in the block, in every thread."""
+    """A context that records the calls of all code in the block, in every thread."""
     walk = Walk()
     threading.setprofile_all_threads(walk.see)
     try:
@@ -63,19 +63,19 @@ def followed() -> Iterator[Walk]:
 
 
 async def hit(site: Site) -> list[str]:
-    """A blob that is stored."""
+    """The steps for a blob that is stored."""
     await site.ask(BLOB)
     return await _steps(lambda: site.ask(BLOB), "HIT")
 
 
 async def miss(site: Site) -> list[str]:
-    """A blob that nobody has asked for yet."""
+    """The steps for a blob that no client has asked for."""
     await site.ask(TAG)
     return await _steps(lambda: site.ask(BLOB), "MISS")
 
 
 async def revalidation(site: Site) -> list[str]:
-    """A tag whose time is over."""
+    """The steps for a tag that is no longer fresh."""
     await site.ask(TAG)
     site.clock.now += 61
     site.monotonic.now += 61
@@ -83,7 +83,7 @@ async def revalidation(site: Site) -> list[str]:
 
 
 async def eviction(site: Site) -> list[str]:
-    """A blob that has no room before another one goes."""
+    """The steps for a blob for which another blob must be evicted."""
     registry = site.transport.registry(HOST)
     blobs = [f"/v2/lab/app/blobs/{registry.add_blob('lab/app', bytes([n]) * 20_000)}" for n in range(3)]
     for blob in blobs[:2]:
@@ -106,7 +106,7 @@ WALKS: Mapping[str, Callable[[Site], Awaitable[list[str]]]] = {
 
 
 async def walked(name: str, directory: Path) -> list[str]:
-    """The steps of one walk, in a service of its own below `directory`."""
+    """The steps of one walk, in a new service with its files in `directory`."""
     site = Site(settings_in(directory), Clock(1_700_000_000.0), Clock(1000.0))
     site.transport.push(HOST, "lab/app", "1.0", IMAGE)
     await site.service.start()

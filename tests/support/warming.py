@@ -1,4 +1,4 @@
-"""A cache in front of the test origin that images are warmed into."""
+"""A cache in front of the test origin, for tests that warm images."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Scene:
         return [event async for event in warm(self.cache, self.transport, order)]
 
     def asked(self, method: str = "GET") -> list[str]:
-        """The last part of each path that was answered 200."""
+        """The last part of the path of each request with this method, without `/token`."""
         return [r.path.rpartition("/")[2] for r in self.origin.requests if r.method == method and r.path != "/token"]
 
     def has(self, *digests: str) -> list[bool]:

@@ -1,1 +1,1 @@
-"""Connections of clients."""
+"""The connections of clients."""

@@ -1,4 +1,4 @@
-"""The clients that are connected now, how many there may be, and what speaks with them."""
+"""The clients that are connected now, the most connections that are allowed, and the layer that serves each connection."""
 
 import logging
 import resource
@@ -25,10 +25,10 @@ TLS_RECORD = b"\x16"
 
 
 class Clients:
-    """Links by the id of their client, until their sockets are closed: later than mitmproxy forgets them.
+    """The links of clients, by the client's id, until their sockets are closed. mitmproxy forgets a client earlier.
 
-    `tls` is the certificate of the listener, None for one without. Where TLS comes all the same, it is refused, or left to
-    mitmproxy's own certificates (`own_tls`: mitmdump, mitmweb).
+    `tls` is the certificate of the listener, None for a listener without TLS. If a client begins TLS on such a listener,
+    cacheyd refuses the client, or mitmproxy uses its own certificates (`own_tls`: mitmdump, mitmweb).
     """
 
     def __init__(self, live: Live, replies: Replies, tls: ListenerTls | None, *, own_tls: bool) -> None:
@@ -41,18 +41,18 @@ class Clients:
         self._most = connections_for(open_files.raise_limit())
 
     def warn(self) -> None:
-        """Says where this process may not open as many files as `max_connections` takes."""
+        """Logs a warning if this process cannot open the number of files that `max_connections` needs."""
         if self._most < self._live.settings.max_connections:
-            log.warning("no more than %d connections: this process may not open more files", self._most)
+            log.warning("no more than %d connections: this process cannot open more files", self._most)
 
     def get(self, client_id: str) -> ClientLink | None:
-        """The link of a client, None once it has left."""
+        """The link of a client; None after the client has left."""
         return self._links.get(client_id)
 
     def connected(self, client: connection.Client, handler: server.ConnectionHandler) -> None:
-        """Closes a connection that is one too many: its client goes on elsewhere at once."""
+        """Takes a new connection. Closes it if there are too many: so its client goes to another server at once."""
         if len(self._links) >= min(self._live.settings.max_connections, self._most):
-            client.error = "too many connections"  # The hook's way to refuse one.
+            client.error = "too many connections"  # mitmproxy's way to refuse a connection in this hook.
             return
         link = ClientLink(handler, lambda: self._live.settings, lambda: self._links.pop(client.id, None), self._heads)
         self._links[client.id] = link
@@ -60,12 +60,12 @@ class Clients:
             link.expect_handshake()
 
     def layer_for(self, nextlayer: layer.NextLayer) -> layer.Layer | None:
-        """Our HTTP layer where mitmproxy would put its own: on plain connections, and inside client TLS; None elsewhere."""
+        """cacheyd's HTTP layer, on plain connections and inside client TLS; None if mitmproxy must choose the layer."""
         context = nextlayer.context
         top = context.layers[-1]
         link = self._links.get(context.client.id)
         if link is None:
-            # It has left already.
+            # The client has left already.
             return Gone(context)
         data = nextlayer.data_client()
         if isinstance(top, ClientTLSLayer):
@@ -76,7 +76,7 @@ class Clients:
             if data[:1] != TLS_RECORD:
                 return PlainRefused(context)
             outer = ListenerTlsLayer(context)
-            outer.child_layer = CacheHttpLayer(context, self._replies, link)  # As mitmproxy's own modes do it.
+            outer.child_layer = CacheHttpLayer(context, self._replies, link)  # mitmproxy's own modes set it in the same way.
             return outer
         if self._own_tls and data[:1] == TLS_RECORD:
             return None
@@ -84,9 +84,10 @@ class Clients:
 
 
 def connections_for(limit: int) -> int:
-    """How many clients that many descriptors are enough for.
+    """The most clients that a process with `limit` descriptors can serve: half of the descriptors, less 32, and 4 at least.
 
-    The other half is for files and upstreams, and for bursts: asyncio accepts its whole backlog before the first of them
-    can be closed again. Without a descriptor a client cannot even be refused, and a mirror that hangs is worse than none.
+    The other half is for files, for upstreams and for bursts: asyncio accepts its whole backlog before cacheyd can close the
+    first of these connections. Without a descriptor cacheyd cannot even refuse a client, and a mirror that hangs is worse for
+    a client than no mirror.
     """
     return sys.maxsize if limit == resource.RLIM_INFINITY else max(4, limit // 2 - 32)

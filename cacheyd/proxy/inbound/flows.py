@@ -1,4 +1,4 @@
-"""Requests that are no hits, as mitmproxy's flows: their answers, and how they end."""
+"""Requests that are not hits, as flows of mitmproxy: answers them, and accounts for their end."""
 
 import time
 
@@ -14,7 +14,7 @@ STARTED = "cacheyd_started"
 
 
 class Flows:
-    """Answers clients' flows. The stream pumps the body of an answer, if there is one to come."""
+    """Answers clients' flows. If the answer has a source, the stream pumps its body."""
 
     def __init__(self, service: Service) -> None:
         self._answering = service.answering
@@ -22,23 +22,23 @@ class Flows:
         self._accounting = service.accounting
 
     async def answer(self, flow: http.HTTPFlow) -> None:
-        """Gives a flow its response; `finish` follows once it is sent."""
+        """Gives a flow its response. The caller must call `finish` after the response is sent."""
         request = flow.request
         flow.metadata[STARTED] = time.monotonic()
-        # For the inspector: where the request really came to, and not the reverse mode's target.
+        # For the inspector: the port that the request really came to, instead of the reverse mode's target.
         request.data.port = flow.client_conn.sockname[1]
-        # As above.
+        # For the same reason: the scheme of the client's connection.
         request.data.scheme = b"https" if flow.client_conn.tls else b"http"
         self._transfers.begin()
-        # A character for each byte, as in a Head.
+        # One character for each byte, as in a Head.
         fields = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.fields)
         answer = await self._answering.answer(request.method, request.path, fields, lambda: not flow.client_conn.connected)
         self._transfers.sending(answer)
         flow.metadata[ANSWER] = answer
-        flow.response = make_response(request, answer, closing=self._transfers.closing(answer))  # What the hook is for.
+        flow.response = make_response(request, answer, closing=self._transfers.closing(answer))  # The hook's purpose.
 
     def finish(self, flow: http.HTTPFlow, note: str) -> None:
-        """The response was sent, or broke off: `note` says why."""
+        """Accounts for a response that was sent, or that broke off: then `note` says why."""
         started = flow.metadata.pop(STARTED, None)
         if started is None:
             return
@@ -53,12 +53,12 @@ class Flows:
         elif flow.request.method != "HEAD":
             sent = len(answer.body)
         self._accounting.answered(flow.request.method, answer, sent, started, flow.client_conn.peername, note)
-        # The flow may be kept for inspection; what it holds of the store is not.
+        # mitmproxy can keep the flow for inspection. The flow must not keep the source, which holds a file of the store.
         flow.metadata[ANSWER] = answer.without_source()
 
 
 def make_response(request: http.Request, answer: Answer, *, closing: bool) -> http.Response:
-    """An answer as a flow's response; `closing` says that the connection ends with it."""
+    """The flow's response for an answer. `closing` says that the connection ends with this response."""
     fields = [(name.encode("latin-1", "replace"), value.encode("latin-1", "replace")) for name, value in answer.headers]
     if answer.length is not None:
         fields.append((b"Content-Length", b"%d" % answer.length))

@@ -1,4 +1,4 @@
-"""A strict parser for request heads (RFC 9112), and the renderer of response heads."""
+"""Parses request heads strictly (RFC 9112), and renders response heads."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from h11._receivebuffer import ReceiveBuffer
 from cacheyd.cache.answer import Answer
 from cacheyd.protocol.errors import reason
 
-# A head that is longer, or has more header lines, is refused with 431 (bytes); mitmproxy itself sets no bound.
+# The longest head (bytes) and the most header lines of a request; a larger head gets 431. mitmproxy itself has no bound.
 MAX_HEAD = 64 << 10
 MAX_LINES = 256
 
@@ -23,7 +23,7 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 class BadHead(Exception):
-    """A head that is refused: `status` is 400, 431, 501 or 505. The connection is closed after it."""
+    """A request head that cacheyd refuses with `status` (400, 431, 501 or 505). cacheyd closes the connection after it."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class BadHead(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request head. Header names are lower case; `body` is the announced length in bytes, None for chunked."""
+    """A request head. Header names are in lower case. `body` is the announced length (bytes), None for a chunked body."""
 
     method: str
     target: str
@@ -42,16 +42,16 @@ class Head:
     body: int | None
 
     def get(self, name: str) -> str | None:
-        """The first value of a header."""
+        """The first value of a header; None if the header is missing."""
         return next((value for key, value in self.headers if key == name), None)
 
     def get_all(self, name: str) -> tuple[str, ...]:
-        """Each line of a header, in order."""
+        """All values of a header, one for each line, in order."""
         return tuple(value for key, value in self.headers if key == name)
 
 
 class HeadBuffer(ReceiveBuffer):
-    """What a client has sent and nobody has read. Of a head that comes in pieces, each byte is looked at once."""
+    """The bytes that a client has sent and that nobody has read yet. If a head comes in pieces, each byte is searched once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,11 +62,11 @@ class HeadBuffer(ReceiveBuffer):
         return super()._extract(count)
 
     def next_head(self) -> bytes | None:
-        """Takes the next complete head, without its empty line; None if there is none yet. Raises BadHead."""
+        """Takes the next complete head out of the buffer, without its empty line; None if it is incomplete. Raises BadHead."""
         data = self._data
         if not data:
             return None
-        # RFC 9112 section 2.2: empty lines before a request are ignored.
+        # A server ignores empty lines before a request (RFC 9112 section 2.2).
         if data[:2] == b"\r\n" and (empty := _EMPTY_LINES.match(data)):
             self._extract(empty.end())
         end = data.find(b"\r\n\r\n", max(0, self._seen - 3))
@@ -76,14 +76,14 @@ class HeadBuffer(ReceiveBuffer):
             self._check_begun(data)
             return None
         head = bytes(data[:end])
-        # As `_extract` does, which would copy it again.
+        # The same as `_extract`, which would copy the head a second time.
         del data[: end + 4]
         self._seen = self._next_line_search = self._multiple_lines_search = 0
         return head
 
     def _check_begun(self, data: bytearray) -> None:
         if data and not data[:1].isalpha() and data != b"\r":
-            # TLS, for one: skopeo tries it first, and would wait for an answer.
+            # For example TLS: skopeo tries TLS first, and would wait for an answer.
             raise BadHead("this is not HTTP")
         if _BARE_LF.search(data, self._seen):
             raise BadHead("lines end with CR LF")
@@ -91,7 +91,7 @@ class HeadBuffer(ReceiveBuffer):
 
 
 def parse_head(raw: bytes) -> Head:
-    """Parses a head up to and without its empty line; raises BadHead for what RFC 9112 forbids or smuggles."""
+    """Parses a head without its empty line. Raises BadHead for a head that RFC 9112 forbids, or that can smuggle a request."""
     lines = raw.split(b"\r\n")
     parts = lines[0].split(b" ")
     if len(parts) != 3 or not _METHOD.fullmatch(parts[0]) or not _TARGET.fullmatch(parts[1]):
@@ -100,7 +100,7 @@ def parse_head(raw: bytes) -> Head:
     if version is None:
         raise BadHead("bad request line")
     if version[1] != b"1":
-        raise BadHead("HTTP/1.1 and HTTP/1.0 are spoken here", 505)
+        raise BadHead("cacheyd speaks only HTTP/1.1 and HTTP/1.0", 505)
     if len(lines) > MAX_LINES + 1:
         raise BadHead("the request head has too many lines", 431)
     http10 = version[2] == b"0"
@@ -157,7 +157,7 @@ def _body_length(headers: tuple[tuple[str, str], ...], http10: bool) -> int | No
 
 
 def render_head(answer: Answer, *, keep_alive: bool, http10: bool = False) -> bytes:
-    """The head of a response whose body has a known length (or none)."""
+    """The bytes of a response head, for a body of known length or no body."""
     lines = [f"HTTP/1.1 {answer.status} {reason(answer.status)}"]
     lines += [f"{name}: {value}" for name, value in answer.headers]
     if answer.length is not None:

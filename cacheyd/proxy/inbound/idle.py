@@ -1,4 +1,4 @@
-"""The watchdog of a client's connection on which nothing happens."""
+"""The watchdog that ends idle connections of clients."""
 
 import asyncio
 import time
@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 
 class Idle:
-    """mitmproxy's watchdog of a connection on which nothing happens, by a clock that nobody can set."""
+    """Calls `end` if nothing happens on a connection for this number of seconds.
+
+    This class replaces mitmproxy's watchdog, whose clock can be set by people. This class uses the monotonic clock.
+    """
 
     def __init__(self, seconds: float, end: Callable[[], None]) -> None:
         self._seconds = seconds
@@ -18,12 +21,12 @@ class Idle:
         self._timer = self._loop.call_later(seconds, self._look)
 
     def register_activity(self) -> None:
-        """Something happened."""
+        """Notes that something happened on the connection."""
         self._last = time.monotonic()
 
     @contextmanager
     def disarm(self) -> Iterator[None]:
-        """While a hook runs, the connection is not idle."""
+        """A context for a hook: while the hook runs, the connection does not count as idle."""
         self._busy += 1
         try:
             yield
@@ -39,5 +42,5 @@ class Idle:
             self._end()
 
     def stop(self) -> None:
-        """The connection is gone."""
+        """Stops the watchdog: the connection is closed."""
         self._timer.cancel()

@@ -1,4 +1,4 @@
-"""A client's connection below mitmproxy: its two directions, its deadlines, and its end."""
+"""A client's connection below mitmproxy: its two directions, its deadlines, and how it is closed."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from cacheyd.proxy.inbound.outgoing import Outgoing
 from cacheyd.resources.budget import Budget
 from cacheyd.settings.settings import Settings
 
-# What is read of a client at once, and what may wait unread in asyncio's reader (bytes).
+# The most bytes that one read takes from a client, and that wait unread in asyncio's reader.
 READ = 16 << 10
-# A TLS handshake has to be complete after so long (seconds).
+# How long a TLS handshake can take (seconds).
 HANDSHAKE_DEADLINE = 30.0
 
 
 @dataclass
 class CacheydTurnHook(commands.StartHook):
-    """Stands between the answers of one connection; the addon's `cacheyd_turn` awaits `Outgoing.turn`."""
+    """The hook between the answers of one connection; the addon's `cacheyd_turn` awaits `Outgoing.turn`."""
 
     outgoing: Outgoing
 
 
 class ClientLink:
-    """Watches one client's transport from the `client_connected` hook until its socket is closed."""
+    """Watches one client's transport, from the `client_connected` hook until the socket is closed."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class ClientLink:
         on_lost: Callable[[], object],
         heads: Budget | None = None,
     ) -> None:
-        # None once the socket is closed, so that nothing keeps anything else.
+        # None after the socket is closed, so that this link and the handler do not keep each other in memory.
         self._handler: Any = handler
         self._on_lost = on_lost
         self._handshake: asyncio.Handle | None = None
         io = handler.transports[handler.client]
-        # The streams of asyncio.start_server; mitmproxy's types allow for its UDP streams, too.
+        # The writer is a stream of asyncio.start_server. mitmproxy's type also allows its UDP streams.
         transport: Any = io.writer.transport  # type: ignore[union-attr]
         self._transport: asyncio.Transport = transport
         self._protocol = transport.get_protocol()
@@ -52,44 +52,44 @@ class ClientLink:
         self._install(io.reader, handler)
 
     def _install(self, reader: Any, handler: Any) -> None:
-        """Neither asyncio nor mitmproxy has another seam for this than these attributes; contract tests hold them."""
+        """Sets limits and callbacks of asyncio and mitmproxy. These attributes are the only seam; contract tests pin them."""
         transport: Any = self._transport
-        transport.max_size = READ  # asyncio has no call for it.
-        reader._limit = READ // 2  # mitmproxy's server chooses the limit.
+        transport.max_size = READ  # asyncio has no method for this limit.
+        reader._limit = READ // 2  # mitmproxy's server makes the reader, and chooses its limit.
         transport.set_write_buffer_limits(high=0)
-        # asyncio tells the protocol alone: of a full and an empty buffer,
+        # asyncio reports a full or empty buffer only to the protocol.
         self._protocol.pause_writing, self._protocol.resume_writing = self._on_full, self._on_empty
-        self._protocol.connection_lost = self._on_connection_lost  # and of the end.
-        handler.timeout_watchdog.callback = _nothing  # Its clock may be set; it is not to be stopped otherwise.
-        handler.timeout_watchdog = self._idle  # The handler makes its own.
-        handler.drain_writers = self._read_on  # Called after each read.
+        self._protocol.connection_lost = self._on_connection_lost  # asyncio reports the end only to it, too.
+        handler.timeout_watchdog.callback = _nothing  # People can set its clock; there is no other way to stop it.
+        handler.timeout_watchdog = self._idle  # The handler has made its own watchdog.
+        handler.drain_writers = self._read_on  # mitmproxy calls this after each read.
 
     # Deadlines and the end
 
     def expect_handshake(self) -> None:
-        """From now on `established` has to be called in time."""
+        """Starts the deadline of the TLS handshake; `established` ends it."""
         self._handshake = asyncio.get_running_loop().call_later(HANDSHAKE_DEADLINE, self._end)
 
     def established(self) -> None:
-        """The TLS handshake is complete."""
+        """Ends the deadline: the TLS handshake is complete."""
         if self._handshake is not None:
             self._handshake.cancel()
             self._handshake = None
 
     def _end(self) -> None:
-        """Closes as mitmproxy does after a timeout: what the client was sent it may still take, for a while."""
+        """Closes the connection like mitmproxy after a timeout: for a while, the client can still read the sent bytes."""
         io = self._handler.transports.get(self._handler.client)
         if io is not None and io.handler is not None:
             io.handler.cancel("timeout")
         self.close()
 
     def close(self) -> None:
-        """mitmproxy is done with the connection, but may have left it open: it does not close a connection if it has just
-        read more from the client.
+        """Closes the transport. mitmproxy has ended the connection, but does not close the transport if it has just read more
+        from the client.
         """
         self._transport.close()
 
-    # What asyncio says
+    # Callbacks of asyncio
 
     def _on_full(self) -> None:
         self._base[0]()
@@ -112,12 +112,12 @@ class ClientLink:
         self._handler = None
 
     async def _read_on(self) -> None:
-        """Stands where mitmproxy drains after each read: nothing more is read while this waits."""
+        """Replaces mitmproxy's drain after each read: mitmproxy reads nothing more while this waits."""
         if len(self._handler.transports) > 1:
-            # Flows of other addons to upstreams of their own.
+            # Other addons have flows to upstreams of their own on this handler.
             await server.ConnectionHandler.drain_writers(self._handler)
         await self.incoming.wait()
 
 
 async def _nothing() -> None:
-    """What mitmproxy's own watchdog does in the end."""
+    """Does nothing: the callback of mitmproxy's own watchdog."""

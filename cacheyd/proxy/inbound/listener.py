@@ -1,4 +1,4 @@
-"""TLS on the listener: HTTP/1.1 only, bounded hellos, certificates read anew when their files change."""
+"""TLS on the listener: offers HTTP/1.1 only, bounds the ClientHello, reads certificates anew when their files change."""
 
 import logging
 import time
@@ -16,9 +16,10 @@ from cacheyd.settings.settings import ConfigError, Settings
 log = logging.getLogger(__name__)
 
 CHECK_EVERY = 1.0
-# A ClientHello that is longer, its records' heads included, is refused (bytes); browsers' have 2,000.
+# The longest ClientHello that the listener takes, with the heads of its records (bytes). A browser's has about 2,000.
 MAX_HELLO = 16 << 10
-# What is said of a handshake that failed: its bytes, where mitmproxy could not parse them, would fill the log (characters).
+# The longest reason for a failed handshake in the log (characters). mitmproxy puts bytes into it that it could not parse, and
+# these bytes would fill the log.
 MAX_REASON = 120
 
 
@@ -27,12 +28,12 @@ def _select_alpn(_: SSL.Connection, offered: list[bytes]) -> Any:
 
 
 def make_server_context(settings: Settings) -> SSL.Context:
-    """The context for the certificate in force; raises ConfigError if the files do not make one."""
+    """A TLS server context with the certificate of the settings. Raises ConfigError if the files cannot be used."""
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_alpn_select_callback(_select_alpn)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    # Idle connections, of which there may be thousands, keep no buffers.
+    # Idle connections keep no buffers: there can be thousands of them.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_options(SSL.OP_NO_RENEGOTIATION)
     try:
@@ -52,7 +53,7 @@ def make_server_context(settings: Settings) -> SSL.Context:
 
 
 class HelloMeter:
-    """Says when a ClientHello (RFC 8446 section 4) is complete, and looks at each of its bytes once."""
+    """Finds out when a ClientHello (RFC 8446 section 4) is complete. Looks at each byte once."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
@@ -61,7 +62,7 @@ class HelloMeter:
         self._seen = 0
 
     def feed(self, data: bytes) -> bool:
-        """Whether it is complete with these bytes. Raises ValueError for what is none, or is too long."""
+        """Whether the ClientHello is complete with these bytes. Raises ValueError if it is too long or is no handshake."""
         self._seen += len(data)
         self._pending += data
         while len(self._pending) >= 5:
@@ -81,7 +82,7 @@ class HelloMeter:
 
 
 class ListenerTlsLayer(ClientTLSLayer):
-    """mitmproxy's TLS towards clients, but a ClientHello is not parsed anew for each piece of it, nor kept without end."""
+    """mitmproxy's TLS layer for clients, with a bounded ClientHello that mitmproxy parses only once, when it is complete."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -89,7 +90,7 @@ class ListenerTlsLayer(ClientTLSLayer):
         self._hello = bytearray()
 
     def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
-        """As in the base class, which gets the ClientHello whole."""
+        """Collects the ClientHello, and gives it to the base class when it is complete."""
         if self._meter is not None:
             try:
                 complete = self._meter.feed(data)
@@ -105,7 +106,7 @@ class ListenerTlsLayer(ClientTLSLayer):
 
 
 class ListenerTls:
-    """Gives each connection the newest certificate that works."""
+    """Gives each new connection the newest certificate that can be used."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
@@ -125,7 +126,7 @@ class ListenerTls:
             return []
 
     def connection(self) -> SSL.Connection:
-        """The server's side of a new connection."""
+        """The server's side of a new TLS connection. Looks first whether the files of the certificate have changed."""
         if self._clock() - self._checked >= CHECK_EVERY:
             self._checked = self._clock()
             stamps = self._stamp()
@@ -139,7 +140,7 @@ class ListenerTls:
         try:
             self._context = make_server_context(self._settings)
         except ConfigError as error:
-            # Often a key that is not written yet: looked at again with the next change.
+            # Often the new key is not written yet. The next change of a file starts another try.
             log.error("%s; the certificate of before stays", error)
         else:
             log.info("the listener's certificate was read anew")

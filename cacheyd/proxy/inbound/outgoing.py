@@ -1,8 +1,8 @@
-"""What a client was sent and has not taken yet: who waits for that, how long, and when the client is given up.
+"""The bytes that a client was sent and has not taken yet: waits for the client, and gives a client up that is too slow.
 
-asyncio says when something waits in a transport's buffer and when it is empty again; a limit of 0 makes that exact. So one
-deadline holds for every body, whoever wrote it, and for the close after it: mitmproxy forgets a connection that it has
-closed, but asyncio keeps it until the client has taken the last byte.
+asyncio reports when a transport's buffer holds bytes and when it is empty again; with a limit of 0 these reports are exact.
+So one deadline holds for every body, from mitmproxy or from cacheyd, and for the close after the body: mitmproxy forgets a
+connection that it has closed, but asyncio keeps the connection until the client has taken the last byte.
 """
 
 import asyncio
@@ -15,49 +15,53 @@ from cacheyd.cache.bodies import BodyBroken
 from cacheyd.resources.budget import Budget
 from cacheyd.settings.settings import Settings
 
-# How often within the deadline on progress it is looked whether the client takes something.
+# How many times within `progress_timeout` cacheyd looks whether the client takes bytes.
 LOOKS = 4
 
 
 class Outgoing:
-    """The sending side of one connection. `end` closes the connection once the client is given up."""
+    """The sending side of one connection. `end` closes the connection after the client is given up."""
 
     def __init__(self, transport: asyncio.Transport, settings: Callable[[], Settings], end: Callable[[], None]) -> None:
-        # Something waits until the client takes it.
+        # True while bytes wait for the client.
         self.full = False
-        # The client is gone, or takes nothing and is let go.
+        # True if the client has left, or if it took nothing and was given up.
         self.over = False
-        # The socket is closed.
+        # True if the socket is closed.
         self.left = False
         self._transport = transport
         self._settings = settings
         self._end = end
-        # What the budget has of this client: bytes that were written and not taken.
+        # The budget that counts this client's bytes, and how many it counts: bytes that were written and not taken.
         self._budget: Budget | None = None
         self._held = 0
         self._waiting: set[asyncio.Future[None]] = set()
-        # How often something began to wait for the client; at which of these times, and when, what it had not taken was
-        # measured (bytes). Looked at by one timer now and then: a body of many windows begins to wait at each.
+        # `_spell` counts how many times bytes began to wait for the client. `_marked` is the last measurement: the spell, the
+        # loop's time (seconds), and the bytes that were not taken. One timer makes the measurements of all spells, because a
+        # body of many windows begins a new spell at each window.
         self._spell = 0
         self._marked = (0, 0.0, 0)
         self._timer: asyncio.Handle | None = None
 
     def filled(self) -> None:
-        """Something begins to wait for the client."""
+        """Notes that bytes begin to wait for the client."""
         self.full = True
         self._spell += 1
         if self._timer is None:
             self._set_timer()
 
     def emptied(self) -> None:
-        """The client has taken everything."""
+        """Notes that the client has taken everything."""
         self.full = False
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
 
     def _untaken(self) -> int:
-        """Bytes that the client's side has not acknowledged: a kernel's buffer is emptied in lumps of up to megabytes."""
+        """The bytes that the client has not acknowledged, in asyncio's buffer and in the kernel's.
+
+        asyncio's buffer alone is not enough: bytes leave it for the kernel in lumps of up to megabytes.
+        """
         return self._transport.get_write_buffer_size() + _in_kernel(self._transport)
 
     def _set_timer(self) -> None:
@@ -74,7 +78,7 @@ class Outgoing:
             self._mark()
         elif now - since >= settings.progress_timeout:
             taken = untaken - self._untaken()
-            # More than before is there if an answer was still being written.
+            # If an answer was still being written, there are more bytes than before: `taken` is negative.
             if taken < 0 or taken >= max(1, min(untaken, settings.min_rate * settings.progress_timeout)):
                 self._mark()
             elif self.over or self._transport.is_closing():
@@ -86,7 +90,10 @@ class Outgoing:
         self._marked = self._spell, asyncio.get_running_loop().time(), self._untaken()
 
     def _give_up(self) -> None:
-        """FIN after what is buffered, should the client read on within as long again; else `_look` aborts."""
+        """Gives the client up: sends FIN after the buffered bytes, if the client reads them within the same time again.
+
+        If the client does not read them, `_look` aborts the connection.
+        """
         self.over = True
         self._mark()
         if self._waiting:
@@ -100,7 +107,7 @@ class Outgoing:
                 future.set_exception(error)
 
     async def taken(self) -> None:
-        """Waits until the client has taken everything. Raises BodyBroken if it does not, or less than the least rate."""
+        """Waits until the client has taken everything. Raises BodyBroken if the client left or was slower than `min_rate`."""
         if self.left or self._transport.is_closing():
             raise BodyBroken("the client has left")
         if self.over:
@@ -115,7 +122,7 @@ class Outgoing:
             self._waiting.discard(future)
 
     async def turn(self) -> None:
-        """Lets others have their turn, and waits until the client has taken what it was sent."""
+        """Lets other tasks run, and waits until the client has taken everything. Sets `over` if the client is too slow."""
         if not self.full:
             await asyncio.sleep(0)
             return
@@ -125,13 +132,13 @@ class Outgoing:
             self.over = True
 
     def hold(self, budget: Budget, size: int) -> None:
-        """So many bytes of memory are this client's, until it has taken them or its socket is closed."""
+        """Counts `size` bytes of memory for this client in the budget, until the next call or the end of the socket."""
         if not self.left:
             budget.take(size - self._held)
             self._budget, self._held = budget, size
 
     def lost(self) -> None:
-        """The socket is closed: the client will take nothing more."""
+        """Notes that the socket is closed: frees the memory in the budget, and wakes tasks that wait with BodyBroken."""
         if self._budget is not None:
             self._budget.give(self._held)
         self.left = self.over = True
@@ -142,7 +149,7 @@ class Outgoing:
 
 
 def _in_kernel(transport: asyncio.Transport) -> int:
-    """Bytes that were sent and not acknowledged; 0 where the system does not say."""
+    """The bytes in the kernel that the client has not acknowledged; 0 if the system does not tell."""
     try:
         found = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
     except (OSError, ValueError):

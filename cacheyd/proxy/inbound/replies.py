@@ -1,4 +1,4 @@
-"""Answers hits before there is a flow: from small whole responses that are kept for a moment, else from the store."""
+"""Answers hits before a flow exists: with a small whole response that was kept for less than a second, else from the store."""
 
 import time
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from cacheyd.cache.answer import Answer
 from cacheyd.proxy.inbound.head import Head
 from cacheyd.service.service import Service
 
-# How often the file behind a reply is looked for (seconds): the directory may be wiped.
+# How often the file behind a kept reply is looked for (seconds): somebody can wipe the directory at any time.
 LOOK_EVERY = 0.05
-# The sizes of all replies that are kept, and of the largest one, each with its request (bytes). Python's own part of an
-# entry counts, too.
+# The most bytes of all kept replies, of one kept reply, and of Python's own memory for an entry. Each reply counts with its
+# request.
 KEPT_TOTAL = 16 << 20
 KEPT_BYTES = 16 << 10
 KEPT_ENTRY = 2 << 10
@@ -21,7 +21,7 @@ KEPT_ENTRY = 2 << 10
 
 @dataclass(slots=True)
 class _Reply:
-    """A whole response that holds to the end of a second of the clock, while the object's file is there."""
+    """A whole response that is valid to the end of the clock's second, as long as the object's file exists."""
 
     until: float
     second: int
@@ -34,9 +34,9 @@ class _Reply:
 
 
 class Replies:
-    """Answers from disk, for `server`: implements its `Hits`.
+    """Answers hits from memory and disk; implements `Hits` of `server`.
 
-    The clock is what clients and people are shown; how long things hold is counted by one that nobody can set.
+    `clock` gives the time that clients and people see. `monotonic`, which nobody can set, measures how long a reply is valid.
     """
 
     def __init__(
@@ -53,20 +53,23 @@ class Replies:
         self._accounting = service.accounting
         self._clock = clock
         self._monotonic = monotonic
-        # By the whole request head.
+        # The key is the whole request head.
         self._kept: dict[bytes, _Reply] = {}
         self._size = 0
-        # When the answer that is offered for `kept` was made.
+        # The clock's time of the last hit: `remember` keeps its answer only in the same second.
         self._hit_at = 0.0
         self._inspected = False
         service.live.listen(lambda settings: self._clear())
 
     def inspect(self) -> None:
-        """From now on hits become flows, too, so that other addons see them."""
+        """From now on, hits also become flows, so that other addons see them."""
         self._inspected = True
 
     def kept(self, raw: bytes, client: connection.Client) -> bytes | None:
-        """The response to the same head within the same second, if the object is still there: Age and Date are right."""
+        """The kept response to the same head, in the same second and while the object exists: so Age and Date are right.
+
+        None if there is none.
+        """
         known = self._kept.get(raw)
         if known is None:
             return None
@@ -94,14 +97,14 @@ class Replies:
         self._size = 0
 
     def hit(self, head: Head) -> Answer | None:
-        """The answer from disk, None if the request has to become a flow."""
+        """The answer from disk; None if the request must become a flow."""
         if self._inspected:
             return None
         self._hit_at = self._clock()
         return self._answering.hit(head.method, head.target, head.headers)
 
     def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
-        """Keeps a small whole response for `kept`; never one to a head with credentials."""
+        """Keeps a small whole response for `kept`. Never keeps a response to a head with credentials."""
         if answer.stored is None or answer.status != 200 or len(raw) + len(reply) > KEPT_BYTES or head.get("authorization"):
             return
         if answer.ref is None or self._live.settings.registry(answer.ref.registry).access != "open":
@@ -113,19 +116,19 @@ class Replies:
         self._size += len(raw) + len(reply) + KEPT_ENTRY
         while self._size > KEPT_TOTAL:
             self._forget(next(iter(self._kept)))
-        # To the end of the second of the clock, however the clock is set meanwhile.
+        # The reply is valid to the end of the clock's second, also if somebody sets the clock during this second.
         until, second = now + 1.0 - clock % 1.0, int(clock)
         self._kept[raw] = _Reply(until, second, now + LOOK_EVERY, reply, answer.stored.digest, head.method, answer)
 
     def sent(
         self, client: connection.Client, head: Head, answer: Answer, sent: int, started: float, error: str | None
     ) -> None:
-        """A hit was answered, or broke off after `sent` bytes of its body."""
+        """Accounts for a hit that was answered, or that broke off after `sent` bytes of its body."""
         if answer.source is not None:
             self._transfers.end()
             self._transfers.sent(answer)
         self._accounting.answered(head.method, answer, sent, started, client.peername, error or "")
 
     def closing(self, answer: Answer) -> bool:
-        """Whether a connection ends with this response."""
+        """Whether the client's connection must end with this response."""
         return self._transfers.closing(answer)

@@ -1,4 +1,4 @@
-"""The HTTP/1 server side of a client's connection: answers hits before a flow exists, refuses what is malformed."""
+"""The HTTP/1 server of a client's connection: answers hits before a flow exists, and refuses malformed requests."""
 
 import time
 from collections.abc import Callable
@@ -24,30 +24,31 @@ from cacheyd.protocol.errors import Code, client_error, upstream_error
 from cacheyd.proxy.inbound.head import BadHead, Head, HeadBuffer, parse_head, render_head
 from cacheyd.proxy.inbound.link import CacheydTurnHook, ClientLink
 
-# A request body that is longer is refused: nothing here wants one (bytes).
+# The longest request body that is not refused (bytes): cacheyd needs no request body.
 MAX_BODY = 64 << 10
-# A head has to be complete after so long; a refused body is read for so long, that the answer arrives (seconds).
+# How long a request head can take, and how long cacheyd reads the body of a refused request so that the answer arrives
+# (seconds).
 HEAD_DEADLINE = 30.0
 LINGER = 5.0
-# TLS copies what it gets: windows of a body, at the most, and what is sent at once (bytes).
+# The most bytes of a body that cacheyd gives to TLS in one piece, and that it gives without waiting. TLS copies these bytes.
 TLS_WINDOW, TLS_AT_ONCE = 1 << 20, 64 << 10
-# So much may come behind a request that waits for its answer (bytes), or so many pieces of it, before no more is read.
+# While a request waits for its answer, cacheyd stops reading from the client after this number of bytes, or of events.
 BEHIND, PIECES_BEHIND = 16 << 10, 8
-# A head that waits for its rest counts from this size on (bytes): all together have a bound.
+# The smallest incomplete head that counts in the budget of all incomplete heads (bytes).
 LITTLE_HEAD = 4 << 10
-# So many hits of one connection are answered before others have their turn.
+# How many hits of one connection are answered before other connections have their turn.
 TURN = 16
-# A refused client may still send so much (bytes).
+# The most bytes that a refused client can still send before cacheyd closes the connection.
 MAX_DISCARDED = 16 << 20
 
 
 def at_once(client: connection.Client) -> int:
-    """How much of a body is handed to a connection without waiting, in bytes."""
+    """The most bytes of a body that cacheyd hands to a connection without waiting for the client."""
     return TLS_AT_ONCE if client.tls else WINDOW
 
 
 class PumpState(Protocol):
-    """What the server needs to know of a body on its way."""
+    """The state of a body on its way to a client, as far as the server needs it."""
 
     piece: bytes | memoryview
     error: str | None
@@ -57,28 +58,31 @@ type MakePump = Callable[[connection.Client, Source], tuple[PumpState, Callable[
 
 
 class Hits(Protocol):
-    """Where the server gets its answers from."""
+    """The source of the server's answers."""
 
     def kept(self, raw: bytes, client: connection.Client) -> bytes | None:
-        """A whole response to this head, if it was answered a moment ago and still holds."""
+        """A whole response to this head that was kept a moment ago and is still valid; None if there is none."""
 
     def remember(self, raw: bytes, head: Head, answer: Answer, reply: bytes) -> None:
-        """Offers a whole response for `kept`."""
+        """Offers a whole response, which `kept` can give to later requests."""
 
     def hit(self, head: Head) -> Answer | None:
-        """The answer from disk, None if the request has to become a flow. Each answer is followed by `sent`."""
+        """The answer from disk; None if the request must become a flow. The caller must call `sent` after each answer."""
 
     def sent(
         self, client: connection.Client, head: Head, answer: Answer, sent: int, started: float, error: str | None
     ) -> None:
-        """A hit was answered, or broke off after `sent` bytes of its body."""
+        """Accounts for a hit that was answered, or that broke off after `sent` bytes of its body."""
 
     def closing(self, answer: Answer) -> bool:
-        """Whether the connection is to end with this response."""
+        """Whether the connection must end with this response."""
 
 
 class CacheHttp1Server(Http1Server):
-    """`read_headers` is called only between requests, so a hit can be answered there without tracking state."""
+    """mitmproxy's HTTP/1 server, which also answers hits.
+
+    mitmproxy calls `read_headers` only between requests, so a hit can be answered there without more state.
+    """
 
     buf: HeadBuffer
 
@@ -91,7 +95,8 @@ class CacheHttp1Server(Http1Server):
         self._incoming = link.incoming
         self._incoming.read_by(self)
         self._discarded = 0
-        # When the connection is closed, and who will look then: each alarm costs memory until it rings.
+        # The time when the connection is closed, and the alarm that looks at this time. There is one alarm at a time, as each
+        # alarm takes memory until it rings.
         self._deadline: float | None = None
         self._alarm: commands.RequestWakeup | None = None
 
@@ -118,20 +123,20 @@ class CacheHttp1Server(Http1Server):
         yield self._alarm
 
     def _watch(self, seconds: float) -> layer.CommandGenerator[None]:
-        """Closes the connection if it is not called off within `seconds`; one alarm at a time is enough for that."""
+        """Closes the connection after `seconds`, unless `_deadline` is cleared or changed before."""
         self._deadline = time.monotonic() + seconds
-        # One that is set already was set for less than HEAD_DEADLINE from now.
+        # An alarm that is set already rings within HEAD_DEADLINE from now: it is early enough for this deadline.
         if self._alarm is None or seconds < HEAD_DEADLINE:
             yield from self._set_alarm(seconds)
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        """Answers hits until a request needs a flow or the next head is incomplete."""
+        """Answers hits until a request needs a flow, or until the next head is incomplete."""
         if isinstance(event, events.ConnectionClosed):
             yield commands.CloseConnection(self.conn)
             return
         answered = 0
         while self.state == self.read_headers:
-            # What is pipelined is not answered faster than the client takes it, nor before everybody else.
+            # Pipelined requests are not answered faster than the client takes the answers, and other clients get their turns.
             if self._outgoing.full or answered == TURN:
                 yield CacheydTurnHook(self._outgoing)
                 answered = 0
@@ -146,7 +151,7 @@ class CacheHttp1Server(Http1Server):
                     yield from self._await_head()
                     return
                 if self._deadline is not None:
-                    # It came in pieces.
+                    # This head came in pieces, and is complete now.
                     self._deadline = None
                     self._incoming.keep_head(0)
                 if (reply := self._hits.kept(raw, self.context.client)) is not None:
@@ -172,7 +177,7 @@ class CacheHttp1Server(Http1Server):
 
     @property
     def behind(self) -> bool:
-        """Whether so much waits behind a request, or behind an answer on its way, that no more is to be read."""
+        """Whether so many bytes wait behind a request, or behind an answer on its way, that cacheyd must not read more."""
         if self._paused is None and self.state == self.read_headers:
             return False
         return len(self.buf) > BEHIND or len(self._paused_event_queue) >= PIECES_BEHIND
@@ -232,11 +237,11 @@ class CacheHttp1Server(Http1Server):
             yield from self._refuse(400, "bad request line")
             return
         if connection_header := self.request.headers.get("connection"):
-            # mitmproxy compares its tokens as they are written.
+            # mitmproxy compares the tokens of this header case-sensitively.
             self.request.headers["connection"] = connection_header.lower()
-        # The target is used as this parser read it,
+        # mitmproxy has parsed the target in its own way; the flow must have the target as `parse_head` read it.
         self.request.data.path = head.target.encode("latin-1")
-        self.request.data.authority = b""  # and what an absolute one named does not count.
+        self.request.data.authority = b""  # The host of an absolute target does not count.
         yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, head.body == 0))
         if self.state == self.read_headers:
             self.body_reader = make_body_reader(head.body)
@@ -246,7 +251,7 @@ class CacheHttp1Server(Http1Server):
             yield from self.state(events.DataReceived(self.conn, b""))
 
     def _refuse(self, status: int, message: str) -> layer.CommandGenerator[None]:
-        """Answers, then closes: FIN first, and what the client still sends is read, so that no RST eats the answer."""
+        """Answers with an error, then sends FIN, and still reads from the client so that no RST destroys the answer."""
         answer = error_answer(client_error(status, Code.UNSUPPORTED, message))
         if status == 405:
             answer = answer.with_headers(("Allow", "GET, HEAD"))
@@ -258,7 +263,7 @@ class CacheHttp1Server(Http1Server):
         yield from self._watch(LINGER)
 
     def discard(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """Reads and forgets what a refused client still sends."""
+        """Reads and drops the bytes that a refused client still sends."""
         self._discarded += len(self.buf)
         self.buf.maybe_extract_at_most(len(self.buf))
         if isinstance(event, events.ConnectionClosed) or self._discarded > MAX_DISCARDED:
@@ -266,7 +271,7 @@ class CacheHttp1Server(Http1Server):
             self.state = self.done
 
     def mark_done(self, *, request: bool = False, response: bool = False) -> layer.CommandGenerator[None]:
-        """As in the base class; a body that was read in time needs no watching."""
+        """As in the base class, and ends the deadline when the request is complete."""
         if request:
             self._deadline = None
         yield from super().mark_done(request=request, response=response)
@@ -274,7 +279,7 @@ class CacheHttp1Server(Http1Server):
             self._incoming.hungry()
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """As in the base class, but errors before a response are OCI JSON."""
+        """As in the base class, but an error before a response is answered in the JSON format of the distribution-spec."""
         if isinstance(event, ResponseProtocolError) and not self.response and self.conn.state & ConnectionState.CAN_WRITE:
             status = event.code.http_status_code()
             if status is not None:

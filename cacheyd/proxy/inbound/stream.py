@@ -1,8 +1,8 @@
-"""Bodies that cacheyd produces, pumped into a response with backpressure.
+"""Pumps bodies that cacheyd produces into a response, with backpressure.
 
-mitmproxy drains its writers only when a peer sends something, so a body that a layer produces has none: here a blocking
-hook stands before each piece. It waits for the client to take what was sent (`outgoing` has the deadline on that) and for the
-next piece to exist.
+mitmproxy drains its writers only when a peer sends something, so a body that a layer produces has no backpressure. Here a
+blocking hook stands before each piece. The hook waits until the client has taken the bytes before (`outgoing` has the deadline
+for this), and until the next piece exists.
 """
 
 import logging
@@ -42,12 +42,12 @@ SENT = "cacheyd_sent"
 
 
 class Pump:
-    """One body on its way to one client: the hook sets `piece` (empty at the end) or `error`."""
+    """One body on its way to one client. `advance` sets `piece` (empty at the end) or `error`."""
 
     def __init__(self, client: connection.Client, source: Source) -> None:
         self.client = client
         self.source = source
-        # TLS copies what it gets, into its own buffer and for the socket; it stays there until the client has taken it.
+        # TLS copies each piece twice, into its own buffer and for the socket. The copies stay until the client takes them.
         self._copied = bool(client.tls)
         self._rest: bytes | memoryview = b""
         self.piece: bytes | memoryview = b""
@@ -55,7 +55,7 @@ class Pump:
         self.sent = 0
 
     async def advance(self, outgoing: Outgoing | None, budget: Budget) -> None:
-        """Waits until the client has taken what was sent and there is a next piece."""
+        """Waits until the client has taken the piece before, and until there is a next piece."""
         self.piece = b""
         try:
             if outgoing is None:
@@ -68,33 +68,33 @@ class Pump:
             await outgoing.taken()
             outgoing.hold(budget, 2 * len(self.piece) if self._copied else _in_memory(self.piece))
         except (BodyBroken, OSError) as error:
-            # What was sent stays where it is until the client takes it, or the connection is gone.
+            # The bytes that were sent stay in memory until the client takes them or the connection is closed.
             self.error = str(error) or "broken"
         except Exception as error:
-            # Otherwise this would look like the right end of a body of unknown length.
+            # Without this, the failure would look like the regular end of a body of unknown length.
             log.error("sending a body failed: %s", explain(error))
             self.piece, self.error = b"", f"failed: {type(error).__name__}"
         self.sent += len(self.piece)
 
 
 def _in_memory(piece: bytes | memoryview) -> int:
-    """How many bytes of memory a piece keeps: none if it is a view of a file, else all that it is a view of."""
+    """The bytes of memory that a piece keeps: 0 if it is a view of a mapped file, else the whole object behind the view."""
     whole = piece.obj if isinstance(piece, memoryview) else piece
     return 0 if isinstance(whole, mmap.mmap) else len(whole)  # type: ignore[arg-type]
 
 
 @dataclass
 class CacheydPumpHook(commands.StartHook):
-    """Asks for the next piece of a body; the addon's `cacheyd_pump` calls `Pump.advance`."""
+    """The hook that gets the next piece of a body; the addon's `cacheyd_pump` calls `Pump.advance`."""
 
     pump: Pump
 
 
 class CacheHttpStream(HttpStream):
-    """A stream whose response may have a body that cacheyd produces."""
+    """mitmproxy's stream, with a response whose body cacheyd can produce."""
 
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
-        """Sends head and pieces, then goes on as mitmproxy does after a streamed response."""
+        """Sends the head and the pieces of the body, then goes on as mitmproxy does after a streamed response."""
         answer: Answer | None = self.flow.metadata.get(ANSWER)
         if already_streamed or answer is None or answer.source is None:
             yield from super().send_response(already_streamed)
@@ -106,7 +106,7 @@ class CacheHttpStream(HttpStream):
             yield CacheydPumpHook(pump)
             if pump.error is not None or not pump.piece:
                 break
-            # A view of a mapping goes through as it is: it is never copied on its way to the socket.
+            # mitmproxy passes a view of a mapped file through without a copy on its way to the socket.
             yield SendHttp(ResponseData(self.stream_id, pump.piece), self.context.client)  # type: ignore[arg-type]
         self.flow.metadata[SENT] = pump.sent
         answer.source.close()
@@ -116,18 +116,18 @@ class CacheHttpStream(HttpStream):
             yield from self._break_off(pump.error or "the body ended early")
 
     def _break_off(self, message: str) -> layer.CommandGenerator[None]:
-        """Closes the connection (FIN) short of what was announced: the only way to say so after the head."""
+        """Closes the connection (FIN) before the announced length: after the head, no other report of an error is possible."""
         self.flow.error = flow.Error(message)
         yield HttpErrorHook(self.flow)
         error = ResponseProtocolError(self.stream_id, message, ErrorCode.GENERIC_SERVER_ERROR)
         yield SendHttp(error, self.context.client)
         self.client_state = self.server_state = self.state_errored
-        self.flow.live = False  # As mitmproxy's own stream does at the end.
+        self.flow.live = False  # mitmproxy's own stream does the same at its end.
         yield DropStream(self.stream_id)
 
 
 class CacheHttpLayer(HttpLayer):
-    """mitmproxy's HTTP layer with a server that answers hits and streams that pump bodies."""
+    """mitmproxy's HTTP layer, with a server that answers hits, and with streams that pump bodies."""
 
     def __init__(self, context: Context, hits: Hits, link: ClientLink) -> None:
         super().__init__(context, HTTPMode.transparent)
@@ -138,13 +138,13 @@ class CacheHttpLayer(HttpLayer):
         return pump, lambda: CacheydPumpHook(pump)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
-        """As in the base class, with our stream."""
+        """As in the base class, but makes a CacheHttpStream."""
         self.streams[stream_id] = CacheHttpStream(self.context.fork(), stream_id)
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 
 
 class PlainRefused(layer.Layer):
-    """Plain HTTP on a TLS port: an answer that says so, and the end."""
+    """The layer for plain HTTP on a TLS port: answers 400 with the reason, then closes the connection."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.DataReceived):
@@ -155,7 +155,7 @@ class PlainRefused(layer.Layer):
 
 
 class Gone(layer.Layer):
-    """A client that left before it was looked at."""
+    """The layer for a client that left before cacheyd saw its first bytes: closes the connection."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield commands.CloseConnection(self.context.client)

@@ -1,1 +1,1 @@
-"""Connections to upstreams."""
+"""The connections to upstreams."""

@@ -1,30 +1,30 @@
-"""What of a response's body waits in memory for its reader; the budget counts it."""
+"""The part of a response's body that waits in memory for its reader. The budget counts its bytes."""
 
 import asyncio
 
 from cacheyd.resources.budget import Budget
 from cacheyd.upstream.port import Chunk
 
-# What may wait in memory of one body until it is on disk; the upstream is not read while there is more (bytes).
+# The most bytes of one body that wait in memory until they are on disk. With more, cacheyd does not read from the upstream.
 BUFFER = 4 << 20
-# Pieces below this size are put together up to so many bytes: each object of its own costs a hundred bytes.
+# Pieces smaller than TINY are joined to pieces of JOINED bytes at most: each Python object takes about a hundred bytes more.
 TINY, JOINED = 4 << 10, 64 << 10
 
 
 class BodyBuffer:
-    """Pieces of one body between the network and its reader."""
+    """The pieces of one body between the network and its reader."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.chunks: list[Chunk] = []
-        # What waits to be read, and what was read last and is on its way to the disk or a client.
+        # The bytes that wait for the reader, and the bytes that the reader took last and that go to the disk or to a client.
         self._buffered = 0
         self._reading = 0
         self._room = asyncio.Event()
         self._room.set()
 
     def add(self, data: Chunk) -> None:
-        """A part of the body has arrived."""
+        """Adds a part of the body that has arrived."""
         last = self.chunks[-1] if self.chunks else b""
         if len(data) < TINY and isinstance(last, bytearray) and len(last) < JOINED:
             last += data
@@ -36,28 +36,28 @@ class BodyBuffer:
             self._room.clear()
 
     def written(self) -> None:
-        """What was taken last is in memory no more."""
+        """Notes that the pieces that were taken last are no longer in memory."""
         self.budget.give(self._reading)
         self._reading = 0
 
     def take(self) -> list[Chunk]:
-        """All that waits; the reader has it until `written`."""
+        """Takes all pieces that wait. The budget counts them until `written`."""
         chunks, self.chunks = self.chunks, []
         self._buffered, self._reading = 0, self._buffered
         self._room.set()
         return chunks
 
     def drop(self) -> None:
-        """Nobody reads any of it."""
+        """Drops all pieces: nobody reads this body any more."""
         self.chunks.clear()
         self.budget.give(self._buffered + self._reading)
         self._buffered = self._reading = 0
         self._room.set()
 
     def open(self) -> None:
-        """Nobody waits for room any more: nothing more will come."""
+        """Ends the waiting for room: no more bytes come."""
         self._room.set()
 
     async def room(self) -> None:
-        """Waits until more of the body may be read from the network."""
+        """Waits until there is room to read more of the body from the network."""
         await self._room.wait()

@@ -1,4 +1,4 @@
-"""Dials upstreams: host names are looked up, each address is checked, and the first one that answers is taken."""
+"""Dials upstreams: looks the host name up, checks each address, and takes the first connection that succeeds."""
 
 import asyncio
 import socket
@@ -14,14 +14,14 @@ from cacheyd.proxy.outbound.socket_reader import SocketReader
 from cacheyd.proxy.outbound.trust import Origin, Trust, make_ssl_context
 from cacheyd.settings.live import Live
 
-# After what time the next address is tried (seconds).
+# How long one address is tried before the next address is tried beside it (seconds).
 HAPPY_EYEBALLS = 0.25
-# How many of a host's addresses are looked at: the host says how many there are.
+# The most addresses of a host that are looked at: the host itself decides how many it has.
 MAX_ADDRESSES = 16
 
 
 class Dialer:
-    """Makes connections, and the TLS contexts for them."""
+    """Makes connections to upstreams, and the TLS contexts for them."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -29,13 +29,13 @@ class Dialer:
         self._ssl_contexts: dict[Trust, SSL.Context] = {}
 
     async def dial(self, origin: Origin, host: str, port: int) -> Streams:
-        """Connects to an address of the host, each checked after it was looked up. Raises OSError, TimeoutError."""
+        """Connects to an address of the host. Checks the addresses after the look-up. Raises OSError, TimeoutError."""
         trusted = origin.trusted_address or (bool(origin.proxy) and host != origin.host)
         async with asyncio.timeout(self._live.settings.connect_timeout):
             found = (await self._names.addresses(host, port))[:MAX_ADDRESSES]
             allowed = found if trusted else _of_kinds(found, {""})
             if not allowed and origin.registry_hosts:
-                # What an operator runs on this host may have its CDN or token service here, too.
+                # An operator's registry at an address of this kind can have its CDN or token service at the same kind.
                 own = [info for name in origin.registry_hosts for info in await self._names.addresses(name, port)]
                 allowed = _of_kinds(found, related_kinds(forbidden_kind(str(info[4][0])) for info in own))
             if not allowed:
@@ -45,18 +45,18 @@ class Dialer:
             return await asyncio.get_running_loop().create_connection(SocketReader, sock=sock)
 
     def ssl_context(self, trust: Trust) -> SSL.Context:
-        """The context for TLS to an upstream. Raises OSError for certificates that cannot be used any more."""
+        """The context for TLS to an upstream. Raises OSError if the certificates can no longer be used."""
         if trust not in self._ssl_contexts:
             try:
                 self._ssl_contexts[trust] = make_ssl_context(trust)
             except SSL.Error:
-                # They could be read at the start, or at the last reload.
+                # cacheyd could read these files at the start, or at the last reload.
                 files = filter(None, (trust.ca_file, trust.client_cert, trust.client_key))
                 raise OSError(f"certificates that cannot be used: {', '.join(map(str, files))}") from None
         return self._ssl_contexts[trust]
 
     def forget(self) -> None:
-        """After a change of settings: names are looked up, and certificates read, anew."""
+        """Forgets names and certificates, so that they are looked up and read anew after a change of settings."""
         self._names.forget()
         self._ssl_contexts.clear()
 

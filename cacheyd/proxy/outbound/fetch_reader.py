@@ -1,4 +1,4 @@
-"""What mitmproxy reads an upstream connection with: how much it gets at once, and what is too much."""
+"""The reader that gives mitmproxy the bytes of an upstream connection, and limits each read, each head and each chunk line."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,14 +13,15 @@ from cacheyd.proxy.outbound.exchange import Exchange
 from cacheyd.proxy.outbound.intake import StrictHttp1Client
 from cacheyd.proxy.outbound.socket_reader import BLOCK, FIRST_READ, READ, SocketReader
 
-# The longest head of a response, and the longest line in a chunked body (bytes); with TLS, a handshake comes on top.
+# The longest head of a response and the longest line in a chunked body, and with TLS the most for a handshake on top (bytes).
 MAX_HEAD, HANDSHAKE = 64 << 10, 256 << 10
-# What is read at once with a head, and of a body in tiny chunks, each of which costs the time of all layers (bytes).
+# The most bytes of one read for a head, and for a body in tiny chunks: a chunk is tiny below FEW_BYTES. Each chunk costs the
+# time of all layers.
 HEAD_READ, TINY_READ, FEW_BYTES = 4 << 10, 1 << 10, 512
 
 
 def layers_of(http: layers.HttpLayer, conn: connection.Connection) -> Iterator[Layer]:
-    """From the outermost one, which a proxy or TLS may be, to the one that speaks HTTP."""
+    """The layers of a connection, from the outermost one (a proxy's or TLS) to the one that speaks HTTP."""
     found = http.connections.get(conn)
     while found is not None:
         yield found
@@ -28,28 +29,28 @@ def layers_of(http: layers.HttpLayer, conn: connection.Connection) -> Iterator[L
 
 
 def client_of(http: layers.HttpLayer, conn: connection.Connection) -> StrictHttp1Client | None:
-    """The layer that speaks HTTP on a connection."""
+    """The layer that speaks HTTP on a connection; None if there is none."""
     return next((found for found in layers_of(http, conn) if isinstance(found, StrictHttp1Client)), None)
 
 
 class Meter:
-    """The exchange that is under way on a connection, and how much came of it."""
+    """The running exchange of a connection, and the number of bytes that came for it."""
 
     def __init__(self) -> None:
         self.exchange: Exchange | None = None
-        # Bytes that came since the request, and after its answer; how many the layers get at once.
+        # The bytes that came since the request, and after its response; then the number that the layers get at once.
         self._came = self._idle_bytes = 0
         self._appetite = HEAD_READ
         self._seen = (0, 0)
 
     def begin(self, exchange: Exchange) -> None:
-        """A request is about to be sent."""
+        """Starts the counts anew for a request that is about to be sent."""
         self.exchange = exchange
         self._came = self._idle_bytes = 0
         self._appetite, self._seen = HEAD_READ, (0, 0)
 
     def appetite(self) -> int:
-        """How many bytes the layers get at once: few of a body in tiny chunks, as all of them are worked off in one go."""
+        """The most bytes that the layers get at once. A body in tiny chunks gets few, as the layers handle them in one go."""
         exchange = self.exchange
         if exchange is None or exchange.response is None:
             return HEAD_READ
@@ -62,14 +63,17 @@ class Meter:
         return self._appetite
 
     def is_too_much(self, size: int, conn: connection.Connection, client: StrictHttp1Client | None) -> bool:
-        """Counts what comes; whether a head, or a line of a chunked body, does not end. Raises OSError after an answer."""
+        """Counts `size` bytes; gives whether a head, or a line of a chunked body, is too long.
+
+        Raises OSError for too many bytes after the end of a response.
+        """
         exchange = self.exchange
-        # What this read brought has not been looked at yet: on a kept connection it may be a head and much of its body.
+        # The layers have not looked at the bytes of this read yet: these bytes can be a head and much of its body.
         before, self._came = self._came, self._came + size
         if exchange is None or exchange.complete:
             self._idle_bytes += size
             if self._idle_bytes > MAX_HEAD:
-                raise OSError("it sends what nobody asked for")
+                raise OSError("the upstream sends bytes after its response")
             return False
         if exchange.response is None:
             unread = before - MAX_HEAD - FIRST_READ - (HANDSHAKE if conn.tls else 0)
@@ -79,7 +83,7 @@ class Meter:
 
 
 class FetchReader:
-    """Stands where mitmproxy has a StreamReader. `give_up` closes the whole connection."""
+    """Takes the place of mitmproxy's StreamReader. `give_up` closes the whole connection."""
 
     def __init__(
         self,
@@ -96,7 +100,7 @@ class FetchReader:
         self._give_up = give_up
 
     async def read(self, size: int) -> bytes:
-        """The next bytes for the layers; most of a large body goes past them. Raises OSError for a head without an end."""
+        """The next bytes for the layers. Most bytes of a large body go past the layers. Raises OSError for an endless head."""
         await self.pass_body()
         try:
             data = await self._source.read(self._meter.appetite())
@@ -109,22 +113,22 @@ class FetchReader:
         return data
 
     async def pass_body(self) -> None:
-        """Takes a large body of known length past the layers, all but its last byte: with that they see its end."""
+        """Takes a large body of known length past the layers, except for its last byte, with which the layers see its end."""
         exchange = self._meter.exchange
-        # Nothing between it and the connection, as a proxy or TLS would be.
+        # A body can go past the layers only if no layer (a proxy's, TLS) is between the HTTP layer and the connection.
         client = getattr(self._http.connections.get(self._conn), "child_layer", None)
         if exchange is None or exchange.response is None or not isinstance(client, StrictHttp1Client) or self._conn.tls:
             return
         body = client.body_reader if client.state == client.read_body else None
         if isinstance(body, ContentLengthReader) and body._remaining > BLOCK and not client.buf:
             length = body._remaining - 1
-            # h11 counts by itself what is left, and has no other way to be told (a contract test holds it).
+            # h11 counts the remaining bytes itself, and has no public way to change the count. A contract test pins this.
             body._remaining = 1
-            # What the peer left out is missing for the layers, too.
+            # Bytes that the peer did not send are missing for the layers, too.
             body._remaining += await self._source.read_body(length, exchange)
 
     def swallow(self, size: int) -> None:
-        """Counts what comes; raises OSError for a head, or a line of a chunked body, that does not end."""
+        """Counts `size` bytes that came. Raises OSError for a head, or a line of a chunked body, that is too long."""
         exchange = self._meter.exchange
         client = client_of(self._http, self._conn) if exchange is not None and exchange.response is not None else None
         if self._meter.is_too_much(size, self._conn, client) and exchange is not None:
@@ -133,7 +137,9 @@ class FetchReader:
             raise OSError("a head without an end")
 
     def _end_of_connection(self, *, broken: bool) -> None:
-        """No more comes. A body that only this ends is whole if it is an orderly end (RFC 9112 section 8)."""
+        """Handles the end of the connection. If only this end marks the end of a body, the body is complete only after an
+        orderly end (RFC 9112 section 8).
+        """
         client, exchange = client_of(self._http, self._conn), self._meter.exchange
         if client is None or exchange is None or client.ended or not client.ends_with_the_connection:
             return

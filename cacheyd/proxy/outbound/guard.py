@@ -1,4 +1,4 @@
-"""Addresses and names that only a configured registry may have: this host, its link, cloud metadata, groups."""
+"""The addresses and names that only a configured registry may have: this host, its link, cloud metadata, multicast groups."""
 
 import errno
 import ipaddress
@@ -11,8 +11,8 @@ from cacheyd.protocol.hosts import canonical_host, embedded
 
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Where clouds tell a machine its secrets, besides link-local addresses: Azure, Oracle, Alibaba, AWS, Google, Oracle, Linode,
-# Scaleway. All of 169.254.0.0/16 is among them, as no registry is there and so much else is (ECS, EKS).
+# The addresses at which clouds give a machine its secrets, besides link-local ones: Azure, Oracle, Alibaba, AWS, Google,
+# Oracle, Linode, Scaleway. All of 169.254.0.0/16 is in the list: no registry is there, but other services are (ECS, EKS).
 _METADATA = tuple(
     map(
         ipaddress.ip_network,
@@ -25,7 +25,7 @@ _METADATA = tuple(
 
 _THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
 
-# Names that lead to such addresses where nobody here looks them up.
+# Names that lead to such addresses, for requests through a proxy: then cacheyd itself does not look names up.
 _METADATA_NAMES = frozenset(
     {
         "metadata", "metadata.google.internal", "metadata.goog", "metadata.azure.internal", "metadata.tencentyun.com",
@@ -35,7 +35,7 @@ _METADATA_NAMES = frozenset(
 
 _LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 
-# What an operator runs at one kind of address may lead on to another one of these kinds.
+# A registry that an operator runs at one kind of address may lead to addresses of these kinds.
 _RELATED = {
     "loopback": ("loopback", "this host"),
     "unspecified": ("loopback", "unspecified", "this host"),
@@ -45,10 +45,10 @@ _RELATED = {
 
 
 def forbidden_kind(address: str) -> str:
-    """The kind of an address that only a configured registry may have: this host, its link, cloud metadata, groups.
+    """The kind of an address that only a configured registry may have: this host, its link, cloud metadata, multicast groups.
 
-    Empty for all other addresses. Private networks are not forbidden: registries are there. Nor are most reserved IPv6
-    addresses, NAT64 among them.
+    Empty for all other addresses. Private networks are not forbidden: registries are there. Most reserved IPv6 addresses, for
+    example NAT64, are not forbidden either.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     return next((kind for one in (*embedded(ip), ip) if (kind := _kind(one))), "") or ("this host" if is_own(ip) else "")
@@ -65,9 +65,10 @@ def _kind(ip: Address) -> str:
 
 
 def is_own(ip: Address) -> bool:
-    """Whether an address is one of this host's interfaces: those the kernel lets a socket be bound to."""
+    """Whether an address belongs to an interface of this host: then the kernel lets a socket be bound to it."""
     if _binds_any(ip.version):
-        # Bound to what it is not (haproxy and keepalived want that): then, whether packets there would come from there.
+        # The kernel lets sockets be bound to any address (haproxy and keepalived need this). So this asks for the source
+        # address of packets to `ip`: the source is `ip` itself if `ip` belongs to this host.
         with closing(_socket(ip.version, socket.SOCK_DGRAM)) as sock:
             try:
                 sock.connect((str(ip), 9))  # Sends nothing.
@@ -79,7 +80,7 @@ def is_own(ip: Address) -> bool:
 
 @cache
 def _binds_any(version: int) -> bool:
-    """Whether `net.ipv4.ip_nonlocal_bind`, or IPv6's own, is set: an address for documentation is nobody's."""
+    """Whether `net.ipv4.ip_nonlocal_bind`, or the same for IPv6, is set: tries an address that is only for documentation."""
     return _binds(ipaddress.ip_address("192.0.2.1" if version == 4 else "2001:db8::1"))
 
 
@@ -97,7 +98,7 @@ def _socket(version: int, kind: socket.SocketKind) -> socket.socket:
 
 
 def forbidden_name(host: str) -> str:
-    """The kind of a host by its name alone, empty for one that may be asked: behind a proxy nobody here looks it up."""
+    """The kind of a host by its name alone; empty if cacheyd may ask it. For requests through a proxy that looks names up."""
     name = host.rstrip(".").lower()
     try:
         name = canonical_host(f"[{name}]" if ":" in name and name[:1] != "[" else name).strip("[]")
@@ -109,5 +110,5 @@ def forbidden_name(host: str) -> str:
 
 
 def related_kinds(kinds: Iterable[str]) -> set[str]:
-    """The kinds of addresses where something may be that belongs to what is at these."""
+    """The kinds of addresses that a registry at addresses of these kinds may lead to."""
     return {related for kind in kinds for related in _RELATED.get(kind, ())}

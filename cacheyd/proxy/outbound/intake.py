@@ -1,6 +1,6 @@
-"""What is taken of an upstream's response head. It is checked here, once: what comes in is stored, sent on and logged.
+"""Checks the head of an upstream's response, once and here: later, cacheyd stores, sends and logs parts of the head.
 
-A response that could be read in two ways is refused; a header that is only of no use is left out.
+cacheyd refuses a response that can be read in two ways. cacheyd leaves out a header that is only useless.
 """
 
 import re
@@ -17,18 +17,18 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client
 from cacheyd.protocol.headers import HeaderList
 from cacheyd.upstream.port import UpstreamBroken
 
-# The most header lines of a response, and the longest value of one (bytes). The whole head is bounded where it is read.
+# The most header lines of a response, and the longest value of a line (bytes). `FetchReader` bounds the whole head.
 MAX_LINES, MAX_VALUE = 100, 8 << 10
-# mitmproxy takes the square of its length to look at a Transfer-Encoding with many blanks (bytes, of all lines together).
+# The most bytes of all Transfer-Encoding lines together: with many blanks, mitmproxy takes the square of the length in time.
 MAX_CODING = 120
-# Interim responses before the final one.
+# The most interim responses before the final response.
 MAX_INTERIM = 8
-# RFC 6838 section 4.2: 127 characters each for type and subtype.
+# The longest Content-Type (bytes): type and subtype have 127 characters each at most (RFC 6838 section 4.2).
 MAX_CONTENT_TYPE = 255
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _INTERIM = re.compile(rb"HTTP/1\.[0-9] 1(?!01)[0-9][0-9][ \r\n]")
-# RFC 9112 section 4: where the reason is empty, the blank before it may be missing, too.
+# If the reason is empty, the blank before it can be missing, too (RFC 9112 section 4 wants the blank).
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] [0-9]{3}(?: [^\x00]*)?")
 _LENGTHS = re.compile(rb"[\t ]*[0-9]{1,18}[\t ]*(?:,[\t ]*[0-9]{1,18}[\t ]*)*")
 _EMPTY = "its response begins with an empty line"
@@ -37,7 +37,7 @@ _NAME = re.compile(_TOKEN.encode())
 _BREAK = re.compile(rb"[\x00\r\n]")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _CONTENT_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}[ \t]*(?:;.*)?")
-# Those of which the first one counts, so that nobody behind here takes another one.
+# Headers that may occur once. Only the first value is kept, so that no later reader takes another value.
 _SINGLE = frozenset(
     {
         "accept-ranges", "age", "content-length", "content-range", "content-type", "date",
@@ -47,12 +47,12 @@ _SINGLE = frozenset(
 
 
 class StrictHttp1Client(Http1Client):
-    """Looks at a response's head before mitmproxy parses it, and passes over interim responses (RFC 9110 section 15.2)."""
+    """Checks a response's head before mitmproxy parses it, and skips interim responses (RFC 9110 section 15.2)."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._interim = 0
-        # Whether anything came since the request, and whether the body came to its end: before the addons hear of it.
+        # Whether any byte came since the request, and whether the body came to its end. Both are set before the addons' hooks.
         self.heard = False
         self.ended = False
 
@@ -100,17 +100,17 @@ class StrictHttp1Client(Http1Client):
         self.buf += other + behind
 
     def _next_head(self) -> bytes:
-        """The next head with its empty line, empty if it is not complete."""
+        """The next head in the buffer, with its empty line; empty if the head is incomplete."""
         end = _HEAD_END.search(data := bytes(self.buf))
         return data[: end.end()] if end else b""
 
 
-# mitmproxy makes its HTTP/1 connections to upstreams by this name, and has no other seam. A contract test holds it.
+# mitmproxy makes its HTTP/1 connections to upstreams from the class with this name: the only seam. A contract test pins it.
 layers.http.Http1Client = StrictHttp1Client  # type: ignore[misc]
 
 
 def problem_of(head: bytes) -> str | None:
-    """Why a raw head is refused before it is parsed; None if it is not."""
+    """Why cacheyd refuses a raw head before mitmproxy parses it; None if it does not."""
     lines = head.splitlines()
     if not lines[0]:
         return _EMPTY
@@ -121,19 +121,19 @@ def problem_of(head: bytes) -> str | None:
     if any(line[:1] in (b" ", b"\t") for line in lines):
         return "its response has a folded header line"
     if not all(_LENGTHS.fullmatch(line.partition(b":")[2]) for line in lines if _is_length(line)):
-        return "its response has a Content-Length that is none"
+        return "its response has a malformed Content-Length"
     codings = [line for line in lines if line[:17].lower() == b"transfer-encoding"]
     if sum(map(len, codings)) > MAX_CODING:
         return "its response has an absurd Transfer-Encoding"
-    # Nobody asked for another one (RFC 9110 section 10.1.4), and nobody here undoes it.
+    # cacheyd did not ask for another coding (RFC 9110 section 10.1.4), and cannot decode one.
     others = [line for line in codings if line.partition(b":")[2].strip(b" \t").lower() != b"chunked"]
     return "its response has a Transfer-Encoding other than chunked" if others else None
 
 
 def with_one_length(head: bytes) -> bytes:
-    """The head with one Content-Length where it says the same one several times (RFC 9110 section 8.6), or with zeros.
+    """The head with one plain Content-Length, if it repeats the same length (RFC 9110 section 8.6) or writes it with zeros.
 
-    `problem_of` has found nothing wrong with any of them.
+    `problem_of` has accepted the form of each Content-Length before.
     """
     lines = head.splitlines(keepends=True)
     stated = [line.partition(b":")[2].rstrip(b"\r\n") for line in lines if _is_length(line)]
@@ -152,11 +152,11 @@ def _is_length(line: bytes) -> bool:
 
 
 def take_head(response: http.Response) -> tuple[int, HeaderList]:
-    """Status and headers, a character for each byte (latin-1). Raises UpstreamBroken.
+    """Status and headers of a response, one character for each byte (latin-1). Raises UpstreamBroken.
 
-    Refused: a status that is no final one (RFC 9110 section 15), more than 100 lines, a line break or NUL in a value (RFC
-    9110 section 5.5; folds are such, which RFC 9112 section 5.2 lets a proxy refuse). Left out: other control bytes, values
-    over 8 KiB, Content-Types that are none, and what stands there twice but may only once.
+    Refuses: a status that is not final (RFC 9110 section 15); more than 100 lines; a line break or NUL in a value (RFC 9110
+    section 5.5), also in a folded line, which a proxy may refuse (RFC 9112 section 5.2). Leaves out: values with other control
+    bytes; values over 8 KiB; malformed Content-Types; the repetition of a header that may occur once.
     """
     if not 200 <= response.status_code <= 599:
         raise UpstreamBroken("its response has no status that ends a request")

@@ -1,7 +1,7 @@
-"""Looks up host names, so that a stranger's name server that never answers costs nobody else anything.
+"""Looks up host names, so that a name server that never answers does not delay requests to other hosts.
 
-getaddrinfo(3) blocks a thread for as long as name servers take. Here it has threads of its own, few of them for one zone;
-a host that is looked up is asked for once, and what was known of it serves while the answer is late.
+getaddrinfo(3) blocks a thread until the name servers answer. So look-ups have threads of their own, only a few for each zone.
+All who need the same host share one look-up, and use the earlier addresses while the answer is late.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from aiohappyeyeballs import AddrInfoType
 
 from cacheyd.singleflight import SingleFlight
 
-# Threads for lookups, and how many of them names of one zone (example.com) may have at once.
+# The most threads for look-ups, and the most of them for the names of one zone (example.com).
 THREADS, PER_ZONE = 32, 4
-# How long an answer is used, and for how long it serves while there is no new one (seconds).
+# How long an answer is used without a new look-up, and how long it is used while there is no new answer (seconds).
 FRESH, STALE = 5.0, 3600.0
-# How long a new answer is waited for where there is an old one (seconds), and how many answers are kept.
+# How long a request waits for a new answer if there is an old one (seconds), and the most answers that are kept.
 LATE, MAX_KNOWN = 1.0, 1000
 
 type LookUp = Callable[[str, int], list[AddrInfoType]]
 
 
 def system_look_up(host: str, port: int) -> list[AddrInfoType]:
-    """As the system does it. Blocks; raises OSError."""
+    """Looks a host name up with the system's resolver. Blocks. Raises OSError."""
     try:
         return [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except UnicodeError:
-        raise OSError(f"{host} is no host name") from None
+        raise OSError(f"{host} is not a host name") from None
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class _Known:
 
 
 class Names:
-    """Host names and their addresses, as looked up lately."""
+    """Host names and the addresses that were looked up lately."""
 
     def __init__(self, look_up: LookUp = system_look_up, clock: Callable[[], float] = time.monotonic) -> None:
         self._look_up = look_up
@@ -60,7 +60,7 @@ class Names:
         self._zones: dict[str, _Zone] = {}
 
     async def addresses(self, host: str, port: int) -> list[AddrInfoType]:
-        """Where to connect to. Raises OSError."""
+        """The addresses of a host. Raises OSError."""
         if _is_address(host):
             return self._look_up(host, port)
         key = host, port
@@ -95,17 +95,20 @@ class Names:
         return found
 
     def forget(self) -> None:
-        """Names are looked up anew."""
+        """Forgets all answers, so that names are looked up anew."""
         self._known.clear()
 
     def close(self) -> None:
-        """Nobody waits for answers any more."""
+        """Cancels the tasks that wait for answers."""
         for task in self._asking.tasks():
             task.cancel()
 
 
 async def _in_thread(look_up: LookUp, host: str, port: int) -> list[AddrInfoType]:
-    """A thread of its own, that is not waited for at the end of the process. A turn is held until it ends, come what may."""
+    """Looks a name up in a new thread. The end of the process does not wait for the thread. Raises OSError.
+
+    The task in `SingleFlight` awaits this, so the turn of the look-up lasts until the thread ends, also if its askers leave.
+    """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[AddrInfoType]] = loop.create_future()
 
@@ -125,7 +128,7 @@ async def _in_thread(look_up: LookUp, host: str, port: int) -> list[AddrInfoType
             found = error
         except Exception as error:
             found = OSError(f"{host} could not be looked up: {type(error).__name__}")
-        with suppress(RuntimeError):  # The loop is closed: nobody waits.
+        with suppress(RuntimeError):  # The event loop is closed: nobody waits for the answer.
             loop.call_soon_threadsafe(settle, found)
 
     threading.Thread(target=work, name="cacheyd-names", daemon=True).start()
@@ -141,5 +144,5 @@ def _is_address(host: str) -> bool:
 
 
 def zone_of(host: str) -> str:
-    """The last two labels of a name, which mostly have one owner; an address is its own."""
+    """The zone of a host: the last two labels of a name, which mostly have one owner. An IPv6 address is its own zone."""
     return host if ":" in host else ".".join(host.rstrip(".").split(".")[-2:])

@@ -1,4 +1,4 @@
-"""Connections to upstreams that are kept for the next request."""
+"""The connections to upstreams that are kept for the next request."""
 
 import asyncio
 import time
@@ -9,24 +9,24 @@ from cacheyd.proxy.outbound.connection import FetchConnection
 from cacheyd.proxy.outbound.exchange import Exchange
 from cacheyd.proxy.outbound.trust import Origin
 
-# How long an unused connection is kept (seconds), and how many to one origin.
+# How long an idle connection is kept (seconds), and the most idle connections to one origin.
 IDLE, MAX_IDLE = 30.0, 8
-# How many are kept to all origins together: each takes some forty KiB, and a descriptor.
+# The most idle connections to all origins together: each takes about 40 KiB and a descriptor.
 MAX_IDLE_IN_ALL = 256
 
 
 class Pool:
-    """Fetch connections by origin. `connect` makes a new one, which dials with its first request."""
+    """Fetch connections by origin. `connect` makes a new connection, which dials when it gets its first request."""
 
     def __init__(self, connect: Callable[[Origin], FetchConnection]) -> None:
         self._connect = connect
         self._idle: dict[Origin, list[FetchConnection]] = {}
-        # Made with the settings in force, idle or in use.
+        # The connections that were made with the settings in force, idle or in use.
         self._current: WeakSet[FetchConnection] = WeakSet()
         self._reaper: asyncio.Task[None] | None = None
 
     def take(self, origin: Origin, *, fresh: bool) -> FetchConnection:
-        """A connection for one request: a kept one, unless it has to be `fresh`. `release` takes it back."""
+        """A connection for one request: an idle one, if there is one and it need not be `fresh`. `release` takes it back."""
         idle = self._idle.get(origin, [])
         while idle and not fresh:
             conn = idle.pop()
@@ -72,12 +72,12 @@ class Pool:
                     del self._idle[origin]
 
     def renew(self) -> None:
-        """After a change of settings: no connection that was made before is used again."""
+        """After a change of settings, makes sure that no connection from before is used for another request."""
         self._current = WeakSet()
         self.close()
 
     def close(self) -> None:
-        """Closes what is idle; what is in use ends with its reader."""
+        """Closes all idle connections. A connection in use is closed after its response."""
         for conn in [conn for idle in self._idle.values() for conn in idle]:
             conn.close()
         self._idle.clear()

@@ -1,4 +1,4 @@
-"""A response of an upstream, whose body is read as it comes."""
+"""A response of an upstream. Its reader gets the body as it comes."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from cacheyd.upstream.port import Chunk, UpstreamBroken
 
 
 class FetchResponse:
-    """A response on a fetch connection; implements `UpstreamResponse`. The connection goes back to `pool` at the end."""
+    """A response on a fetch connection; implements `UpstreamResponse`. At the end, the connection goes back to `pool`."""
 
     def __init__(
         self, live: Live, pool: Pool, conn: FetchConnection, exchange: Exchange, head: tuple[int, HeaderList]
@@ -26,12 +26,12 @@ class FetchResponse:
         self.elsewhere = False
 
     def led(self, *, elsewhere: bool) -> "FetchResponse":
-        """Itself; `elsewhere` says whether redirects led to another host than was asked."""
+        """Gives this response, after it set `elsewhere`: whether redirects led to another host than the one asked first."""
         self.elsewhere = elsewhere
         return self
 
     async def read(self) -> list[Chunk]:
-        """What has come of the body since; empty at its end. Raises UpstreamBroken, also where too little comes."""
+        """The next pieces of the body; empty at its end. Raises UpstreamBroken, also if the body comes too slowly."""
         began = self._pace.begin()
         try:
             async with asyncio.timeout(self._live.settings.progress_timeout):
@@ -45,7 +45,7 @@ class FetchResponse:
         return chunks
 
     def close(self) -> None:
-        """Keeps the connection if the response is complete; closes it if not."""
+        """Gives the connection back to the pool, which keeps it if the response is complete, and else closes it."""
         conn, self._conn = self._conn, None
         if conn is not None:
             self._pool.release(conn, self._exchange)

@@ -1,4 +1,4 @@
-"""How a URL is reached for a registry: with which trust, by which proxy, and whether it may be asked at all."""
+"""How cacheyd reaches a URL for a registry: with which trust, through which proxy, and whether it may ask the URL at all."""
 
 from functools import lru_cache
 
@@ -12,17 +12,17 @@ _base = lru_cache(maxsize=1024)(parse_url)
 
 
 def route(settings: Settings, registry: str, url: Url) -> Origin:
-    """How a URL is reached for a registry; asked for each hop. Raises RequestError 403."""
+    """The origin for a URL of a registry, or of a redirect of this registry. Each hop asks anew. Raises RequestError 403."""
     row = settings.registry(registry)
     bases = [_base(base) for base in settings.upstreams(registry)]
     own = tuple(base.host for base in bases) if row.configured else ()
     if any(url.site == base.site or is_upgrade(base, url) for base in bases):
-        # Client certificates and leniency are for the registry itself, not for where else it redirects to.
+        # Only the registry itself gets the client certificate and `insecure_skip_verify`, not the target of a redirect.
         trust = Trust(row.ca_file, row.client_cert, row.client_key, row.insecure_skip_verify)
         origin = Origin(*url.site, trust, row.configured, row.proxy)
     else:
         origin = Origin(*url.site, Trust(row.ca_file), False, row.proxy, own)
-    # The proxy looks the name up, and nobody here.
+    # The proxy looks the name up, not cacheyd: so cacheyd can check only the name.
     kind = forbidden_name(url.host) if row.proxy and not origin.trusted_address else ""
     if kind and kind not in related_kinds(map(forbidden_name, own)):
         raise denied(f"{url.host} is an address that only a configured registry may have")
@@ -30,7 +30,7 @@ def route(settings: Settings, registry: str, url: Url) -> Origin:
 
 
 def is_same(settings: Settings, registry: str, known: Origin, target: Origin) -> bool:
-    """Whether a login for `known` is for `target`, too: the same site, or the same host by TLS where it had none."""
+    """Whether `target` may get a login for `known`: it is the same site, or the same host with TLS instead of plain HTTP."""
     if known.same_site(target):
         return True
     url = target.url
@@ -40,5 +40,5 @@ def is_same(settings: Settings, registry: str, known: Origin, target: Origin) ->
 
 
 def denied(why: str) -> RequestError:
-    """The refusal of an address that may not be asked."""
+    """The error 403 for an address that cacheyd may not ask."""
     return RequestError(Failure(403, Code.DENIED, why, Blame.CLIENT))

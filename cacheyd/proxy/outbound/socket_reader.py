@@ -1,7 +1,7 @@
-"""The transport side of an upstream connection: what mitmproxy parses goes to mitmproxy, large bodies go past it.
+"""The transport side of an upstream connection: gives mitmproxy the bytes that it parses, and takes large bodies past it.
 
-asyncio's streams and h11 copy each byte of a body about five times; on plain connections the kernel writes a body right
-into the blocks that are hashed and written to disk.
+asyncio's streams and h11 copy each byte of a body about five times. On plain connections, the kernel writes a body directly
+into the blocks that the sink hashes and writes to disk.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ from cacheyd.proxy.outbound.exchange import Exchange
 # The largest piece that mitmproxy gets, and the size of the blocks of a body (bytes).
 READ = 256 << 10
 BLOCK = 1 << 20
-# What a connection begins to read with: most have little to say, and there may be thousands.
+# The size of a connection's first block (bytes): most connections bring few bytes, and there can be thousands of them.
 FIRST_READ = 16 << 10
 
 
 class SocketReader(asyncio.BufferedProtocol):
-    """Reads for `ConnectionHandler.handle_connection`, or straight into blocks with `read_body`."""
+    """Reads for `ConnectionHandler.handle_connection` with `read`, or directly into blocks with `read_body`."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -30,29 +30,29 @@ class SocketReader(asyncio.BufferedProtocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there."""
+        """Takes the transport of the new connection."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """The memory for the next bytes."""
         return memoryview(self._block)[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Bytes have come."""
+        """Counts the bytes that came, and pauses the transport if the block is full."""
         self._filled += nbytes
         if self._filled == len(self._block):
             self._pause(True)
         self._wake()
 
     def eof_received(self) -> bool:
-        """The peer has sent all; our side stays open until the layers close it."""
+        """Notes that the peer has sent everything. cacheyd's side stays open until the layers close it."""
         self._ended = True
         self._wake()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Notes that the connection is closed, and why."""
         self._ended, self._closed = True, exc
         self._wake()
 
@@ -79,9 +79,9 @@ class SocketReader(asyncio.BufferedProtocol):
     # The reader's side
 
     async def read(self, most: int) -> bytes:
-        """What has come, up to `most` bytes and at least one; empty at the end. Raises OSError where the connection broke."""
+        """Waits for bytes, gives 1 to `most` of them; empty at the end. Raises OSError if the connection broke."""
         if self._filled:
-            # Others get their turn between two pieces of what has come.
+            # Other tasks get their turn between two pieces of the bytes that have come.
             await asyncio.sleep(0)
         while not self._filled:
             if self._ended:
@@ -100,7 +100,10 @@ class SocketReader(asyncio.BufferedProtocol):
         return data
 
     async def read_body(self, length: int, exchange: Exchange) -> int:
-        """Gives the next `length` bytes to the exchange, in blocks that are its own; returns how many the peer left out."""
+        """Gives the next `length` bytes to the exchange, in blocks that the exchange owns from then on.
+
+        Returns the number of bytes that the peer did not send.
+        """
         exchange.tell_when_hungry(self._wake)
         budget = exchange.budget
         self._renew(budget.share(BLOCK))
@@ -123,7 +126,7 @@ class SocketReader(asyncio.BufferedProtocol):
         return length
 
     def _renew(self, size: int) -> None:
-        """A new block that begins with what is in the old one."""
+        """Makes a new block, which begins with the bytes of the old block."""
         rest = memoryview(self._block)[: self._filled]
         self._block = bytearray(max(size, len(rest)))
         self._block[: len(rest)] = rest
@@ -131,7 +134,10 @@ class SocketReader(asyncio.BufferedProtocol):
             self._pause(True)
 
     def _take(self, size: int, next_block: int) -> bytes | memoryview:
-        """The first `size` bytes. Much of a block is given away with it; a little is copied, or it would pin all of it."""
+        """Takes the first `size` bytes. If they fill half of the block, gives the block away; else copies them.
+
+        A view of few bytes would keep the whole block in memory.
+        """
         block, filled = self._block, self._filled
         if 2 * size >= len(block):
             rest = memoryview(block)[size:filled]

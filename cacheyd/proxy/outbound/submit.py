@@ -1,4 +1,4 @@
-"""How requests get into mitmproxy's layers, and responses out of them, where no client is attached."""
+"""Puts requests into mitmproxy's layers, and takes responses out of them, without a client."""
 
 import time
 
@@ -10,7 +10,7 @@ from cacheyd.proxy.outbound.exchange import Exchange
 
 
 class Submit(events.ConnectionEvent):
-    """A new request for the connection; addressed to the client connection, so that HttpLayer routes it to `Requests`."""
+    """A new request for the connection. The event is addressed to the client connection, so `Requests` gets it."""
 
     def __init__(self, client: connection.Client, flow: http.HTTPFlow, exchange: Exchange) -> None:
         super().__init__(client)
@@ -19,7 +19,7 @@ class Submit(events.ConnectionEvent):
 
 
 class Requests(layers.http.HttpConnection):
-    """Stands where a client's HTTP connection would: requests come from `Submit`, responses go to the exchange."""
+    """Takes the place of a client's HTTP connection: requests come from `Submit`, responses go to the exchange."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context, context.client)
@@ -31,7 +31,7 @@ class Requests(layers.http.HttpConnection):
             self._stream_id += 2
             self._exchange = event.exchange
             request = event.flow.request
-            # What mitmproxy's own reader of requests sets.
+            # mitmproxy's own reader of requests sets these times.
             request.timestamp_start = request.timestamp_end = time.time()
             headers = layers.http.RequestHeaders(self._stream_id, request, end_stream=True, replay_flow=event.flow)
             yield layers.http.ReceiveHttp(headers)

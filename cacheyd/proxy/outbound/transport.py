@@ -25,13 +25,13 @@ from cacheyd.upstream.port import HEARD, UpstreamBroken, was_heard
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_HOPS = 5
-# What is passed on of a failure's message, which may quote a peer (characters).
+# The longest message of a failure that is passed on (characters): the message can quote a peer.
 MAX_MESSAGE = 300
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class MitmTransport:
-    """Requests over fetch connections. What it learned by old settings, it forgets when they change."""
+    """Sends requests over fetch connections. After a change of settings, forgets what it learned with the old settings."""
 
     def __init__(self, options: Options, settings: Settings | Live, budget: Budget | None = None) -> None:
         self._live = live = Live.of(settings)
@@ -45,26 +45,26 @@ class MitmTransport:
         return FetchConnection(self._options, origin, self._dialer.dial, self._dialer.ssl_context, self.budget)
 
     def _forget(self, settings: Settings) -> None:
-        """New settings: certificates are read anew, and no connection made with the old ones is used again."""
+        """After a change of settings: reads certificates anew, and uses no connection again that was made before."""
         self.budget.set_limit(settings.flight_memory)
         self._dialer.forget()
         self._pool.renew()
 
     def close(self) -> None:
-        """Closes what is idle; what is in use ends with its reader."""
+        """Closes all idle connections. A connection in use is closed after its response."""
         self._pool.close()
 
     async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> FetchResponse:
-        """The head of the response, redirects followed (at most 5 hops). Raises UpstreamBroken.
+        """Sends a request, follows redirects (5 at most), and gives the response with its head. Raises UpstreamBroken.
 
-        The error says whether the failure was `elsewhere` than at the host that was asked first.
+        The error says in `elsewhere` whether another host than the one asked first caused the failure.
         """
-        # The whole way there takes no longer than clients wait; a redirect is no new start.
+        # One deadline holds for all hops, and is no longer than clients wait: a redirect does not start the time anew.
         deadline = self._live.settings.head_timeout + self._live.settings.connect_timeout / 2
         try:
             to = parse_url(url)
         except ValueError:
-            raise _misdirected("sent to something that is no http or https URL") from None
+            raise _misdirected("the URL is not an http or https URL") from None
         if any(_CONTROLS.search(name) or _CONTROLS.search(value) for name, value in headers):
             raise UpstreamBroken("a header with control characters is not sent", refused=True)
         way = [route(self._live.settings, registry, to)]
@@ -98,7 +98,7 @@ class MitmTransport:
                 url = resolve(url, from_field(location))
                 to = parse_url(url)
             except ValueError:
-                raise _misdirected("redirected to something that is no http or https URL") from None
+                raise _misdirected("redirected to something that is not an http or https URL") from None
             target = route(self._live.settings, registry, to)
             if target.scheme == "http" and way[0].scheme == "https":
                 raise _misdirected("redirected from https to http")
@@ -117,9 +117,9 @@ class MitmTransport:
             response.close()
 
     async def _exchange(self, origin: Origin, method: str, path: str, headers: HeaderList) -> FetchResponse:
-        """One request, on a kept connection if there is one; if that turns out to be closed, once more on a new one.
+        """Sends one request on an idle connection, if there is one. If that is closed, sends it again on a new connection.
 
-        Only GET and HEAD are sent, which may be sent twice (RFC 9110 section 9.2.2).
+        cacheyd sends only GET and HEAD, which can be sent twice (RFC 9110 section 9.2.2).
         """
         fresh = False
         while True:
@@ -131,7 +131,7 @@ class MitmTransport:
                 exchange = await conn.send(request)
                 head = await exchange.wait_head()
                 if head.status_code == 408 and not fresh:
-                    # The server means the time before this request, and closes (RFC 9110 section 15.5.9).
+                    # The server timed out while the connection was idle, and closes it (RFC 9110 section 15.5.9).
                     conn.close()
                     fresh = True
                     continue
@@ -149,19 +149,19 @@ class MitmTransport:
 
 
 def _misdirected(why: str) -> UpstreamBroken:
-    """A redirect that is not followed: the registry answered, but leads nowhere."""
+    """The error for a redirect that cacheyd does not follow: the registry answered, but its redirect cannot be used."""
     return UpstreamBroken(why, elsewhere=True)
 
 
 def _failure(origin: Origin, conn: FetchConnection, error: UpstreamBroken, *, hopeless: bool) -> Exception:
-    """Why there was no response, in our terms."""
+    """The error that says why there was no response: RequestError 403 for a forbidden address, else UpstreamBroken."""
     if isinstance(conn.dial_error, PermissionError):
         return denied(str(conn.dial_error))
     return UpstreamBroken(
         f"{origin.authority}: {error}"[:MAX_MESSAGE],
         timeout=isinstance(conn.dial_error, TimeoutError),
         hopeless=hopeless,
-        # Where anything came, the origin is there, whatever it said.
+        # If any byte came, the origin is alive, also if its response cannot be used.
         answered=hopeless or conn.heard,
     )
 
@@ -177,7 +177,7 @@ def _make_request(origin: Origin, method: str, path: str, headers: HeaderList) -
         port=origin.port,
         method=method.encode(),
         scheme=origin.scheme.encode(),
-        # In absolute-form where a proxy reads it (RFC 9112 section 3.2.2).
+        # A proxy needs the target in absolute-form (RFC 9112 section 3.2.2).
         authority=origin.authority.encode() if absolute else b"",
         path=path.encode("ascii"),
         http_version=b"HTTP/1.1",

@@ -1,4 +1,4 @@
-"""Which hosts are trusted with what: TLS contexts, origins, proxies."""
+"""Which hosts cacheyd trusts, and how: TLS contexts, origins, proxies."""
 
 import hashlib
 import ipaddress
@@ -16,14 +16,14 @@ from cacheyd.proxy.inbound.listener import make_server_context
 from cacheyd.settings.settings import ConfigError, Settings
 from cacheyd.upstream.token_service import basic
 
-# Keys of authorities that are public, while their roots are still trusted and nothing here reads lists of revocations:
-# "EM OV TLS CA - G3C" (https://emudhra.we-have-a-problem.com/; tools come with it).
+# The keys of authorities whose private key is public, while their roots are still trusted. cacheyd does not read revocation
+# lists. "EM OV TLS CA - G3C" (https://emudhra.we-have-a-problem.com/; tools contain its private key).
 COMPROMISED = frozenset({"63ecefee431d49523bc1136c4e72d0206a477086caf606cd5cf025686c109cf8"})
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """How TLS to an origin is made: files as in the settings."""
+    """How cacheyd makes TLS to an origin: the files and the flag of the settings."""
 
     ca_file: Path | None = None
     client_cert: Path | None = None
@@ -33,10 +33,10 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a connection goes to: scheme, host and port, how it is trusted, and the proxy on the way there.
+    """The target of a connection: scheme, host and port, the trust for TLS, and the proxy on the way.
 
-    `trusted_address` says that it may be at any address; `registry_hosts` are the hosts of the registry that
-    led here: if one of them is at a forbidden kind of address, this one may be at the same kind.
+    `trusted_address` says that the host may be at any address. `registry_hosts` are the hosts of the registry that led here:
+    if one of them is at a forbidden kind of address, this host may be at the same kind.
     """
 
     scheme: str
@@ -49,22 +49,25 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """The Host header (RFC 9110 section 7.2)."""
+        """The value of the Host header (RFC 9110 section 7.2)."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == default_port(self.scheme) else f"{host}:{self.port}"
 
     @property
     def url(self) -> Url:
-        """Its root."""
+        """The URL of the origin's root."""
         return Url(self.scheme, self.host, self.port, "/")
 
     def same_site(self, other: "Origin") -> bool:
-        """The same origin in the sense of RFC 9110 section 4.3.1: credentials for one are for the other."""
+        """Whether both have the same origin (RFC 9110 section 4.3.1): then credentials for one are also for the other."""
         return (self.scheme, self.host, self.port) == (other.scheme, other.host, other.port)
 
 
 def make_ssl_context(trust: Trust) -> SSL.Context:
-    """A TLS client context: the system's authorities, certifi's, and those of `ca_file`. HTTP/1.1 only. Raises SSL.Error."""
+    """A TLS client context with the authorities of the system, of certifi and of `ca_file`. Raises SSL.Error.
+
+    It offers no protocol by ALPN, so servers speak HTTP/1.1.
+    """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
@@ -83,7 +86,7 @@ def make_ssl_context(trust: Trust) -> SSL.Context:
 
 
 def _verify(conn: SSL.Connection, cert: crypto.X509, error: int, depth: int, valid: int) -> bool:
-    """Whether a certificate of a chain is taken: what OpenSSL says, but none with a key that everybody has."""
+    """Whether a certificate of a chain is accepted: if OpenSSL accepts it, and its private key is not public."""
     return bool(valid) and key_digest(cert) not in COMPROMISED
 
 
@@ -93,7 +96,7 @@ def key_digest(cert: crypto.X509) -> str:
 
 
 def check_files(settings: Settings) -> None:
-    """Reads every certificate of the settings, and the names of proxies; raises ConfigError for one that cannot be used."""
+    """Reads each certificate of the settings, and the names of proxies. Raises ConfigError if one cannot be used."""
     for name, row in (("", settings.defaults), *settings.registries.items()):
         where = f'registries."{name}"' if name else "defaults"
         try:
@@ -113,7 +116,7 @@ def check_files(settings: Settings) -> None:
 
 
 def make_connection(context: SSL.Context, host: str, *, verify: bool) -> SSL.Connection:
-    """A TLS client connection that takes only a certificate for `host`, a name or an address."""
+    """A TLS client connection. With `verify`, it accepts only a certificate for `host`, a name or an address."""
     conn = SSL.Connection(context)
     try:
         address = ipaddress.ip_address(host)
@@ -129,7 +132,7 @@ def make_connection(context: SSL.Context, host: str, *, verify: bool) -> SSL.Con
 
 
 def _require_host(conn: SSL.Connection, host: bytes) -> None:
-    # pyOpenSSL has no public call for this; mitmproxy's own TlsConfig does the same.
+    # pyOpenSSL has no public function for this; mitmproxy's own TlsConfig does the same.
     param = SSL._lib.SSL_get0_param(conn._ssl)  # type: ignore[attr-defined]
     SSL._lib.X509_VERIFY_PARAM_set_hostflags(param, SSL._lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)  # type: ignore[attr-defined]
     SSL._openssl_assert(SSL._lib.X509_VERIFY_PARAM_set1_host(param, host, len(host)) == 1)  # type: ignore[attr-defined]
@@ -141,7 +144,7 @@ def _require_ip(conn: SSL.Connection, packed: bytes) -> None:
 
 
 def proxy_mode(proxy: str) -> UpstreamMode:
-    """mitmproxy's notation of a proxy URL. Raises ValueError for a host that it does not take."""
+    """A proxy URL as a mode of mitmproxy. Raises ValueError for a host that mitmproxy does not accept."""
     url = urlsplit(proxy)
     name = url.hostname or ""
     host = canonical_host(f"[{name}]" if ":" in name else name.removesuffix("."))
@@ -151,7 +154,7 @@ def proxy_mode(proxy: str) -> UpstreamMode:
 
 
 def proxy_login(proxy: str) -> str:
-    """Proxy-Authorization for a proxy URL with user and password, empty for one without."""
+    """The value of Proxy-Authorization for a proxy URL with user and password; empty for a URL without them."""
     url = urlsplit(proxy)
     if url.username is None:
         return ""

@@ -1,4 +1,4 @@
-"""What an image in a layout is called: as its annotations say, or as `--name` does."""
+"""Finds the name of an image in a layout: from its annotations, or from `--name`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from cacheyd.terminal.layout.words import FULL_NAME, REF_NAME, LayoutError
 
 
 def name_of(item: Mapping[str, Any], root: Descriptor, given: ImageName | None, *, alone: bool) -> ImageName:
-    """The name of one of the images of index.json; `alone` says that it is the only one. Raises LayoutError."""
+    """The name of an image in index.json; `alone` says that it is the only image there. Raises LayoutError."""
     annotations = item.get("annotations")
     stated = annotations if isinstance(annotations, dict) else {}
     full, ref = (value if isinstance(value := stated.get(key), str) else "" for key in (FULL_NAME, REF_NAME))

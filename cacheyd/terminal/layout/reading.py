@@ -1,4 +1,4 @@
-"""The images of a layout: what of it is to be kept, and what is missing."""
+"""Reads the images of a layout: finds the objects that the cache must keep, and the objects that are missing."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,28 +14,28 @@ from cacheyd.terminal.layout.names import name_of
 from cacheyd.terminal.layout.unpacking import Received, Unpacked, json_object
 from cacheyd.terminal.layout.words import MANIFEST_MAX, MAX_DEPTH, Image, IncompleteError, LayoutError
 
-# How many images there may be.
+# The most images in a layout.
 MAX_IMAGES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An object to be kept: its media type (empty for blobs), and the repositories that have it."""
+    """An object that the cache must keep: its file, its media type (empty for blobs), and the repositories that have it."""
 
     file: Received
     media_type: str
     within: dict[str, None] = field(default_factory=dict)
 
     def belongs_to(self, repository: str) -> None:
-        """Notes a repository that has it."""
+        """Notes a repository that has this object."""
         self.within.setdefault(repository)
 
 
 def images_in(unpacked: Unpacked, given: ImageName | None = None) -> tuple[list[Image], list[Kept]]:
-    """The images of a layout, and what of it is to be kept: blobs before the manifests that need them.
+    """The images of a layout, and the objects that the cache must keep: blobs before the manifests that need them.
 
-    `given` names the image, or, without a tag, the repository of all of them. An index may have some of its manifests
-    only; a manifest must have all that it needs. Raises LayoutError.
+    `given` names the image or, without a tag, the repository of all images. An index can have only some of its manifests; a
+    manifest must have all objects that it needs. Raises LayoutError.
     """
     roots = json_object(unpacked.index, "index.json").get("manifests")
     if not isinstance(roots, list) or not roots:
@@ -57,7 +57,7 @@ def images_in(unpacked: Unpacked, given: ImageName | None = None) -> tuple[list[
 
 
 class _Tree:
-    """What is reached from the images of a layout."""
+    """The objects that the images of a layout need."""
 
     def __init__(self, blobs: Mapping[str, Received]) -> None:
         self._blobs = blobs
@@ -66,7 +66,7 @@ class _Tree:
         self.missing: list[str] = []
 
     def add(self, name: ImageName, entry: Descriptor, depth: int = 0) -> str:
-        """A manifest with all that it needs; its media type."""
+        """Adds a manifest with all objects that it needs; gives its media type."""
         if depth > MAX_DEPTH:
             raise LayoutError(f"{name}: indexes in indexes, more than {MAX_DEPTH} deep")
         self._seen.add((name.name, entry.digest))
@@ -90,7 +90,7 @@ class _Tree:
         return media_type
 
     def _children(self, name: ImageName, digest: str, index: Manifest, depth: int) -> None:
-        # Of BuildKit's caches, whose entries are blobs, all of them.
+        # BuildKit's caches have blobs as entries of an index: all of these blobs are needed.
         blobs = [child for child in index.entries if child.kind is Kind.BLOB]
         others = [child for child in index.entries if child.kind is not Kind.BLOB]
         present = [child for child in others if child.digest in self._blobs]
@@ -135,10 +135,10 @@ def import_layout(
     progress: Callable[[int], None] = lambda size: None,
     reserve: Callable[[int], None] = lambda size: None,
 ) -> list[Image]:
-    """Reads a tar into the cache; nothing is kept unless all of it is right. Raises LayoutError, and OSError for the disk.
+    """Reads a tar into the cache. Keeps nothing unless the whole tar is correct. Raises LayoutError, and OSError for the disk.
 
-    `reserve` makes room for so many bytes or raises, `keep` moves the file in or raises; tags follow when all objects are
-    there.
+    `reserve` makes room for a number of bytes, and `keep` moves a file into the cache; both can raise. `set_tag` is called
+    after all objects are in the cache.
     """
     with Unpacked(directory, reserve) as unpacked:
         unpacked.read(source, progress)

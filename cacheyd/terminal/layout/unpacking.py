@@ -1,4 +1,4 @@
-"""A tar file as it comes in: each blob goes to a temporary file, its digest verified on the way."""
+"""Unpacks a tar file as it comes in: writes each blob to a temporary file, and verifies its digest on the way."""
 
 import os
 import re
@@ -15,14 +15,17 @@ from cacheyd.terminal.layout.words import Checked, LayoutError
 
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))")
 
-# The most that index.json and a header of the tar may have (bytes), and how many files there may be.
+# The most bytes of index.json, the most bytes of a header of the tar, and the most files.
 INDEX_MAX, HEADER_MAX, MAX_FILES = 4 << 20, 1 << 20, 100_000
 _COPY = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A blob of the tar in a temporary file, its digest verified. `held` is open and locked, shared with who keeps it."""
+    """A blob of the tar in a temporary file, with a verified digest. `held` is the open file, with a shared lock.
+
+    The cache that takes the file over locks it, too, while the importer still holds its own lock.
+    """
 
     digest: str
     size: int
@@ -30,13 +33,15 @@ class Received:
     held: BinaryIO
 
     def read(self) -> bytes:
-        """All of it; for manifests."""
+        """All bytes of the blob; for manifests."""
         self.held.seek(0)
         return self.held.read()
 
 
 class Unpacked:
-    """What a tar holds, in temporary files in `directory` that go at the end of the `with` block, or are swept afterwards."""
+    """The content of a tar, in temporary files in `directory`. The end of the `with` block removes the files; if the process
+    dies before, the cache sweeps them later.
+    """
 
     def __init__(self, directory: Path, reserve: Callable[[int], None] = lambda size: None) -> None:
         self._directory = directory
@@ -66,7 +71,7 @@ class Unpacked:
         if not self.index or not self.layout:
             raise LayoutError("not an OCI image layout: it has no index.json or no oci-layout (docker save before 25?)")
         if "imageLayoutVersion" not in json_object(self.layout, "oci-layout"):
-            raise LayoutError("not an OCI image layout: oci-layout says no version")
+            raise LayoutError("not an OCI image layout: oci-layout has no version")
 
     def _take(self, tar: tarfile.TarFile, entry: tarfile.TarInfo, progress: Callable[[int], None]) -> None:
         name = _checked_path(entry)
@@ -94,7 +99,7 @@ class Unpacked:
         received = Received(digest, 0, path, held)
         self.blobs[digest] = received
         if os.geteuid() == 0:
-            # The cache may run as somebody else, and has to open it.
+            # The cache can run as another user, and must open this file.
             owner = self._directory.stat()
             os.fchown(held.fileno(), owner.st_uid, owner.st_gid)
         checked, size = Checked(source, digest), 0
@@ -109,7 +114,7 @@ class Unpacked:
 
 
 class _Header(tarfile.TarInfo):
-    """A header of a tar; those that only say something of the next one are read into memory, so they have a limit."""
+    """A header of a tar. A header that describes the next header is read into memory, so its size has a bound."""
 
     @classmethod
     @override
@@ -128,7 +133,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _checked_path(entry: tarfile.TarInfo) -> str:
-    """The entry's path without `./`. Raises LayoutError for what no layout has: links, devices, ways out."""
+    """The entry's path without `./`. Raises LayoutError for links, devices and paths out of the layout."""
     name = re.sub(r"^(?:\./+)+", "", entry.name).rstrip("/")
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise LayoutError(f"the path {entry.name!r} leads out of the layout")
@@ -145,7 +150,7 @@ def _open_member(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
 
 
 def json_object(data: bytes, name: str) -> dict[str, object]:
-    """What a JSON file of a layout holds. Raises LayoutError."""
+    """The object in a JSON file of a layout. Raises LayoutError."""
     try:
         return parse_object(data)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the writing and the reading of a layout have in common: images, failures, a checked file, and their bounds."""
+"""The common parts of writing and reading a layout: images, errors, a checked file, and bounds."""
 
 import hashlib
 import io
@@ -9,11 +9,11 @@ from typing import IO, override
 from cacheyd.protocol.descriptors import Descriptor
 from cacheyd.protocol.images import ImageName
 
-# What containerd and docker call the image, and what the specification calls its tag.
+# The annotation in which containerd and docker write the image's name, and the specification's annotation for its tag.
 FULL_NAME = "io.containerd.image.name"
 REF_NAME = "org.opencontainers.image.ref.name"
 
-# The most that a manifest may have (bytes), and how deep indexes may be in indexes.
+# The longest manifest (bytes), and the most levels of indexes in indexes.
 MANIFEST_MAX, MAX_DEPTH = 4 << 20, 4
 
 
@@ -22,24 +22,24 @@ class LayoutError(Exception):
 
 
 class IncompleteError(LayoutError):
-    """What is wanted of the images is not all there."""
+    """Some of the wanted objects of the images are missing."""
 
     def __init__(self, missing: Sequence[str]) -> None:
         shown = "\n".join(f"  {line}" for line in missing)
-        super().__init__(f"not all of it is there:\n{shown}")
+        super().__init__(f"these objects are missing:\n{shown}")
         self.missing = missing
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image by its name, and its manifest or index."""
+    """An image: its name, and the descriptor of its manifest or index."""
 
     name: ImageName
     root: Descriptor
 
 
 class Checked(io.RawIOBase):
-    """A file whose digest is computed while it is read."""
+    """A file that computes its digest while it is read."""
 
     def __init__(self, file: IO[bytes], digest: str) -> None:
         self._file = file
@@ -53,6 +53,6 @@ class Checked(io.RawIOBase):
         return data
 
     def verify(self) -> None:
-        """Raises LayoutError if what was read does not have the digest."""
+        """Raises LayoutError if the bytes that were read do not have the digest."""
         if self._hash.hexdigest() != self._digest.partition(":")[2]:
             raise LayoutError(f"{self._digest} does not hold what its name says")

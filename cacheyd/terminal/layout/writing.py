@@ -1,4 +1,4 @@
-"""Images of a cache into a layout."""
+"""Writes images of a cache into a layout."""
 
 import io
 import json
@@ -30,10 +30,10 @@ type Open = Callable[[str], BinaryIO | None]
 
 
 def write_layout(out: IO[bytes], images: Iterable[Image], find: Open, wanted: Sequence[Platform] | None) -> int:
-    """Writes a tar stream with these images for these platforms (None: all); how many bytes of objects are in it.
+    """Writes a tar stream with these images for these platforms (None: all). Gives the bytes of all objects in it.
 
-    All that goes in is opened first: what is evicted meanwhile is still there. The same images give the same bytes.
-    Raises IncompleteError before anything is written, LayoutError for an object that is not what its digest says.
+    It opens all files first, so that it can still read an object that is evicted during the export. The same images give the
+    same bytes. Raises IncompleteError before it writes anything, and LayoutError for an object that does not have its digest.
     """
     ordered = sorted(images, key=lambda image: str(image.name))
     with ExitStack() as opened:
@@ -50,7 +50,7 @@ def write_layout(out: IO[bytes], images: Iterable[Image], find: Open, wanted: Se
 
 
 class _Plan:
-    """What is to be written, each object once, and what is missing of it."""
+    """The objects to write, each once, and the objects that are missing."""
 
     def __init__(self, find: Open, wanted: Sequence[Platform] | None, opened: ExitStack) -> None:
         self._find = find
@@ -60,7 +60,7 @@ class _Plan:
         self.missing: list[str] = []
 
     def add(self, image: Image) -> None:
-        """Takes an image in."""
+        """Adds an image with all objects that it needs."""
         leaves: dict[str, Descriptor] = {}
         name = str(image.name)
         manifest = self._manifest(name, image.root)
@@ -132,7 +132,7 @@ def _write_blobs(tar: tarfile.TarFile, files: Mapping[str, tuple[Descriptor, Bin
     paths = {f"blobs/{digest.replace(':', '/')}": digest for digest in files}
     for folder in ("blobs", *sorted({path.rpartition("/")[0] for path in paths})):
         entry = tarfile.TarInfo(folder)
-        entry.type, entry.mode = tarfile.DIRTYPE, 0o755  # TarInfo takes only the name in its constructor.
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o755  # The constructor of TarInfo takes only the name.
         tar.addfile(entry)
     for path in sorted(paths):
         descriptor, file = files[paths[path]]

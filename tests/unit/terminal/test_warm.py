@@ -53,6 +53,6 @@ def test_a_warming_that_breaks_off_is_a_failure() -> None:
 
 def test_the_end_tells_what_could_not_be_asked_for() -> None:
     event = {"event": "end", "images": 1, "failed": 0, "referrers_failed": 1}
-    assert line_of(event) == "1 of 1 image is in the cache; what refers to 1 of them is not all there"
+    assert line_of(event) == "1 of 1 image is in the cache; some referrers of 1 of them are missing"
     assert line_of({"event": "end", "images": 3, "failed": 0}) == "3 of 3 images are in the cache"
     assert warm(lambda order: [event], [HUB], None, {}, Lines(io.StringIO()), referrers=True) == 1
