@@ -187,8 +187,8 @@ class RegistryCache:
 
     def tls_start_client(self, data: tls.TlsData) -> None:
         """Gives mitmproxy a TLS connection with the listener's certificate."""
-        if self._all.clients.tls is not None:
-            data.ssl_conn = self._all.clients.tls.connection()  # The hook exists for this assignment.
+        if (ours := self._all.clients.tls_connection(data.context.client.id)) is not None:
+            data.ssl_conn = ours  # The hook exists for this assignment.
 
     def tls_established_client(self, data: tls.TlsData) -> None:
         """Ends the deadline of the client's TLS handshake."""

@@ -8,11 +8,13 @@ from mitmproxy import connection
 from mitmproxy.proxy import layer, server
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
+from OpenSSL import SSL
 
 from cacheyd.proxy.inbound.incoming import HEADS
 from cacheyd.proxy.inbound.link import ClientLink
 from cacheyd.proxy.inbound.listener import ListenerTls, ListenerTlsLayer
 from cacheyd.proxy.inbound.replies import Replies
+from cacheyd.proxy.inbound.sent_memory import TlsBuffers
 from cacheyd.proxy.inbound.stream import CacheHttpLayer, Gone, PlainRefused
 from cacheyd.resources import open_files
 from cacheyd.resources.budget import Budget
@@ -38,6 +40,7 @@ class Clients:
         self._own_tls = own_tls
         self._links: dict[str, ClientLink] = {}
         self._heads = Budget(HEADS)
+        self._tls_buffers = TlsBuffers()
         self._most = connections_for(open_files.raise_limit())
 
     def warn(self) -> None:
@@ -49,12 +52,23 @@ class Clients:
         """The link of a client; None after the client has left."""
         return self._links.get(client_id)
 
+    def tls_connection(self, client_id: str) -> SSL.Connection | None:
+        """A new TLS connection for a client, with the listener's certificate; None without one."""
+        if self.tls is None:
+            return None
+        made = self.tls.connection()
+        if (link := self._links.get(client_id)) is not None:
+            link.outgoing.memory.encrypts_with(made)
+        return made
+
     def connected(self, client: connection.Client, handler: server.ConnectionHandler) -> None:
         """Takes a new connection. Closes it if there are too many: so its client goes to another server at once."""
         if len(self._links) >= min(self._live.settings.max_connections, self._most):
             client.error = "too many connections"  # mitmproxy's way to refuse a connection in this hook.
             return
-        link = ClientLink(handler, lambda: self._live.settings, lambda: self._links.pop(client.id, None), self._heads)
+        link = ClientLink(
+            handler, lambda: self._live.settings, lambda: self._links.pop(client.id, None), self._heads, self._tls_buffers
+        )
         self._links[client.id] = link
         if self.tls is not None:
             link.expect_handshake()

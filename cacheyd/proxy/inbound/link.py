@@ -10,6 +10,7 @@ from mitmproxy.proxy import commands, server
 from cacheyd.proxy.inbound.idle import Idle
 from cacheyd.proxy.inbound.incoming import HEADS, Incoming
 from cacheyd.proxy.inbound.outgoing import Outgoing
+from cacheyd.proxy.inbound.sent_memory import TlsBuffers
 from cacheyd.resources.budget import Budget
 from cacheyd.settings.settings import Settings
 
@@ -35,6 +36,7 @@ class ClientLink:
         settings: Callable[[], Settings],
         on_lost: Callable[[], object],
         heads: Budget | None = None,
+        buffers: TlsBuffers | None = None,
     ) -> None:
         # None after the socket is closed, so that this link and the handler do not keep each other in memory.
         self._handler: Any = handler
@@ -46,7 +48,7 @@ class ClientLink:
         self._transport: asyncio.Transport = transport
         self._protocol = transport.get_protocol()
         self._base = self._protocol.pause_writing, self._protocol.resume_writing, self._protocol.connection_lost
-        self.outgoing = Outgoing(transport, settings, self._end)
+        self.outgoing = Outgoing(transport, settings, self._end, buffers)
         self.incoming = Incoming(self.outgoing, heads or Budget(HEADS))
         self._idle = Idle(handler.timeout_watchdog.timeout, self._end)
         self._install(io.reader, handler)

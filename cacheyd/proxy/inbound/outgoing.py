@@ -12,6 +12,7 @@ import termios
 from collections.abc import Callable
 
 from cacheyd.cache.bodies import BodyBroken
+from cacheyd.proxy.inbound.sent_memory import SentMemory, TlsBuffers
 from cacheyd.resources.budget import Budget
 from cacheyd.settings.settings import Settings
 
@@ -22,7 +23,14 @@ LOOKS = 4
 class Outgoing:
     """The sending side of one connection. `end` closes the connection after the client is given up."""
 
-    def __init__(self, transport: asyncio.Transport, settings: Callable[[], Settings], end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        settings: Callable[[], Settings],
+        end: Callable[[], None],
+        buffers: TlsBuffers | None = None,
+    ) -> None:
+        self.memory = SentMemory(buffers or TlsBuffers())
         # True while bytes wait for the client.
         self.full = False
         # True if the client has left, or if it took nothing and was given up.
@@ -32,9 +40,6 @@ class Outgoing:
         self._transport = transport
         self._settings = settings
         self._end = end
-        # The budget that counts this client's bytes, and how many it counts: bytes that were written and not taken.
-        self._budget: Budget | None = None
-        self._held = 0
         self._waiting: set[asyncio.Future[None]] = set()
         # `_spell` counts how many times bytes began to wait for the client. `_marked` is the last measurement: the spell, the
         # loop's time (seconds), and the bytes that were not taken. One timer makes the measurements of all spells, because a
@@ -134,13 +139,11 @@ class Outgoing:
     def hold(self, budget: Budget, size: int) -> None:
         """Counts `size` bytes of memory for this client in the budget, until the next call or the end of the socket."""
         if not self.left:
-            budget.take(size - self._held)
-            self._budget, self._held = budget, size
+            self.memory.hold(budget, size)
 
     def lost(self) -> None:
         """Notes that the socket is closed: frees the memory in the budget, and wakes tasks that wait with BodyBroken."""
-        if self._budget is not None:
-            self._budget.give(self._held)
+        self.memory.release()
         self.left = self.over = True
         self.full = False
         if self._timer is not None:

@@ -63,10 +63,14 @@ class Pump:
             await outgoing.taken()
             outgoing.hold(budget, 0)
             rest = self._rest or await self.source.read()
-            limit = budget.share(2 * TLS_WINDOW) // 2 if self._copied else WINDOW
+            limit = WINDOW
+            if self._copied:
+                limit = min(budget.share(2 * TLS_WINDOW) // 2, outgoing.memory.window(TLS_WINDOW))
             self.piece, self._rest = rest[:limit], rest[limit:]
             await outgoing.taken()
             outgoing.hold(budget, 2 * len(self.piece) if self._copied else _in_memory(self.piece))
+            if self._copied:
+                outgoing.memory.encrypt(len(self.piece))
         except (BodyBroken, OSError) as error:
             # The bytes that were sent stay in memory until the client takes them or the connection is closed.
             self.error = str(error) or "broken"
