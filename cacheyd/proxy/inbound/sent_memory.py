@@ -54,7 +54,7 @@ class TlsBuffers:
             self._budget.give(size)
             return
         self._dead += size
-        weakref.finalize(connection, self._freed, size).atexit = False
+        weakref.finalize(connection, self._freed, size).atexit = False  # Its one way to say so.
 
     def _freed(self, size: int) -> None:
         self._dead -= size
