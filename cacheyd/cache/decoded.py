@@ -72,7 +72,7 @@ class Whole:
         self.status = response.status
         length = () if body is None else (("Content-Length", str(len(body))),)
         self.headers: HeaderList = (*without(response.headers, "content-encoding", "content-length"), *length)
-        self.elsewhere = response.elsewhere
+        self.by_other_host = response.by_other_host
         self._held = None if body is None else HeldBody(body, budget)
 
     async def read(self) -> Sequence[Chunk]:

@@ -38,7 +38,7 @@ async def ask_of(
 
 def says_nothing_of_get(response: UpstreamResponse) -> bool:
     """Whether the registry redirected a HEAD to a host that takes only GET."""
-    return response.elsewhere and response.status in REFUSED_ELSEWHERE
+    return response.by_other_host and response.status in REFUSED_ELSEWHERE
 
 
 def looks_like(ref: Reference, response: UpstreamResponse, stored: Stored | None) -> bool:

@@ -76,7 +76,7 @@ class _Uncoded:
     def __init__(self, response: UpstreamResponse) -> None:
         self.status = response.status
         self.headers = without(response.headers, "content-encoding", "content-length")
-        self.elsewhere = response.elsewhere
+        self.by_other_host = response.by_other_host
         self._response = response
 
     async def read(self) -> Sequence[Chunk]:

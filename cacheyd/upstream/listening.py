@@ -33,7 +33,7 @@ class Listening:
         try:
             response = await self._transport.fetch(registry, method, url, headers)
         except UpstreamBroken as error:
-            if error.refused or error.answered or error.elsewhere:
+            if error.refused or error.answered or error.by_other_host:
                 self._breaker.answered(service)
             else:
                 self._breaker.failed(service, timeout=error.timeout, since=started)

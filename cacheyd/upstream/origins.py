@@ -102,7 +102,7 @@ class Origins:
             response = await self._answer(request, base, share)
         except UpstreamBroken as error:
             code = "timeout" if error.timeout else "error"
-            if error.elsewhere or error.refused or error.answered:
+            if error.by_other_host or error.refused or error.answered:
                 self.breaker.answered(base)
             else:
                 self.breaker.failed(base, timeout=error.timeout, since=started, slow=lane_of(request) is Lane.LISTS)

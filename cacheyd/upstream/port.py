@@ -17,8 +17,8 @@ class UpstreamBroken(Exception):
     """The upstream gave no response, or its response broke off.
 
     `timeout`: a deadline passed. `refused`: cacheyd did not ask the registry, or got no login or token for it.
-    `elsewhere`: another host failed (a redirect's or a token service), not the registry's own. `hopeless`: the same request
-    would fail again. `answered`: the host that cacheyd asked first sent something, so this host lives.
+    `by_other_host`: another host failed (of a redirect, or a token service), not the registry's own. `hopeless`: the same
+    request would fail again. `answered`: the host that cacheyd asked first sent something, so this host lives.
     `wait`: a token service has a rate limit and wants no request for this time (seconds). `again_at`: a registry has a rate
     limit and takes requests again at this time.
     """
@@ -29,7 +29,7 @@ class UpstreamBroken(Exception):
         *,
         timeout: bool = False,
         refused: bool = False,
-        elsewhere: bool = False,
+        by_other_host: bool = False,
         hopeless: bool = False,
         answered: bool = False,
         wait: float | None = None,
@@ -38,15 +38,15 @@ class UpstreamBroken(Exception):
         super().__init__(message)
         self.timeout = timeout
         self.refused = refused
-        self.elsewhere = elsewhere
+        self.by_other_host = by_other_host
         self.hopeless = hopeless
         self.answered = answered
         self.wait = wait
         self.again_at = again_at
 
-    def add(self, *, elsewhere: bool = False, answered: bool = False) -> None:
+    def add(self, *, by_other_host: bool = False, answered: bool = False) -> None:
         """Adds flags that only the caller of the failed part knows. A flag that is set stays set."""
-        self.elsewhere = self.elsewhere or elsewhere
+        self.by_other_host = self.by_other_host or by_other_host
         self.answered = self.answered or answered
 
 
@@ -75,11 +75,11 @@ class UpstreamRequest:
 
 
 class UpstreamResponse(Protocol):
-    """A response whose head has arrived, after redirects; `elsewhere`: a redirect led to another host than the first."""
+    """A response whose head has arrived, after redirects; `by_other_host`: a redirect led to another host than the first."""
 
     status: int
     headers: HeaderList
-    elsewhere: bool
+    by_other_host: bool
 
     async def read(self) -> Sequence[Chunk]:
         """The bytes of the body that arrived since the last call, at least one; empty at the end. Raises UpstreamBroken."""

@@ -17,7 +17,7 @@ class ResponseInTurn:
         self._leave: Callable[[], None] | None = leave
         self.status = response.status
         self.headers = response.headers
-        self.elsewhere = response.elsewhere
+        self.by_other_host = response.by_other_host
 
     async def read(self) -> Sequence[Chunk]:
         """Reads from the response; gives the turn back at the end. Raises UpstreamBroken."""

@@ -52,7 +52,7 @@ async def request_token(
             body = await _undone(registry, body, codings)
     except UpstreamBroken as error:
         # The registry has just answered, so the failure is elsewhere.
-        error.add(elsewhere=True)
+        error.add(by_other_host=True)
         raise
     if response.status in (401, 403):
         raise LoginRefused(f"its token service answered {response.status}")

@@ -74,7 +74,7 @@ class Content:
 class Body:
     """A response that may stop for a while, break off, end early or have a wrong byte in it."""
 
-    elsewhere = False
+    by_other_host = False
 
     def __init__(self, status: int, headers: HeaderList, data: bytes, random: Random | None, *, lies: bool) -> None:
         self.status, self.headers = status, headers

@@ -44,7 +44,7 @@ SMALL_BLOB = f"blobs/{digest_of(SMALL)}"
 class Body:
     """A response of the played registry."""
 
-    elsewhere = False
+    by_other_host = False
 
     def __init__(self, status: int, headers: HeaderList, pieces: list[bytes | asyncio.Event | UpstreamBroken]) -> None:
         self.status = status

@@ -39,7 +39,7 @@ class Reply:
     headers: HeaderList = ()
     pieces: list[bytes | asyncio.Event | UpstreamBroken] = field(default_factory=list)
     closed: bool = False
-    elsewhere: bool = False
+    by_other_host: bool = False
 
     async def read(self) -> list[bytes]:
         while self.pieces:

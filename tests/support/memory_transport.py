@@ -17,7 +17,7 @@ PIECE = 64 << 10
 class MemoryResponse:
     """A response whose body comes in pieces, and breaks off after `cut` bytes."""
 
-    elsewhere = False
+    by_other_host = False
 
     def __init__(self, status: int, headers: HeaderList, body: bytes, cut: int | None = None) -> None:
         self.status = status

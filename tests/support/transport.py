@@ -12,7 +12,7 @@ from cacheyd.upstream.port import UpstreamBroken
 class PlainResponse:
     """A response. Its reader gets the body as it comes."""
 
-    elsewhere = False
+    by_other_host = False
 
     def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
         self._connection = connection

@@ -12,8 +12,6 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ("cacheyd", "addons") for path in (ROOT / folder).rglob("*.py"))
 CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
@@ -105,18 +103,20 @@ def foreign(path: Path) -> Iterator[tuple[int, str]]:
                 yield attribute.lineno, ast.unparse(attribute)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_attributes_are_set_by_the_object_that_has_them(path: Path) -> None:
-    found = [f"{path}:{line}: {what}" for line, what in foreign(path) if not has_reason(path, line)]
+def test_attributes_are_set_by_the_object_that_has_them() -> None:
+    found = [f"{path}:{line}: {what}" for path in FILES for line, what in foreign(path) if not has_reason(path, line)]
     assert not found, "\n".join(["set from outside, without a comment that says why:", *found])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_attributes_are_born_in_the_constructor(path: Path) -> None:
-    found = []
-    for name, node in classes(path).items():
-        known = declared(node) | inherited(path, name)
-        for method in methods(node):
-            late = [a for a in stored(method) if is_own(a) and a.attr not in known and not has_reason(path, a.lineno)]
-            found += [f"{path}:{a.lineno}: {name}.{a.attr} is born in {method.name}()" for a in late]
+def test_attributes_are_born_in_the_constructor() -> None:
+    found = [
+        f"{path}:{attribute.lineno}: {name}.{attribute.attr} is born in {method.name}()"
+        for path in FILES
+        for name, node in classes(path).items()
+        for method in methods(node)
+        for attribute in stored(method)
+        if is_own(attribute)
+        and attribute.attr not in declared(node) | inherited(path, name)
+        and not has_reason(path, attribute.lineno)
+    ]
     assert not found, "\n".join(found)

@@ -23,11 +23,11 @@ class FetchResponse:
         self._exchange = exchange
         self._pace = Pace(live.settings.min_rate, live.settings.progress_timeout)
         self.status, self.headers = head
-        self.elsewhere = False
+        self.by_other_host = False
 
-    def led(self, *, elsewhere: bool) -> "FetchResponse":
-        """Gives this response, after it set `elsewhere`: whether redirects led to another host than the one asked first."""
-        self.elsewhere = elsewhere
+    def led(self, *, by_other_host: bool) -> "FetchResponse":
+        """Gives this response, after it noted whether redirects led to another host than the one asked first."""
+        self.by_other_host = by_other_host
         return self
 
     async def read(self) -> list[Chunk]:

@@ -57,7 +57,7 @@ class MitmTransport:
     async def fetch(self, registry: str, method: str, url: str, headers: HeaderList) -> FetchResponse:
         """Sends a request, follows redirects (5 at most), and gives the response with its head. Raises UpstreamBroken.
 
-        The error says in `elsewhere` whether another host than the one asked first caused the failure.
+        The error says in `by_other_host` whether another host than the one asked first caused the failure.
         """
         # One deadline holds for all hops, and is no longer than clients wait: a redirect does not start the time anew.
         deadline = self._live.settings.head_timeout + self._live.settings.connect_timeout / 2
@@ -75,11 +75,11 @@ class MitmTransport:
             raise UpstreamBroken(
                 f"{way[-1].authority}: no answer within {deadline:g} s",
                 timeout=True,
-                elsewhere=not is_same(self._live.settings, registry, way[0], way[-1]),
+                by_other_host=not is_same(self._live.settings, registry, way[0], way[-1]),
                 answered=was_heard(late) or len(way) > 1,
             ) from None
         except UpstreamBroken as error:
-            error.add(elsewhere=not is_same(self._live.settings, registry, way[0], way[-1]), answered=len(way) > 1)
+            error.add(by_other_host=not is_same(self._live.settings, registry, way[0], way[-1]), answered=len(way) > 1)
             raise
 
     async def _follow(
@@ -92,7 +92,7 @@ class MitmTransport:
                 raise UpstreamBroken("the proxy wants a login")
             location = header(response.headers, "location")
             if response.status not in REDIRECTS or location is None:
-                return response.led(elsewhere=not is_same(self._live.settings, registry, way[0], way[-1]))
+                return response.led(by_other_host=not is_same(self._live.settings, registry, way[0], way[-1]))
             await self._finish(response)
             try:
                 url = resolve(url, from_field(location))
@@ -150,7 +150,7 @@ class MitmTransport:
 
 def _misdirected(why: str) -> UpstreamBroken:
     """The error for a redirect that cacheyd does not follow: the registry answered, but its redirect cannot be used."""
-    return UpstreamBroken(why, elsewhere=True)
+    return UpstreamBroken(why, by_other_host=True)
 
 
 def _failure(origin: Origin, conn: FetchConnection, error: UpstreamBroken, *, hopeless: bool) -> Exception:

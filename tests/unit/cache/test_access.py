@@ -30,7 +30,7 @@ SECRET, OWN = "secret/img", "bob/img"
 class Response:
     """A whole response; `held` is waited for before its body."""
 
-    elsewhere = False
+    by_other_host = False
 
     def __init__(self, status: int, data: bytes, held: asyncio.Event | None = None) -> None:
         self.status = status

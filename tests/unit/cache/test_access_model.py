@@ -75,7 +75,7 @@ class Registry:
 class Played:
     """A response, piece by piece, others going on in between."""
 
-    elsewhere = False
+    by_other_host = False
 
     def __init__(self, status: int, headers: HeaderList, data: bytes, told: Callable[[], None] = lambda: None) -> None:
         self.status, self.headers = status, (*headers, ("Content-Length", str(len(data))))

@@ -19,7 +19,7 @@ class Response:
     """Chunks of a size; broken at the end if that is wanted."""
 
     status = 200
-    elsewhere = False
+    by_other_host = False
     headers: HeaderList = ()
 
     def __init__(self, data: bytes, size: int, *, broken: bool = False) -> None:

@@ -15,7 +15,7 @@ from tests.support.logins import REF, Scene, given, ref_of
 
 
 class Reply:
-    elsewhere = False
+    by_other_host = False
 
     def __init__(self, status: int, headers: HeaderList = (), body: bytes = b"") -> None:
         self.status = status

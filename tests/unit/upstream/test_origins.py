@@ -22,7 +22,7 @@ REQUEST = UpstreamRequest(REF, "GET", ())
 class Answer:
     """A response without a body."""
 
-    elsewhere = False
+    by_other_host = False
 
     def __init__(self, status: int, headers: HeaderList) -> None:
         self.status = status
