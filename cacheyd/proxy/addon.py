@@ -17,7 +17,7 @@ from cacheyd.admin import status
 from cacheyd.observe.logs import AccessLog
 from cacheyd.proxy.inbound.clients import Clients
 from cacheyd.proxy.inbound.flows import Flows
-from cacheyd.proxy.inbound.listener import ListenerTls
+from cacheyd.proxy.inbound.listener import ListenerTls, why_failed
 from cacheyd.proxy.inbound.outgoing import Outgoing
 from cacheyd.proxy.inbound.replies import Replies
 from cacheyd.proxy.inbound.stream import Pump
@@ -198,7 +198,7 @@ class RegistryCache:
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Logs the failed handshake in one line. mitmproxy's own log lines about it give advice on mitmproxy's options."""
         peer = data.conn.peername
-        log.info("TLS with %s failed: %s", peer[0] if peer else "a client", data.conn.error)
+        log.info("TLS with %s failed: %s", peer[0] if peer else "a client", why_failed(data.conn.error or ""))
 
     async def cacheyd_pump(self, pump: Pump) -> None:
         """Waits for the next piece of a body that cacheyd produces."""

@@ -47,6 +47,9 @@ class Pattern:
 
 def parse_pattern(text: str) -> Pattern:
     """A pattern from its text. Raises ValueError, with the reason, if the pattern can never match."""
+    if set(text) & set("\"'"):
+        # A list in another form, as `["a"]` in the environment, would be a class of characters that matches no name.
+        raise ValueError("no name has quotes: write the name alone, and several names as a,b")
     registry, slash, path = text.partition("/")
     registry, host, weight = _registry(registry)
     if not slash:

@@ -145,3 +145,14 @@ class ListenerTls:
         else:
             log.info("the listener's certificate was read anew")
         self._stamps = stamps
+
+
+def why_failed(error: str) -> str:
+    """Why a client's handshake failed, from mitmproxy's text, which gives advice on mitmproxy's options and certificate."""
+    if "cannot agree on a TLS version" in error:
+        return "the client offers no TLS version that cacheyd speaks (1.2 and 1.3)"
+    if "did not return a certificate" in error:
+        return "the client sent no certificate, and client_ca asks for one"
+    if error.startswith("The client may not trust"):
+        return f"the client ended the handshake; it may not trust the certificate {error[error.find('(') :]}"
+    return error

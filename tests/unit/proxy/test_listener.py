@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cacheyd.proxy.inbound.listener import MAX_HELLO, HelloMeter
+from cacheyd.proxy.inbound.listener import MAX_HELLO, HelloMeter, why_failed
 
 
 def client_hello() -> bytes:
@@ -54,3 +54,29 @@ def test_linear_time() -> None:
     meter = HelloMeter()
     assert not any(meter.feed(data[at : at + 1]) for at in range(len(data)))
     assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "Client and mitmproxy cannot agree on a TLS version to use. "
+            "You may need to adjust mitmproxy's tls_version_client_min option.",
+            "the client offers no TLS version that cacheyd speaks (1.2 and 1.3)",
+        ),
+        (
+            "The client may not trust the proxy's certificate for cacheyd.invalid:80 "
+            "(OpenSSL Error([('SSL routines', '', 'peer did not return a certificate')]))",
+            "the client sent no certificate, and client_ca asks for one",
+        ),
+        (
+            "The client may not trust the proxy's certificate for cacheyd.invalid:80 "
+            "(OpenSSL Error([('SSL routines', '', 'tlsv1 alert unknown ca')]))",
+            "the client ended the handshake; it may not trust the certificate "
+            "(OpenSSL Error([('SSL routines', '', 'tlsv1 alert unknown ca')]))",
+        ),
+        ("no TLS handshake", "no TLS handshake"),
+    ],
+)
+def test_a_failed_handshake_is_told_without_advice_on_mitmproxy(error: str, said: str) -> None:
+    assert why_failed(error) == said

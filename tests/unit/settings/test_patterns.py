@@ -21,7 +21,8 @@ DIGEST = "sha256:" + "a1" * 32
         "ghcr.io/app:", "ghcr.io/app:1:2", "ghcr.io/app:-x", "ghcr.io/app:v+1", "ghcr.io/app:" + "a" * 129, "ghcr.io/[A-Z]*",
         "ghcr.io/[", "ghcr.io/" + "a" * 256, "https://ghcr.io", "https://ghcr.io/app", "ghcr..io", "-ghcr.io", "*.Corp.test",
         "*.corp.test:443", "ghcr.io:99999", "ghcr io", "*.corp/App", "ghcr.io/app:[!0-9a-zA-Z_.-]", "ghcr.io/ä",
-        "ghcr.io/*-", "user@ghcr.io", "*@ghcr.io", "docker.io/Nginx", "docker.io/library/nginx:lat est",
+        "ghcr.io/*-", "user@ghcr.io", "*@ghcr.io",
+        '["reg.test"]', '["*"]', "'ghcr.io'", 'ghcr.io/["a"]', "docker.io/Nginx", "docker.io/library/nginx:lat est",
     ],
 )  # fmt: skip
 def test_what_can_never_match_is_refused(pattern: str) -> None:
