@@ -54,7 +54,7 @@ def test_each_table_stands_once() -> None:
 
 def test_the_page_of_settings_has_every_setting_and_no_other() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", docs.SETTINGS_PAGE.read_text("utf-8"), re.MULTILINE)
-    assert sorted(rows) == sorted(setting.name for setting in SETTINGS)
+    assert sorted(rows) == sorted(setting.name for setting in SETTINGS), "run make docs"
 
 
 def test_the_page_of_metrics_has_every_metric_and_no_other(metrics: list[docs.MetricRow]) -> None:
