@@ -31,7 +31,7 @@ class Cleaning:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def commands(self) -> tuple[Command[Rm], Command[Gc], Command[Verify]]:
+    def commands(self) -> tuple[Command[Any], ...]:
         """The commands of this module."""
         return command(Rm, self._rm), command(Gc, self._gc), command(Verify, self._verify)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from typing import Any
 
 from cacheyd.admin.command import Command, command, in_rows
 from cacheyd.admin.control import Reply
@@ -16,7 +17,7 @@ class Holds:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def commands(self) -> tuple[Command[Held], Command[Release]]:
+    def commands(self) -> tuple[Command[Any], ...]:
         """The commands of this module."""
         return command(Held, self._held), command(Release, self._release)
 

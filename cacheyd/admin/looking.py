@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 from cacheyd.admin.command import Command, command, in_rows, in_thread
 from cacheyd.admin.control import Reply
@@ -20,7 +21,7 @@ class Looking:
         self._store = store
         self._running = running
 
-    def commands(self) -> tuple[Command[Ls], Command[Du], Command[Stats]]:
+    def commands(self) -> tuple[Command[Any], ...]:
         """The commands of this module."""
         return command(Ls, self._ls), command(Du, self._du), command(Stats, self._stats)
 

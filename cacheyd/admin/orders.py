@@ -16,10 +16,10 @@ from cacheyd.protocol.images import ImageName, parse_image
 type Args = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
 class Order:
     """A command with its arguments. This base class is for a command without arguments."""
 
-    __slots__ = ()
     command: ClassVar[str]
 
     def args(self) -> Args:

@@ -19,7 +19,9 @@ class Events:
         """An upstream sent bytes that do not match their digest."""
 
     def evicted(self, reason: str, count: int) -> None:
-        """The store removed `count` objects. `reason` is `room`, `size`, `age` or `removed`."""
+        """The store removed `count` objects. `reason` is `room`, `size`, `age`, `io` or `removed`; `io`: the disk did not
+        write the object.
+        """
 
     def held(self, registry: str, action: str) -> None:
         """A tag leads to an image younger than `min_age`. `action` is `held`, `refused`, `allowed` or `audited`."""

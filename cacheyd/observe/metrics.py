@@ -124,14 +124,46 @@ class _Labels:
         return "other"
 
 
+class _Requests:
+    """The metrics of requests: results, bytes, tags served although upstream failed, held tags."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.results = Counter(
+            "cacheyd_requests", "Requests by their result", ["registry", "kind", "result"], registry=registry
+        )
+        # The counter of each combination of labels. There are few, so each is looked up only once.
+        self.children: dict[tuple[str, str, str], Counter] = {}
+        self.bytes = Counter("cacheyd_bytes", "Body bytes sent to clients, by their source", ["source"], registry=registry)
+        self.sources = {source: self.bytes.labels(source) for source in ("disk", "upstream")}
+        self.stale = Counter("cacheyd_stale_served", "Tags served although upstream failed", ["registry"], registry=registry)
+        self.held = Counter(
+            "cacheyd_held",
+            "Tags that led to an image younger than min_age, by cacheyd's action",
+            ["registry", "action"],
+            registry=registry,
+        )
+
+
 class _Upstreams:
-    """The metrics of upstreams: answers, times, pulls left."""
+    """The metrics of upstreams: answers, times, pulls left, wrong bytes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter("cacheyd_upstream_requests", "Requests to upstreams", ["registry", "code"], registry=registry)
         self.seconds = Histogram("cacheyd_upstream_seconds", "Time to the head of an upstream's response", registry=registry)
         self.remaining = Gauge(
             "cacheyd_ratelimit_remaining", "Pulls left, by the registry's last answer", ["registry"], registry=registry
+        )
+        self.wrong = Counter(
+            "cacheyd_verify_failures", "Objects from upstreams whose bytes did not match their digest", registry=registry
+        )
+
+
+class _Objects:
+    """The metrics of stored objects. What the store counts itself is in `_COUNTERS`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.evictions = Counter(
+            "cacheyd_evictions", "Objects that the store removed, by reason", ["reason"], registry=registry
         )
 
 
@@ -143,25 +175,10 @@ class Metrics(Events):
         self._plain = _Plain()
         self.registry.register(self._plain)
         ProcessCollector(registry=self.registry)
-        r = self.registry
-        self._requests = Counter("cacheyd_requests", "Requests by their result", ["registry", "kind", "result"], registry=r)
-        # The counter of each combination of labels. There are few, so each is looked up only once.
-        self._children: dict[tuple[str, str, str], Counter] = {}
-        self._bytes = Counter("cacheyd_bytes", "Body bytes sent to clients, by their source", ["source"], registry=r)
-        self._sources = {source: self._bytes.labels(source) for source in ("disk", "upstream")}
-        self._upstreams = _Upstreams(r)
-        self._stale = Counter("cacheyd_stale_served", "Tags served although upstream failed", ["registry"], registry=r)
-        self._held = Counter(
-            "cacheyd_held",
-            "Tags that led to an image younger than min_age, by cacheyd's action",
-            ["registry", "action"],
-            registry=r,
-        )
-        self._evictions = Counter("cacheyd_evictions", "Objects that the store removed, by reason", ["reason"], registry=r)
-        self._verify = Counter(
-            "cacheyd_verify_failures", "Objects from upstreams whose bytes did not match their digest", registry=r
-        )
-        info = Gauge("cacheyd_build_info", "The version that runs", ["version"], registry=r)
+        self._requests = _Requests(self.registry)
+        self._upstreams = _Upstreams(self.registry)
+        self._objects = _Objects(self.registry)
+        info = Gauge("cacheyd_build_info", "The version that runs", ["version"], registry=self.registry)
         info.labels(__version__).set(1)
         self._labels = _Labels(registries)
 
@@ -179,18 +196,19 @@ class Metrics(Events):
         elif result:
             self._plain.misses += 1
         key = (self._labels.of(registry) if registry else "", kind, result.lower() or "error")
-        child = self._children.get(key)
+        requests = self._requests
+        child = requests.children.get(key)
         if child is None:
-            child = self._children[key] = self._requests.labels(*key)
+            child = requests.children[key] = requests.results.labels(*key)
         child.inc()
         if result == "STALE":
-            self._stale.labels(key[0]).inc()
+            requests.stale.labels(key[0]).inc()
         if sent:
-            self._sources["disk" if result in _HITS else "upstream"].inc(sent)
+            requests.sources["disk" if result in _HITS else "upstream"].inc(sent)
 
     def held(self, registry: str, action: str) -> None:
         """Counts a tag that led to a too young image; `action` is `held`, `refused`, `allowed` or `audited`."""
-        self._held.labels(self._labels.of(registry), action).inc()
+        self._requests.held.labels(self._labels.of(registry), action).inc()
 
     def ignored(self) -> None:
         """Counts a request for a tag that cacheyd never answers without asking upstream."""
@@ -207,7 +225,7 @@ class Metrics(Events):
 
     def evicted(self, reason: str, count: int) -> None:
         """Counts objects that the store removed."""
-        self._evictions.labels(reason).inc(count)
+        self._objects.evictions.labels(reason).inc(count)
 
     def configure(self, registries: Iterable[str]) -> None:
         """Gives these registries their own label from now on."""
@@ -215,7 +233,7 @@ class Metrics(Events):
 
     def verify_failure(self, registry: str) -> None:
         """Counts an object from an upstream whose bytes do not match their digest."""
-        self._verify.inc()
+        self._upstreams.wrong.inc()
 
     def watch(self, look: Callable[[], Report]) -> None:
         """Adds the metrics of a running cache's state; each scrape calls `look`."""
@@ -227,11 +245,11 @@ class Metrics(Events):
 
     def sent(self) -> dict[str, int]:
         """Body bytes sent so far, from `disk` and from `upstream`."""
-        return _by_label(self._bytes, "source")
+        return _by_label(self._requests.bytes, "source")
 
     def evictions(self) -> dict[str, int]:
         """Objects removed so far, by reason."""
-        return _by_label(self._evictions, "reason")
+        return _by_label(self._objects.evictions, "reason")
 
     def render(self) -> bytes:
         """The text format that Prometheus scrapes."""

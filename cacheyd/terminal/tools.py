@@ -13,7 +13,8 @@ from cacheyd.settings.settings import Settings
 from cacheyd.terminal.asking import ToolError, carry_out
 from cacheyd.terminal.view import View
 
-_BARE: dict[str, type[Order]] = {"du": Du, "held": Held, "stats": Stats, "verify": Verify}
+# The orders without arguments, by their command.
+_BARE: dict[str, type[Order]] = {order.command: order for order in (Du, Held, Stats, Verify)}
 
 
 def run(args: Namespace, settings: Settings) -> int:

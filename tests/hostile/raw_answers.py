@@ -172,7 +172,7 @@ def verdict(row: Row, body: bytes, method: str) -> Literal["right", "refused", "
         connection.receive_data(row.answer(body, "a/b", method))
         while not isinstance(event := connection.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
-                assert row.closes, f"{row.name} would hang"
+                assert row.closes, f"{row.name}: the answer has no end: set closes=True"
                 connection.receive_data(b"")
             elif isinstance(event, h11.Response):
                 status = event.status_code

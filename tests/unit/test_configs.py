@@ -97,11 +97,20 @@ def test_the_sample_shows_every_setting_with_its_default() -> None:
     loaded = load(file=str(sample), environ={})
     defaults = load(environ={})
     for setting in config.SETTINGS:
-        assert re.search(rf"^(# )?{setting.name} = ", text, re.MULTILINE), setting.name
+        assert re.search(rf"^(# )?{setting.name} = ", text, re.MULTILINE), f"add {setting.key} to configs/cacheyd.toml"
     for setting in config.GLOBAL:
-        assert getattr(loaded, setting.name) == getattr(defaults, setting.name), setting.name
-    assert loaded.defaults == defaults.defaults
+        assert getattr(loaded, setting.name) == getattr(defaults, setting.name), f"{setting.name} has another default there"
+    for setting in config.DEFAULTS:
+        mine, right = getattr(loaded.defaults, setting.name), getattr(defaults.defaults, setting.name)
+        assert mine == right, f"{setting.key} has another default there"
     assert loaded.upstreams("docker.io") == defaults.upstreams("docker.io")
+
+
+def test_the_sample_names_the_settings_that_take_a_restart() -> None:
+    text = (CONFIGS / "cacheyd.toml").read_text("utf-8").replace("\n# ", " ")
+    (said,) = re.findall(r"These settings take a restart: ([\w, ]+)\.", text)
+    right = [setting.name for setting in config.SETTINGS if not setting.live]
+    assert said.split(", ") == right, f"say at the head of configs/cacheyd.toml: {', '.join(right)}"
 
 
 @pytest.mark.parametrize("source", ["cacheyd.toml", "configmap.yaml"])

@@ -2,12 +2,14 @@
 
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from cacheyd import __version__
 from cacheyd.settings.settings import SETTINGS, Scope
+from cacheyd.terminal.arguments import COMMANDS, Line
 from tests.unit.test_imports import FLOORS, WINGS
 from tools import docs
 
@@ -54,7 +56,7 @@ def test_each_table_stands_once() -> None:
 
 def test_the_page_of_settings_has_every_setting_and_no_other() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", docs.SETTINGS_PAGE.read_text("utf-8"), re.MULTILINE)
-    assert sorted(rows) == sorted(setting.name for setting in SETTINGS)
+    assert sorted(rows) == sorted(setting.name for setting in SETTINGS), "run make docs"
 
 
 def test_the_page_of_metrics_has_every_metric_and_no_other(metrics: list[docs.MetricRow]) -> None:
@@ -142,6 +144,18 @@ def section(page: str, title: str) -> str:
     """The text under a heading, up to the next one of its level."""
     (found,) = re.findall(rf"^{title}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
     return str(found)
+
+
+def commands(table: Mapping[str, Line], before: str = "cacheyd") -> Iterator[str]:
+    """Each command of a table as it is typed, with its subcommand."""
+    for name, line in table.items():
+        yield from commands(line.actions, f"{before} {name}") if line.actions else [f"{before} {name}"]
+
+
+def test_the_page_of_tools_has_every_command() -> None:
+    text = (ROOT / "docs" / "tools.md").read_text("utf-8")
+    missing = [command for command in commands(COMMANDS) if not re.search(rf"(?:`|^){command}\b", text, re.MULTILINE)]
+    assert not missing, f"document it in docs/tools.md: {', '.join(missing)}"
 
 
 def test_each_test_that_a_page_names_exists() -> None:

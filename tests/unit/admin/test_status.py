@@ -1,13 +1,15 @@
 """The status page: what it shows of a report."""
 
+from dataclasses import replace
+
 from cacheyd.admin.status import kept_nothing, render
-from cacheyd.observe.report import Report, StoreReport
+from tests.support.reports import REPORT, STORE
 
 
 def page(trouble: str = "", registries: tuple[str, ...] = (), hits: int = 0, misses: int = 0) -> str:
     """The page of a cache that has been up for a day and a minute."""
-    store = StoreReport("/cache", {"manifest": 1, "blob": 2}, 2048, None, 0, True, False, 0, 0, 0, trouble)
-    return render(Report(86_460.0, hits, misses, {}, {}, 3, 0, 0, 0, registries, store)).decode()
+    store = replace(STORE, trouble=trouble)
+    return render(replace(REPORT, hits=hits, misses=misses, registries=registries, store=store)).decode()
 
 
 def test_it_says_how_things_are() -> None:

@@ -2,12 +2,14 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cacheyd.observe.events import Events
 from cacheyd.observe.metrics import CONTENT_TYPE, MAX_LABELS, Metrics
-from cacheyd.observe.report import Report, StoreReport
+from tests.support.reports import REPORT, STORE
 
 PLAIN = ("cache_hits", "cache_misses", "cache_miss_by_ignore")
 
@@ -78,6 +80,12 @@ def test_totals_for_the_tools() -> None:
     assert metrics.evictions() == {"size": 3}
 
 
+def test_every_event_is_counted() -> None:
+    """An event that Metrics does not override is lost without a word."""
+    events = {name for name in vars(Events) if not name.startswith("_")}
+    assert events - set(vars(Metrics)) == set(), "override it in Metrics (cacheyd/observe/metrics.py)"
+
+
 def test_ignored_tags_are_counted() -> None:
     metrics = Metrics()
     metrics.ignored()
@@ -120,16 +128,10 @@ def test_fifty_others_have_a_label_of_their_own() -> None:
     assert MAX_LABELS == 50
 
 
-def report(flights: int, objects: dict[str, int]) -> Report:
-    """The state of a cache that has these objects."""
-    store = StoreReport("/cache", objects, 5, None, 0, True, False, 0, 0, 0, "")
-    return Report(1.0, 0, 0, {}, {}, flights, 0, 0, 0, (), store)
-
-
 def test_gauges_are_read_when_somebody_looks() -> None:
     metrics = Metrics()
     flights = [1]
-    metrics.watch(lambda: report(flights[0], {"blob": 3, "manifest": 2}))
+    metrics.watch(lambda: replace(REPORT, flights=flights[0], store=replace(STORE, objects={"blob": 3, "manifest": 2})))
 
     assert value(metrics, "cacheyd_flights") == 1
     flights[0] = 7
@@ -142,7 +144,7 @@ def busy_metrics() -> Metrics:
     metrics.request("docker.io", "blob", "HIT", 10)
     metrics.request('odd"name\\', "blob", "MISS", 10)
     metrics.upstream("docker.io", "200", 0.2)
-    metrics.watch(lambda: report(1, {"blob": 3}))
+    metrics.watch(lambda: REPORT)
     return metrics
 
 
