@@ -9,6 +9,9 @@ from cacheyd.protocol.reference import Reference
 from cacheyd.singleflight import SingleFlight
 from cacheyd.upstream.port import PERSONAL, Relayed
 
+# The hash of no credentials.
+ANONYMOUS = credentials_of(())
+
 
 class Requester(NamedTuple):
     """Who asks, as far as it can change the answer. `credentials` is a hash."""
@@ -38,14 +41,20 @@ async def ask_once[Result](
     """The result of `start`, once for all clients that ask the same at the same time. Raises what `start` raises.
 
     A client that waited for another client's request, and does not share its failure, then asks for itself, once for all
-    clients with its login: there can be many made-up logins, and a client must not wait for each of them.
+    clients with its login: there can be many made-up logins, and a client must not wait for each of them. If the other client
+    had no login, the client joins one more question for all before that.
     """
-    theirs, asked = once.join(question, mine, start)
-    try:
-        return await asked
-    except (Relayed, RequestError) as error:
-        if mine.shares(theirs, error):
-            raise
+    for _ in range(2):
+        theirs, asked = once.join(question, mine, start)
+        try:
+            return await asked
+        except (Relayed, RequestError) as error:
+            if mine.shares(theirs, error):
+                raise
+            if theirs.credentials != ANONYMOUS:
+                break
+            # A client asks without a login first, as containerd does. Those that waited for its 401 with their logins ask
+            # together, not each alone.
     _, own = once.join((*question, mine.credentials), mine, start)
     return await own
 
