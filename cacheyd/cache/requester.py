@@ -11,6 +11,9 @@ from cacheyd.upstream.port import PERSONAL, Relayed
 
 # The hash of no credentials.
 ANONYMOUS = credentials_of(())
+# How many questions a client joins before it asks alone. Several nodes that pull at once begin without a login one after the
+# other.
+JOINS = 4
 
 
 class Requester(NamedTuple):
@@ -42,9 +45,9 @@ async def ask_once[Result](
 
     A client that waited for another client's request, and does not share its failure, then asks for itself, once for all
     clients with its login: there can be many made-up logins, and a client must not wait for each of them. If the other client
-    had no login, the client joins one more question for all before that.
+    had no login, the client joins another question for all before that, a few times.
     """
-    for _ in range(2):
+    for _ in range(JOINS):
         theirs, asked = once.join(question, mine, start)
         try:
             return await asked

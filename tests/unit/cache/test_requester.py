@@ -50,6 +50,18 @@ async def test_a_made_up_login_is_waited_for_once(first: bytes) -> None:
     assert len(registry.asked) <= 4
 
 
+async def test_nodes_that_begin_one_after_the_other_share_one_answer() -> None:
+    registry = Registry(b"a", b"b", b"c")
+
+    async def node(token: bytes, after: float) -> str | int:
+        await asyncio.sleep(after)
+        answer = await registry.ask(ANONYMOUS)
+        return await registry.ask(token) if answer == 401 else answer
+
+    assert await asyncio.gather(*(node(token, 0.006 * n) for n, token in enumerate((b"a", b"b", b"c")))) == ["yes"] * 3
+    assert sum(asked != ANONYMOUS for asked in registry.asked) == 1
+
+
 async def test_those_without_a_login_share_its_refusal() -> None:
     registry = Registry(b"a")
     assert await asyncio.gather(*map(registry.ask, (ANONYMOUS, ANONYMOUS, ANONYMOUS))) == [401, 401, 401]
