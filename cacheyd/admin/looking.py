@@ -54,7 +54,7 @@ class Looking:
             "free": store.blobs.free(),
             "disk": total,
             "oldest_use": min(used, default=None),
-            "index_bytes": await store.upkeep.threads.run(store.upkeep.index.size),
+            "index_bytes": await store.upkeep.index_size(),
             "partial_files": len(store.partials.idle) + len(store.partials.open_files),
             "partial_bytes": store.partials.size,
         }

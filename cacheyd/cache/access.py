@@ -89,7 +89,7 @@ class Access:
         """
         if not self._careful:
             return True
-        registries = _delivered(stored)
+        registries = stored.registries
         return ref.registry in registries or any(self._settings.registry(name).access == "open" for name in registries)
 
     def has(self, ref: Reference) -> bool:
@@ -137,7 +137,7 @@ class Access:
             return True
         self._grant(_login(ref, headers), self._settings.registry(ref.registry).access_ttl)
         self.found(ref, headers)
-        if stored is not None and ref.registry in _delivered(stored):
+        if stored is not None and ref.registry in stored.registries:
             self._store.objects.add_repository(stored, ref.name)
         return True
 
@@ -170,11 +170,6 @@ class Access:
 def _login(ref: Reference, headers: HeaderList) -> bytes:
     """A hash of the login and the repository."""
     return hashlib.blake2b(ref.name.encode(), digest_size=16, key=credentials_of(headers)).digest()
-
-
-def _delivered(stored: Stored) -> set[str]:
-    """The registries that have delivered an object."""
-    return {name.partition("/")[0] for name in stored.within}
 
 
 def _verifies_any(settings: Settings) -> bool:

@@ -28,15 +28,10 @@ class Asking:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._live = Live.of(settings)
-        self.budget = budget or Budget(self._live.settings.flight_memory)
-        usable = Usable(upstream, self._live, self.budget)
-        self._limited = RateLimited(usable, self._live, self.budget, clock=clock, monotonic=monotonic)
-
-    @property
-    def settings(self) -> Settings:
-        """The settings in force."""
-        return self._live.settings
+        live = Live.of(settings)
+        self.budget = budget or Budget(live.settings.flight_memory)
+        usable = Usable(upstream, live, self.budget)
+        self._limited = RateLimited(usable, live, self.budget, clock=clock, monotonic=monotonic)
 
     @property
     def limits(self) -> Limits:

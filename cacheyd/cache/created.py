@@ -119,8 +119,7 @@ class Created:
     def _stored(self, image: ImageName, digest: str) -> Stored | None:
         """The object, if it is stored and came from this very registry."""
         stored = self._store.objects.find(digest)
-        here = stored is not None and any(name.partition("/")[0] == image.registry for name in stored.within)
-        return stored if here else None
+        return stored if stored is not None and image.registry in stored.registries else None
 
     def _read(self, stored: Stored | None) -> bytes:
         body = None if stored is None or stored.size > OBJECT_MAX else self._store.objects.body(stored)

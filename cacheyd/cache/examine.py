@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from cacheyd.protocol.description import Description, describe
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.errors import Blame, Code, Failure, RequestError, upstream_error
-from cacheyd.protocol.headers import HeaderList, header
+from cacheyd.protocol.headers import HeaderList, header, media_type
 from cacheyd.protocol.manifest import signed_payload
 from cacheyd.protocol.media_types import OCTET_STREAM, SCHEMA_1, SCHEMA_1_SIGNED, is_media_type
 from cacheyd.protocol.reference import Reference
@@ -52,7 +52,7 @@ def is_whole(ref: Reference, headers: HeaderList, data: bytearray) -> bool:
 
 def _stated_type(ref: Reference, headers: HeaderList) -> str:
     """The type to pass on with bytes that do not state a type. Raises RequestError for a text page in place of a manifest."""
-    stated = (header(headers, "content-type") or OCTET_STREAM).partition(";")[0].strip()
+    stated = media_type(headers) or OCTET_STREAM
     if stated.startswith("text/") and ref.digest is None:
         raise upstream_error(502, f"upstream answered with {stated[:100]} to a request for a manifest")
     return stated if is_media_type(stated) and not stated.startswith("text/") else OCTET_STREAM

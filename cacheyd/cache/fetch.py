@@ -69,10 +69,6 @@ class Fetcher:
         self.manifests.forget()
         self.failures.forget()
 
-    def in_flight(self) -> set[str]:
-        """The digests of the objects that are on their way in."""
-        return {flight.digest for flight in self.flights}
-
     def flight(self, ref: Reference, headers: HeaderList) -> Flight:
         """The flight of a blob: the flight that is under way, or a new one that starts with these headers."""
         assert ref.digest

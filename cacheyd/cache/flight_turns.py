@@ -41,20 +41,16 @@ class FlightTurns:
         self._slots.leave(flight.requester.registry)
 
     async def _wait(self, flight: Flight, registry: str) -> None:
-        turn = asyncio.ensure_future(self._slots.enter(registry))
+        def look() -> None:
+            if not flight.demand.audience:
+                raise upstream_error(503, "no client waits for this object any more")
+            self._make_way(registry)
+
         try:
             async with asyncio.timeout(self._live.settings.head_timeout):
-                while not (await asyncio.wait({turn}, timeout=LOOK_FOR_WAY))[0]:
-                    if not flight.demand.audience:
-                        raise upstream_error(503, "no client waits for this object any more")
-                    self._make_way(registry)
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self._slots.leave(registry)
-            turn.cancel()
-            if isinstance(error, TimeoutError):
-                raise upstream_error(503, "too many objects are being fetched") from None
-            raise
+                await self._slots.enter_looking(registry, look, LOOK_FOR_WAY)
+        except TimeoutError:
+            raise upstream_error(503, "too many objects are being fetched") from None
 
     def _make_way(self, registry: str) -> None:
         """Ends one flight for the waiting flights: one without clients, else the slowest of the registries with more turns."""

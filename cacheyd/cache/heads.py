@@ -7,7 +7,7 @@ from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
 from cacheyd.cache.requester import Question, Requester, ask_once, requester_of
 from cacheyd.protocol.digest import DIGEST
-from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header
+from cacheyd.protocol.headers import HeaderList, content_length, end_to_end, header, media_type
 from cacheyd.protocol.media_types import NO_TYPES
 from cacheyd.protocol.reference import Reference
 from cacheyd.settings.live import Live
@@ -64,7 +64,7 @@ def variant_of(relay: Relay, asked: frozenset[str], now: float) -> TagVariant:
     return TagVariant(
         asked=asked,
         digest=header(relay.headers, "docker-content-digest") or "",
-        media_type=(header(relay.headers, "content-type") or "").partition(";")[0].strip(),
+        media_type=media_type(relay.headers),
         size=content_length(relay.headers) or 0,
         checked=now,
     )
@@ -78,8 +78,7 @@ def stated_digest(headers: HeaderList) -> str:
 
 def is_complete(relay: Relay) -> bool:
     """Whether the answer to a HEAD has all that containerd needs: digest, type and length."""
-    digest = header(relay.headers, "docker-content-digest") or ""
-    media_type = (header(relay.headers, "content-type") or "").partition(";")[0].strip().lower()
+    name = media_type(relay.headers).lower()
     # If the type says nothing about the content, only the bytes show what it is.
-    told = bool(media_type) and media_type not in NO_TYPES and not media_type.startswith("text/")
-    return relay.status == 200 and bool(DIGEST.fullmatch(digest)) and told and bool(content_length(relay.headers))
+    told = bool(name) and name not in NO_TYPES and not name.startswith("text/")
+    return relay.status == 200 and bool(stated_digest(relay.headers)) and told and bool(content_length(relay.headers))

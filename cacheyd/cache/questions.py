@@ -7,7 +7,7 @@ import hashlib
 
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.protocol.digest import DIGEST
-from cacheyd.protocol.headers import HeaderList, content_length, header
+from cacheyd.protocol.headers import HeaderList, content_length, header, media_type
 from cacheyd.protocol.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA_1, SCHEMA_1_SIGNED
 from cacheyd.protocol.ranges import parse_content_range
 from cacheyd.protocol.reference import Kind, Reference
@@ -43,9 +43,9 @@ def says_nothing_of_get(response: UpstreamResponse) -> bool:
 
 def looks_like(ref: Reference, response: UpstreamResponse, stored: Stored | None) -> bool:
     """Whether a successful answer is about the object: by its digest, its size, or at least its type."""
-    media_type = (header(response.headers, "content-type") or "").partition(";")[0].strip().lower()
+    name = media_type(response.headers).lower()
     stated = header(response.headers, "docker-content-digest") or ""
-    if media_type.startswith("text/html") or (ref.digest and stated and stated != ref.digest):
+    if name.startswith("text/html") or (ref.digest and stated and stated != ref.digest):
         return False
     size = stated_size(response)
     if stored is not None and size is not None:
@@ -53,7 +53,7 @@ def looks_like(ref: Reference, response: UpstreamResponse, stored: Stored | None
     if DIGEST.fullmatch(stated):
         return True
     # A blob can come from any host, with any type. A blob that is not stored cannot be given away.
-    return media_type in MANIFEST_TYPES if ref.kind is Kind.MANIFEST else stored is None
+    return name in MANIFEST_TYPES if ref.kind is Kind.MANIFEST else stored is None
 
 
 def stated_size(response: UpstreamResponse) -> int | None:

@@ -1,6 +1,5 @@
 """Decodes blobs that came encoded, from one file on disk into another, a few blobs at once."""
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
 from cacheyd.cache.decoded import WRONG
@@ -43,7 +42,7 @@ class Unpacking:
         except UnknownCoding as error:
             raise await incoming.mismatch(f"{WRONG}, and cannot be decoded: {error}") from None
         encoded = await incoming.begin_decoding()
-        await self._take_turn(registry, check_wanted)
+        await self._turns.enter_looking(registry, check_wanted, LOOK_FOR_WAY)
         self._budget.take(WINDOW)
         try:
             await self._decode(incoming, encoded, codings, check_wanted)
@@ -52,17 +51,6 @@ class Unpacking:
         finally:
             self._budget.give(WINDOW)
             self._turns.leave(registry)
-
-    async def _take_turn(self, registry: str, check_wanted: Callable[[], None]) -> None:
-        turn = asyncio.ensure_future(self._turns.enter(registry))
-        try:
-            while not (await asyncio.wait({turn}, timeout=LOOK_FOR_WAY))[0]:
-                check_wanted()
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._turns.leave(registry)
-            turn.cancel()
-            raise
 
     async def _decode(
         self, incoming: Incoming, encoded: Partial, codings: Sequence[str], check_wanted: Callable[[], None]

@@ -67,11 +67,6 @@ def _is_blob(item: object) -> bool:
     return isinstance(media_type, str) and kind_of(media_type) is Kind.BLOB
 
 
-def guess_media_type(data: bytes | None) -> str:
-    """The media type of a manifest by its content; empty if the bytes are not a manifest."""
-    return describe(data).media_type
-
-
 def children(data: bytes | None) -> list[str]:
     """The digests that a manifest or index needs, each once (image-spec, "Descriptors"); empty if there are too many."""
     return list(describe(data).needs)

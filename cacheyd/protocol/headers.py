@@ -36,6 +36,11 @@ def content_length(headers: HeaderList) -> int | None:
     return int(value) if re.fullmatch(r"\d{1,18}", value) else None
 
 
+def media_type(headers: HeaderList) -> str:
+    """The media type in Content-Type, without parameters; empty if the header is missing."""
+    return (header(headers, "content-type") or "").partition(";")[0].strip()
+
+
 def credentials_of(headers: HeaderList) -> bytes:
     """A hash of a client's credentials: it tells two clients apart, and nobody needs to keep the credentials."""
     # Hashes all Authorization lines: each upstream decides itself which line it believes.

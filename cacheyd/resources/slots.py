@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 
 # A registry can always have this many turns, also if half of all turns is less.
 FEW = 2
@@ -48,6 +49,20 @@ class Slots:
                 self.leave(registry)
             else:
                 self._leave_queue(registry, turn)
+            raise
+
+    async def enter_looking(self, registry: str, look: Callable[[], None], every: float) -> None:
+        """Waits for a turn as `enter` does, and calls `look` each time `every` seconds are over. An exception of `look` ends
+        the wait.
+        """
+        turn = asyncio.ensure_future(self.enter(registry))
+        try:
+            while not (await asyncio.wait({turn}, timeout=every))[0]:
+                look()
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.leave(registry)
+            turn.cancel()
             raise
 
     def leave(self, registry: str) -> None:

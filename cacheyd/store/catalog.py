@@ -79,7 +79,7 @@ class Catalog:
         self.changed_objects.add(stored.digest)
 
     def _count(self, stored: Stored, sign: int) -> None:
-        for registry in {name.partition("/")[0] for name in stored.within} or {""}:
+        for registry in stored.registries or {""}:
             self._delivered[registry] += sign * stored.size
             if not self._delivered[registry]:
                 del self._delivered[registry]

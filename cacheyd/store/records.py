@@ -42,6 +42,11 @@ class Stored:
         """Manifest if the object was stored with a media type, else blob."""
         return Kind.MANIFEST if self.media_type else Kind.BLOB
 
+    @property
+    def registries(self) -> set[str]:
+        """The registries that have delivered the object."""
+        return set(map(_registry, self.within))
+
     def name(self, digest: str, within: tuple[str, ...]) -> None:
         """Sets the same digest and repositories, as the copies that all objects share."""
         self.digest, self.within = digest, within
