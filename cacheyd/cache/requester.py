@@ -11,9 +11,6 @@ from cacheyd.upstream.port import PERSONAL, Relayed
 
 # The hash of no credentials.
 ANONYMOUS = credentials_of(())
-# How many questions a client joins before it asks alone. Several nodes that pull at once begin without a login one after the
-# other.
-JOINS = 4
 
 
 class Requester(NamedTuple):
@@ -43,21 +40,18 @@ async def ask_once[Result](
 ) -> Result:
     """The result of `start`, once for all clients that ask the same at the same time. Raises what `start` raises.
 
-    A client that waited for another client's request, and does not share its failure, then asks for itself, once for all
-    clients with its login: there can be many made-up logins, and a client must not wait for each of them. If the other client
-    had no login, the client joins another question for all before that, a few times.
+    Clients with a login and clients without one ask apart: containerd asks without a login first, and a client that has its
+    token does not wait for another client's 401. A client that waited for another login's request, and does not share its
+    failure, then asks for itself, once for all clients with its login: there can be many made-up logins, and a client must
+    not wait for each of them.
     """
-    for _ in range(JOINS):
-        theirs, asked = once.join(question, mine, start)
-        try:
-            return await asked
-        except (Relayed, RequestError) as error:
-            if mine.shares(theirs, error):
-                raise
-            if theirs.credentials != ANONYMOUS:
-                break
-            # A client asks without a login first, as containerd does. Those that waited for its 401 with their logins ask
-            # together, not each alone.
+    question = (*question, mine.credentials == ANONYMOUS)
+    theirs, asked = once.join(question, mine, start)
+    try:
+        return await asked
+    except (Relayed, RequestError) as error:
+        if mine.shares(theirs, error):
+            raise
     _, own = once.join((*question, mine.credentials), mine, start)
     return await own
 

@@ -66,3 +66,27 @@ async def test_a_failure_is_everybodys_and_is_seen_without_anybody(caplog: pytes
         await asyncio.sleep(0)
     gc.collect()
     assert (once.tasks(), caplog.records) == ([], [])
+
+
+async def test_a_failure_that_is_over_is_not_joined() -> None:
+    """asyncio runs the callbacks of a task, which take it out of the table, only after it has ended."""
+    once: SingleFlight[str, int, None] = SingleFlight()
+    started: list[int] = []
+
+    async def work(number: int) -> None:
+        started.append(number)
+        await asyncio.sleep(0)
+        if number == 1:
+            raise OSError("broken")
+
+    _, first = once.join("key", 1, lambda: work(1))
+    (task,) = once.tasks()
+    while not task.done():
+        await asyncio.sleep(0)
+    who, second = once.join("key", 2, lambda: work(2))
+    assert who == 2
+    with pytest.raises(OSError, match="broken"):
+        await first
+    assert [other for other, _ in [once.join("key", 3, lambda: work(3))]] == [2], "the new one is in the table still"
+    await second
+    assert started == [1, 2]

@@ -12,7 +12,7 @@ QUESTION: Question = ("reg.test", "a", "1")
 
 
 class Registry:
-    """Refuses all but the logins that it knows, each answer a moment later."""
+    """Refuses all but the logins that it knows, and is quicker to refuse than to answer."""
 
     def __init__(self, *known: bytes) -> None:
         self.known = known
@@ -21,7 +21,7 @@ class Registry:
 
     async def _answer(self, credentials: bytes) -> str:
         self.asked.append(credentials)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.03 if credentials in self.known else 0.01)
         if credentials not in self.known:
             raise Relayed(Relay(401, (), b""))
         return "yes"
