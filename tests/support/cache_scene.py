@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cacheyd.cache.answer import Answer
+from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
@@ -20,6 +21,7 @@ from cacheyd.settings.load import load
 from cacheyd.settings.settings import Settings
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
+from tests.support.fetching import Reply
 from tests.support.stores import Clock
 
 MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": {}, "layers": []}).encode()
@@ -41,33 +43,7 @@ SMALL_BLOB = f"blobs/{digest_of(SMALL)}"
 # A registry, played
 
 
-class Body:
-    """A response of the played registry."""
-
-    by_other_host = False
-
-    def __init__(self, status: int, headers: HeaderList, pieces: list[bytes | asyncio.Event | UpstreamBroken]) -> None:
-        self.status = status
-        self.headers = headers
-        self.pieces = pieces
-        self.closed = False
-
-    async def read(self) -> list[bytes]:
-        while self.pieces:
-            piece = self.pieces.pop(0)
-            if isinstance(piece, asyncio.Event):
-                await piece.wait()
-            elif isinstance(piece, UpstreamBroken):
-                raise piece
-            elif piece:
-                return [piece]
-        return []
-
-    def close(self) -> None:
-        self.closed = True
-
-
-type Override = Callable[[UpstreamRequest], Body | None]
+type Override = Callable[[UpstreamRequest], Reply | None]
 
 
 @dataclass
@@ -78,7 +54,7 @@ class Registry:
     manifests: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     requests: list[UpstreamRequest] = field(default_factory=list)
-    bodies: list[Body] = field(default_factory=list)
+    bodies: list[Reply] = field(default_factory=list)
     down: UpstreamBroken | None = None
     override: Override = lambda request: None
     pause: asyncio.Event | None = None
@@ -98,7 +74,7 @@ class Registry:
         """The requests so far: method, kind and the beginning of the reference."""
         return [f"{request.method} {request.ref.kind} {request.ref.reference[:12]}" for request in self.requests]
 
-    async def open(self, request: UpstreamRequest) -> Body:
+    async def open(self, request: UpstreamRequest) -> Reply:
         self.requests.append(request)
         await asyncio.sleep(0)
         if self.pause:
@@ -111,7 +87,7 @@ class Registry:
         self.bodies.append(body)
         return body
 
-    def _answer(self, request: UpstreamRequest) -> Body:
+    def _answer(self, request: UpstreamRequest) -> Reply:
         ref = request.ref
         if ref.kind is Kind.BLOB:
             return self._blob(request)
@@ -126,9 +102,9 @@ class Registry:
         if found is None:
             return text(404, '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}')
         media_type, content = found
-        return Body(200, manifest_headers(media_type, content), [content])
+        return Reply(200, manifest_headers(media_type, content), [content])
 
-    def _blob(self, request: UpstreamRequest) -> Body:
+    def _blob(self, request: UpstreamRequest) -> Reply:
         data = self.blobs.get(request.ref.digest or "")
         if data is None:
             return text(404, '{"errors": [{"code": "BLOB_UNKNOWN"}]}')
@@ -137,8 +113,8 @@ class Registry:
         last = int(wanted.rpartition("-")[2] or len(data) - 1) if wanted else len(data) - 1
         headers = (("Content-Type", "application/octet-stream"), ("Content-Length", str(last + 1 - first)))
         if wanted is None:
-            return Body(200, headers, [data])
-        return Body(206, (*headers, ("Content-Range", f"bytes {first}-{last}/{len(data)}")), [data[first : last + 1]])
+            return Reply(200, headers, [data])
+        return Reply(206, (*headers, ("Content-Range", f"bytes {first}-{last}/{len(data)}")), [data[first : last + 1]])
 
 
 def manifest_headers(media_type: str, content: bytes) -> HeaderList:
@@ -149,9 +125,9 @@ def manifest_headers(media_type: str, content: bytes) -> HeaderList:
     )
 
 
-def text(status: int, body: str, *headers: tuple[str, str]) -> Body:
+def text(status: int, body: str, *headers: tuple[str, str]) -> Reply:
     length = ("Content-Length", str(len(body)))
-    return Body(status, (("Content-Type", "application/json"), length, *headers), [body.encode()])
+    return Reply(status, (("Content-Type", "application/json"), length, *headers), [body.encode()])
 
 
 # The rest of the scene
@@ -229,3 +205,17 @@ async def received(answer: Answer) -> Got:
     if answer.length is not None:
         headers["content-length"] = str(answer.length)
     return Got(answer.status, headers, bytes(body), answer.result)
+
+
+async def what_came(answer: Answer) -> bytes:
+    """What a client gets of the body, also of one that breaks off."""
+    body = bytearray(answer.body)
+    if answer.source is not None:
+        try:
+            while piece := await answer.source.read():
+                body += piece
+        except BodyBroken:
+            pass
+        finally:
+            answer.source.close()
+    return bytes(body)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cacheyd.cache.answer import Answer
-from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
@@ -19,6 +17,7 @@ from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.store.records import Stored, add_repository
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
+from tests.support.cache_scene import what_came
 from tests.support.stores import Clock
 
 DATA = bytes(range(256)) * 2000
@@ -91,7 +90,7 @@ class Scene:
     async def ask(self, login: str, repository: str, data: bytes = DATA, method: str = "GET") -> tuple[int, bytes]:
         """Status and body."""
         answer = await self.cache.answer(request(login, repository, data, method))
-        return answer.status, await received(answer)
+        return answer.status, await what_came(answer)
 
     async def landed(self) -> None:
         async with asyncio.timeout(5):
@@ -110,19 +109,6 @@ def authorized(*logins: str) -> HeaderList:
 
 def tag(name: str) -> Reference:
     return Reference("reg.test", SECRET, Kind.MANIFEST, name, None, "reg.test")
-
-
-async def received(answer: Answer) -> bytes:
-    body = bytearray(answer.body)
-    if answer.source is not None:
-        try:
-            while piece := await answer.source.read():
-                body += piece
-        except BodyBroken:
-            pass
-        finally:
-            answer.source.close()
-    return bytes(body)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from cacheyd.cache.answer import Answer
-from cacheyd.cache.bodies import BodyBroken
 from cacheyd.cache.cache import Cache
 from cacheyd.cache.fetch import Fetcher
 from cacheyd.cache.request import Request
@@ -24,6 +23,7 @@ from cacheyd.protocol.reference import Kind, Reference
 from cacheyd.settings.settings import RegistrySettings, Settings
 from cacheyd.store.store import Store
 from cacheyd.upstream.port import UpstreamBroken, UpstreamRequest
+from tests.support.cache_scene import what_came
 
 LOGINS = (None, "alice", "bob", "carol")
 REPOSITORIES = ("one/img", "two/img", "three/img")
@@ -236,19 +236,6 @@ def settings_for(world: World, *, tag_ttl: float) -> Settings:
     return Settings(retries=0, registries=rows)
 
 
-async def received(answer: Answer) -> bytes:
-    body = bytearray(answer.body)
-    if answer.source is not None:
-        try:
-            while piece := await answer.source.read():
-                body += piece
-        except BodyBroken:
-            pass
-        finally:
-            answer.source.close()
-    return bytes(body)
-
-
 def is_part(body: bytes, thing: Thing) -> bool:
     """Whether there are bytes of this object, and of no other, in a body."""
     if thing.kind is Kind.MANIFEST:  # They all begin and end alike.
@@ -300,7 +287,7 @@ async def test_nobody_gets_what_is_not_his(store: Store, seed: int, monkeypatch:
 async def together(world: World, cache: Cache, requests: list[Request]) -> int:
     """Asks all of it at once, and looks at what each got; how many were hits."""
     answers = await asyncio.gather(*map(cache.answer, requests))
-    bodies = await asyncio.gather(*map(received, answers))
+    bodies = await asyncio.gather(*map(what_came, answers))
     for request, answer, body in zip(requests, answers, bodies, strict=True):
         for thing in told(answer, body, world.things):
             assert world.may_have(request, thing, body), (request, answer.status, answer.headers, len(body))

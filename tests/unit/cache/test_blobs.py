@@ -20,11 +20,11 @@ from tests.support.cache_scene import (
     SMALL,
     SMALL_BLOB,
     TAG,
-    Body,
     Scene,
     received,
     text,
 )
+from tests.support.fetching import Reply
 
 
 async def test_many_clients_at_once_are_one_fetch(scene: Scene) -> None:
@@ -111,7 +111,7 @@ async def test_a_small_piece_far_ahead_of_a_flight_is_asked_for_on_its_own(scene
     tail = f"blobs/{digest_of(data)}"
     scene.registry.blobs[digest_of(data)] = data
     more = asyncio.Event()
-    slow = Body(200, (("Content-Length", str(len(data))),), [data[:1000], more, data[1000:]])
+    slow = Reply(200, (("Content-Length", str(len(data))),), [data[:1000], more, data[1000:]])
     scene.registry.override = lambda asked: None if header(asked.headers, "range") else slow
     first = await scene.ask(tail)
 
@@ -131,7 +131,7 @@ async def test_a_small_piece_far_ahead_of_a_flight_is_asked_for_on_its_own(scene
 
 
 async def test_a_blob_of_unknown_length_has_one_in_the_end(scene: Scene) -> None:
-    scene.registry.override = lambda _: Body(200, (), [BLOB])
+    scene.registry.override = lambda _: Reply(200, (), [BLOB])
     got = await scene.get(LARGE_BLOB)
     assert got.brief == (200, "MISS", BLOB)
     assert got.headers["content-length"] == str(len(BLOB))
@@ -142,7 +142,7 @@ async def test_a_blob_of_unknown_length_that_takes_long_is_sent_as_it_comes(
 ) -> None:
     monkeypatch.setattr("cacheyd.cache.boarding.LENGTH_WAIT", 0.01)
     more = asyncio.Event()
-    scene.registry.override = lambda _: Body(200, (), [BLOB[:200_000], more, BLOB[200_000:]])
+    scene.registry.override = lambda _: Reply(200, (), [BLOB[:200_000], more, BLOB[200_000:]])
     answer = await scene.ask(LARGE_BLOB)
     assert answer.length is None
     more.set()
@@ -184,7 +184,7 @@ async def test_an_error_of_upstream_is_relayed(scene: Scene, status: int) -> Non
 
 @pytest.mark.parametrize("tail", [TAG, BY_DIGEST, LARGE_BLOB])
 async def test_what_one_client_may_not_have_is_asked_for_with_the_others_credentials(scene: Scene, tail: str) -> None:
-    def private(asked: UpstreamRequest) -> Body | None:
+    def private(asked: UpstreamRequest) -> Reply | None:
         return None if header(asked.headers, "authorization") == BOB else text(401, "who are you")
 
     scene.registry.override = private

@@ -15,10 +15,10 @@ from tests.support.cache_scene import (
     LARGE_BLOB,
     SMALL_BLOB,
     TAG,
-    Body,
     Scene,
     received,
 )
+from tests.support.fetching import Reply
 
 
 async def test_while_the_disk_refuses_blobs_go_straight_through(scene: Scene) -> None:
@@ -53,7 +53,7 @@ async def test_too_many_waiting_clients_are_sent_on(scene: Scene) -> None:
 
 async def test_a_bypass_that_breaks_off_is_broken_off(tight: Scene) -> None:
     length = ("Content-Length", str(len(BLOB)))
-    tight.registry.override = lambda _: Body(200, (length,), [BLOB[:1000], UpstreamBroken("reset")])
+    tight.registry.override = lambda _: Reply(200, (length,), [BLOB[:1000], UpstreamBroken("reset")])
     answer = await tight.ask(LARGE_BLOB)
     with pytest.raises(BodyBroken):
         await received(answer)

@@ -7,7 +7,8 @@ from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import OCI_INDEX
 from cacheyd.protocol.reference import Reference
 from cacheyd.protocol.targets import parse_target
-from tests.support.cache_scene import BLOB, BY_DIGEST, INDEX, LARGE_BLOB, SMALL, SMALL_BLOB, TAG, Body, Scene, received
+from tests.support.cache_scene import BLOB, BY_DIGEST, INDEX, LARGE_BLOB, SMALL, SMALL_BLOB, TAG, Scene, received
+from tests.support.fetching import Reply
 
 # A pull, as containerd does it
 
@@ -108,7 +109,7 @@ async def test_if_none_match(scene: Scene) -> None:
 
 
 async def test_no_client_is_told_304_unasked(scene: Scene) -> None:
-    scene.registry.override = lambda _: Body(304, (), [])
+    scene.registry.override = lambda _: Reply(304, (), [])
     assert (await scene.get(BY_DIGEST)).status == 502
     assert (await scene.get(LARGE_BLOB)).status == 502
 

@@ -5,7 +5,8 @@ import json
 from cacheyd.protocol.digest import digest_of
 from cacheyd.protocol.media_types import OCI_INDEX
 from cacheyd.upstream.port import UpstreamBroken
-from tests.support.cache_scene import BY_DIGEST, INDEX, Body, Scene
+from tests.support.cache_scene import BY_DIGEST, INDEX, Scene
+from tests.support.fetching import Reply
 
 
 async def test_a_digest_never_asks_again(scene: Scene) -> None:
@@ -26,7 +27,7 @@ async def test_a_manifest_that_is_not_there(scene: Scene) -> None:
 
 
 async def test_a_wrong_manifest_is_a_bad_gateway_and_not_kept(scene: Scene) -> None:
-    scene.registry.override = lambda _: Body(200, (("Content-Type", OCI_INDEX),), [b"{}"])
+    scene.registry.override = lambda _: Reply(200, (("Content-Type", OCI_INDEX),), [b"{}"])
     got = await scene.get(BY_DIGEST)
     assert got.status == 502
     assert json.loads(got.body)["errors"][0]["code"] == "DIGEST_INVALID"

@@ -15,12 +15,12 @@ from tests.support.cache_scene import (
     SMALL,
     SMALL_BLOB,
     TAG,
-    Body,
     Scene,
     manifest_headers,
     received,
     text,
 )
+from tests.support.fetching import Reply
 
 
 async def test_head_has_the_headers_of_get_and_no_body(scene: Scene) -> None:
@@ -69,9 +69,9 @@ async def test_a_registry_that_knows_no_head_is_asked_with_get(scene: Scene, sta
 
 @pytest.mark.parametrize("missing", ["Docker-Content-Digest", "Content-Type", "Content-Length"])
 async def test_a_head_that_does_not_tell_everything_is_asked_with_get(scene: Scene, missing: str) -> None:
-    def incomplete(asked: UpstreamRequest) -> Body | None:
+    def incomplete(asked: UpstreamRequest) -> Reply | None:
         headers = tuple(item for item in manifest_headers(OCI_INDEX, INDEX) if item[0] != missing)
-        return Body(200, headers, []) if asked.method == "HEAD" else None
+        return Reply(200, headers, []) if asked.method == "HEAD" else None
 
     scene.registry.override = incomplete
     got = await scene.head(TAG)
@@ -83,7 +83,7 @@ async def test_a_head_that_does_not_tell_everything_is_asked_with_get(scene: Sce
 async def test_a_length_of_zero_is_no_answer_to_a_head(scene: Scene) -> None:
     """containerd takes a Content-Length of 0 as fatal."""
     scene.registry.override = lambda asked: (
-        Body(200, (*manifest_headers(OCI_INDEX, INDEX)[::2], ("Content-Length", "0")), []) if asked.method == "HEAD" else None
+        Reply(200, (*manifest_headers(OCI_INDEX, INDEX)[::2], ("Content-Length", "0")), []) if asked.method == "HEAD" else None
     )
     assert (await scene.head(TAG)).headers["content-length"] == str(len(INDEX))
 
@@ -110,7 +110,7 @@ async def test_many_heads_at_once_are_one(scene: Scene) -> None:
 async def test_a_head_during_a_flight_knows_the_size(scene: Scene) -> None:
     more = asyncio.Event()
     length = ("Content-Length", str(len(BLOB)))
-    scene.registry.override = lambda asked: Body(200, (length,), [BLOB[:200_000], more, BLOB[200_000:]])
+    scene.registry.override = lambda asked: Reply(200, (length,), [BLOB[:200_000], more, BLOB[200_000:]])
     answer = await scene.ask(LARGE_BLOB)
     head = await scene.head(LARGE_BLOB)
     assert (head.status, head.headers["content-length"]) == (200, str(len(BLOB)))
